@@ -1,0 +1,1 @@
+//! Says what would be dropped and drops nothing.

@@ -1,0 +1,1 @@
+//! Finds the addresses that must never be dropped: own, gateways, resolvers, SSH peers.

@@ -1,0 +1,260 @@
+//! The contract of what drops packets, and the way one is chosen.
+//!
+//! An enforcer does what it is told, idempotently, and never decides. It blocks
+//! its caller, so it runs on a thread of its own.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+pub mod dry_run;
+pub mod guard;
+pub mod iptables;
+pub mod xdp;
+
+/// What is to be dropped, and for how much longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Drop {
+    /// Whose packets.
+    pub prefix: IpNet,
+    /// Time left from now; `None` is for ever.
+    pub left: Option<Duration>,
+}
+
+/// What is being dropped, with what it has cost its sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Whose packets.
+    pub prefix: IpNet,
+    /// Packets dropped since the ban.
+    pub packets: u64,
+    /// Bytes dropped since the ban.
+    pub bytes: u64,
+    /// How long ago the last one was dropped, where the enforcer knows.
+    pub last_hit: Option<Duration>,
+}
+
+/// Which enforcer; the words of the configuration, `status` and the audit log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Name {
+    /// Ban map of an XDP program.
+    Xdp,
+    /// Rules of iptables and ip6tables.
+    Iptables,
+    /// XDP on some interfaces and iptables rules for the rest.
+    XdpAndIptables,
+    /// Nothing is dropped.
+    DryRun,
+}
+
+impl Name {
+    /// `xdp`, `iptables`, `xdp+iptables`, `dry-run`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Xdp => "xdp",
+            Self::Iptables => "iptables",
+            Self::XdpAndIptables => "xdp+iptables",
+            Self::DryRun => "dry-run",
+        }
+    }
+}
+
+/// Why an enforcer could not do what it was told.
+#[derive(Debug, thiserror::Error)]
+pub enum EnforceError {
+    /// The kernel refused; `hint` says what an operator can do about it.
+    #[error("{doing}: {source}{}", hint.as_deref().map(|h| format!(" ({h})")).unwrap_or_default())]
+    Kernel {
+        /// What was being done, with the interface, map or prefix.
+        doing: String,
+        /// The kernel's answer.
+        source: std::io::Error,
+        /// What to do about it.
+        hint: Option<String>,
+    },
+    /// A program (`iptables`, `ipset`) failed.
+    #[error("{command}: {message}")]
+    Command {
+        /// The command line.
+        command: String,
+        /// What it printed, or how it ended.
+        message: String,
+    },
+    /// Another instance holds the pin directory.
+    #[error("{0} is in use by another anomaly (pid {1}); give each instance an enforcer.pin_dir of its own")]
+    InUse(String, u32),
+    /// The map is full and nothing in it may give way.
+    #[error("the ban map is full ({capacity} entries)")]
+    Full {
+        /// Entries it can hold.
+        capacity: u32,
+    },
+}
+
+/// Something an enforcer met that the operator must hear of; the daemon audits, counts and shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Incident {
+    /// One rung of the ladder could not be taken. Audited as `fallback`.
+    Fallback {
+        /// Interface, where it is one interface's trouble.
+        interface: Option<String>,
+        /// The rung that failed (`xdp native`, `xdp generic`, `xdp`, `iptables`).
+        from: String,
+        /// The rung taken instead.
+        to: String,
+        /// Why, with what to do about it.
+        reason: String,
+    },
+    /// The kernel did not hold what was wanted, and now does. Audited as `repaired`.
+    Repaired {
+        /// Bans that were missing.
+        missing: Vec<IpNet>,
+        /// Entries that no ban wanted.
+        orphans: Vec<IpNet>,
+    },
+    /// The ban map was full: these gave way to newer ones. Audited as `map_full`.
+    MapFull {
+        /// Bans that are no longer enforced.
+        gave_way: Vec<IpNet>,
+        /// Entries the map can hold.
+        capacity: u32,
+    },
+    /// Enforcement is on, but not as good as it should be (an interface lost, generic XDP).
+    Degraded {
+        /// What and why.
+        reason: String,
+    },
+}
+
+/// How an interface is covered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// Its name.
+    pub interface: String,
+    /// `native`, `generic`, or `none`.
+    pub mode: &'static str,
+    /// Why it is not native; `None` when it is.
+    pub reason: Option<String>,
+}
+
+/// What an enforcer says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Coverage {
+    /// One row per interface; empty for enforcers that know no interfaces.
+    pub attachments: Vec<Attachment>,
+    /// Packets since the program was attached, by what became of them; zero where unknown.
+    pub totals: Totals,
+}
+
+/// Packets and bytes by what became of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Dropped by an exact address (or /64).
+    pub dropped_host: u64,
+    /// Dropped by a wider prefix.
+    pub dropped_prefix: u64,
+    /// Bytes dropped.
+    pub dropped_bytes: u64,
+    /// Passed.
+    pub passed: u64,
+    /// Banned, but allow-listed: passed.
+    pub allowlisted: u64,
+    /// Truncated headers: passed.
+    pub malformed: u64,
+    /// ARP and the like: passed.
+    pub not_ip: u64,
+}
+
+/// Drops packets. Every call blocks, and doing it twice is the same as doing it once.
+pub trait Enforcer: Send {
+    /// What `status` and the audit log call it.
+    fn name(&self) -> Name;
+
+    /// Drops these from now on, replacing the time left of those it drops already. The answers are
+    /// in the order of `drops`.
+    fn ban(&mut self, drops: &[Drop]) -> Vec<Result<(), EnforceError>>;
+
+    /// Stops dropping these; what it does not drop is no error.
+    fn unban(&mut self, prefixes: &[IpNet]) -> Vec<Result<(), EnforceError>>;
+
+    /// What it drops now, as the kernel says.
+    ///
+    /// # Errors
+    /// The kernel's or the command's, when it cannot be asked.
+    fn banned(&mut self) -> Result<Vec<Held>, EnforceError>;
+
+    /// Its whole state as text, for people and as proof.
+    ///
+    /// # Errors
+    /// The kernel's or the command's, when it cannot be asked.
+    fn snapshot_text(&mut self) -> Result<String, EnforceError>;
+
+    /// Never drops these, whatever is banned.
+    ///
+    /// # Errors
+    /// The kernel's, when it refuses.
+    fn set_never_drop(&mut self, prefixes: &[IpNet]) -> Result<(), EnforceError>;
+
+    /// Called about once a second and after [`Enforcer::ban`]: heartbeat, interfaces that came or
+    /// went, rules that were flushed. Returns what happened since the last call.
+    fn maintain(&mut self) -> Vec<Incident>;
+
+    /// How each interface is covered, and totals.
+    fn coverage(&mut self) -> Coverage;
+
+    /// Ends it: `keep` leaves what is dropped dropped, otherwise everything is taken away.
+    ///
+    /// # Errors
+    /// When something of ours had to stay behind; says what.
+    fn close(self: Box<Self>, keep: bool) -> Result<(), EnforceError>;
+}
+
+/// What the kernel holds against what it should hold: bans it lacks are set, entries nobody wants
+/// are removed.
+///
+/// # Errors
+/// When the enforcer cannot be asked, or something could not be repaired.
+pub fn reconcile(enforcer: &mut dyn Enforcer, wanted: &[Drop]) -> Result<Reconciled, EnforceError> {
+    let held: std::collections::HashSet<IpNet> = enforcer.banned()?.into_iter().map(|h| h.prefix).collect();
+    let wanted_set: std::collections::HashSet<IpNet> = wanted.iter().map(|d| d.prefix).collect();
+    let missing: Vec<Drop> = wanted.iter().filter(|d| !held.contains(&d.prefix)).copied().collect();
+    let mut orphans: Vec<IpNet> = held.iter().filter(|p| !wanted_set.contains(p)).copied().collect();
+    orphans.sort();
+    enforcer.unban(&orphans).into_iter().collect::<Result<(), _>>()?;
+    let results = enforcer.ban(&missing);
+    let repaired = results.iter().filter(|r| r.is_ok()).count();
+    let failed = results.into_iter().find_map(Result::err);
+    Ok(Reconciled {
+        wanted: wanted.len(),
+        enforced: wanted.len() - missing.len() + repaired,
+        missing: missing.iter().map(|d| d.prefix).collect(),
+        orphans,
+        failed,
+    })
+}
+
+/// What a reconciliation found and did.
+#[derive(Debug)]
+pub struct Reconciled {
+    /// Bans that should be enforced.
+    pub wanted: usize,
+    /// Bans that are, now.
+    pub enforced: usize,
+    /// Bans that were missing.
+    pub missing: Vec<IpNet>,
+    /// Entries that no ban wanted, now removed.
+    pub orphans: Vec<IpNet>,
+    /// The first of the bans that could not be set.
+    pub failed: Option<EnforceError>,
+}
+
+/// True when `prefix` and `other` share an address.
+pub fn overlaps(prefix: &IpNet, other: &IpNet) -> bool {
+    prefix.contains(other) || other.contains(prefix)
+}
+
+/// The prefix of one address: /32 or /128.
+pub fn host(address: IpAddr) -> IpNet {
+    IpNet::from(address)
+}

@@ -1,0 +1,1 @@
+//! What normal looks like: the site's and the population's.

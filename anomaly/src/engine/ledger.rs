@@ -1,0 +1,1 @@
+//! Offences, bans and their ends.

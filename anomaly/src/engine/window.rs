@@ -1,0 +1,1 @@
+//! Sliding windows of whole seconds of log time.

@@ -1,0 +1,19 @@
+//! anomaly reads an Nginx JSON access log, learns what normal traffic looks
+//! like, and drops abusive clients in the kernel.
+//!
+//! The library is the daemon; `main.rs` is a thin command line over it. See ARCHITECTURE.md for the map.
+
+pub mod audit;
+pub mod config;
+pub mod daemon;
+pub mod dashboard;
+pub mod enforce;
+pub mod engine;
+pub mod metrics;
+pub mod notify;
+pub mod record;
+pub mod replay;
+pub mod report;
+pub mod store;
+pub mod tail;
+pub mod time;

@@ -1,0 +1,1 @@
+//! Slack and a generic webhook: a bounded queue, coalescing, retry; never in the way.

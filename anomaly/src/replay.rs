@@ -1,0 +1,1 @@
+//! `anomaly replay`: the same engine over past logs, enforcing nothing.

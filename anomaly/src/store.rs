@@ -1,0 +1,1 @@
+//! What outlives a restart: bans, offences, baseline, checkpoints and history, in SQLite.

@@ -1,0 +1,10 @@
+//! Integration tests: one binary, so that they link once.
+
+mod detection;
+mod enforce_iptables;
+mod kernel;
+mod lab;
+mod sinks;
+mod tail;
+mod tidy;
+mod web;

@@ -1,0 +1,3 @@
+//! Build, test, demo and measurement tasks; `cargo xtask help` lists them.
+
+fn main() {}
