@@ -1,3 +1,37 @@
 //! Build, test, demo and measurement tasks; `cargo xtask help` lists them.
 
-fn main() {}
+mod bench;
+mod build_ebpf;
+mod demo;
+mod eval;
+mod setup;
+mod test;
+
+use clap::{Parser, Subcommand};
+
+/// anomaly's tasks. Each installs what it needs: it asks first, or does not with --yes.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    BuildEbpf(build_ebpf::Args),
+    Test(test::Args),
+    Demo(demo::Args),
+    Eval(eval::Args),
+    Bench(bench::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().task {
+        Task::BuildEbpf(args) => build_ebpf::run(&args),
+        Task::Test(args) => test::run(&args),
+        Task::Demo(args) => demo::run(&args),
+        Task::Eval(args) => eval::run(&args),
+        Task::Bench(args) => bench::run(&args),
+    }
+}

@@ -1,0 +1,15 @@
+//! Runs the detector over real traces with injected attackers, and scores it.
+
+/// Runs the detector over real traces with injected attackers, and scores it.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Install what is missing without asking.
+    #[arg(long)]
+    yes: bool,
+}
+
+/// Runs the task.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let _ = args.yes;
+    anyhow::bail!("not built yet")
+}

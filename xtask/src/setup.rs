@@ -1,0 +1,81 @@
+//! Debian packages that a task needs: found, asked for, installed, or named.
+
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+/// A Debian package and a file or program that shows that it is there.
+pub struct Package {
+    /// Name for `apt-get install`.
+    pub name: &'static str,
+    /// Program on the PATH, or absolute path.
+    pub shows: &'static str,
+}
+
+/// Shorthand for [`Package`].
+pub const fn package(name: &'static str, shows: &'static str) -> Package {
+    Package { name, shows }
+}
+
+/// Whether a program is on the PATH or in the sbin directories, or an absolute path exists.
+pub fn is_there(shows: &str) -> bool {
+    if shows.starts_with('/') {
+        return Path::new(shows).exists();
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin", "/usr/local/sbin"].map(Into::into))
+        .any(|dir| dir.join(shows).is_file())
+}
+
+/// Makes sure that `packages` are installed, for `what`. Asks before it installs, or does not with `yes`.
+///
+/// # Errors
+/// Says exactly which command would install what is missing when it may not be run, or failed.
+pub fn packages(what: &str, packages: &[Package], yes: bool) -> Result<()> {
+    let missing: Vec<&str> = packages.iter().filter(|p| !is_there(p.shows)).map(|p| p.name).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    let by_hand = format!("apt-get install --no-install-recommends {list}");
+    if !rustix::process::geteuid().is_root() {
+        bail!("{what} needs Debian packages that are not installed; as root: {by_hand}");
+    }
+    if !is_there("apt-get") {
+        bail!("{what} needs these Debian packages, and there is no apt-get here: {list}");
+    }
+    if !yes {
+        if !std::io::stdin().is_terminal() {
+            bail!("{what} needs: {by_hand}   (run it, or say --yes)");
+        }
+        eprint!("{what} needs: {by_hand}\nInstall them now? [y/N] ");
+        std::io::stderr().flush()?;
+        let mut answer = String::new();
+        std::io::stdin().read_line(&mut answer)?;
+        if !matches!(answer.trim(), "y" | "Y" | "yes") {
+            bail!("not installed: {list}");
+        }
+    }
+    eprintln!("installing {list}");
+    apt(&["update", "-qq"]).context("apt-get update")?;
+    let mut args = vec!["install", "-y", "-qq", "--no-install-recommends"];
+    args.extend(&missing);
+    apt(&args).with_context(|| by_hand.clone())
+}
+
+fn apt(args: &[&str]) -> Result<()> {
+    let output = Command::new("apt-get")
+        .args(["-o", "DPkg::Lock::Timeout=300"])
+        .args(args)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .stdin(Stdio::null())
+        .output()
+        .context("apt-get could not be started")?;
+    if !output.status.success() {
+        bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}

@@ -1,0 +1,15 @@
+//! Installs what the tests need and runs them.
+
+/// Installs what the tests need and runs them.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Install what is missing without asking.
+    #[arg(long)]
+    yes: bool,
+}
+
+/// Runs the task.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let _ = args.yes;
+    anyhow::bail!("not built yet")
+}
