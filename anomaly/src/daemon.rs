@@ -108,6 +108,9 @@ pub struct Handle {
     pub metrics: Arc<crate::metrics::Metrics>,
     /// Bearer token for writes.
     pub token: Option<Secret>,
+    /// Where people reach the dashboard when a proxy stands in front (`notify.dashboard_url`): its host
+    /// name is accepted beside those of the loopback.
+    pub public_url: Option<String>,
 }
 
 /// Kept here so that the dashboard's tests need no daemon.

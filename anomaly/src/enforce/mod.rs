@@ -84,6 +84,9 @@ pub enum EnforceError {
     /// Another instance holds the pin directory.
     #[error("{0} is in use by another anomaly (pid {1}); give each instance an enforcer.pin_dir of its own")]
     InUse(String, u32),
+    /// A configured interface does not exist.
+    #[error("there is no interface {0}; `ip link` lists those there are (enforcer.interfaces, --interface)")]
+    NoInterface(String),
     /// The map is full and nothing in it may give way.
     #[error("the ban map is full ({capacity} entries)")]
     Full {
