@@ -110,7 +110,7 @@ impl StoreError {
             Some(Code::DiskFull) => Self::Full,
             Some(Code::ReadOnly | Code::PermissionDenied) => Self::ReadOnly(format!("{}: {text}", path.display())),
             Some(Code::DatabaseCorrupt | Code::NotADatabase) => Self::Corrupt(text),
-            Some(Code::CannotOpen) => {
+            Some(Code::CannotOpen | Code::SystemIoFailure) => {
                 Self::Io { path: path.to_owned(), kind: std::io::ErrorKind::Other, message: text }
             }
             _ => Self::Other(text),
