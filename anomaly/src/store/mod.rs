@@ -11,6 +11,7 @@
 //! [`KEEP_HISTORY`]. Checkpoints: [`KEEP_CHECKPOINTS`]. Unwritten decisions in memory:
 //! [`MAX_UNWRITTEN`]. Bans in force are as many as the engine has.
 
+mod finding;
 mod quarantine;
 mod reader;
 mod rows;
