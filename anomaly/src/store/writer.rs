@@ -154,13 +154,14 @@ impl Store {
         if self.conn.is_some() {
             return Ok(());
         }
+        // Before it is made: a new file may well get the number of the deleted one.
+        let before = schema::identity(&self.path);
         schema::create(&self.path)?;
         self.conn = Some(schema::open_writer(&self.path, busy)?);
-        let identity = schema::identity(&self.path);
-        if identity != self.identity {
+        if before.is_none() || before != self.identity {
             self.out_of_step = true;
         }
-        self.identity = identity;
+        self.identity = schema::identity(&self.path);
         self.offences = None;
         self.learned = [None; 2];
         Ok(())
@@ -312,6 +313,7 @@ impl Store {
         if self.conn.is_some() && schema::identity(&self.path) != self.identity {
             // Moved or deleted under us: SQLite would go on writing to a file that nobody finds.
             self.conn = None;
+            self.identity = None;
         }
         let written = self.write(|plan, tx| {
             plan.write_decisions(tx, true)?;
