@@ -37,7 +37,7 @@ pub struct Store {
     /// `None` while the file cannot be opened; every call that writes tries again.
     conn: Option<Connection>,
     /// Which file `conn` (or the load at start) has read.
-    identity: Option<(u64, u64)>,
+    identity: Option<schema::Identity>,
     unwritten: VecDeque<Unwritten>,
     /// Prefixes banned since the last saved progress: see [`Store::record_unban`].
     fresh: HashSet<IpNet>,
