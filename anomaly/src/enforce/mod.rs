@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+pub mod both;
 pub mod dry_run;
 pub mod guard;
 pub mod iptables;
@@ -93,6 +94,32 @@ pub enum EnforceError {
         /// Entries it can hold.
         capacity: u32,
     },
+    /// The prefix is, holds or lies in one that is never dropped, and this enforcer cannot except
+    /// it from a wider drop.
+    #[error("{prefix} is not dropped: {entry} must never be dropped")]
+    NeverDrop {
+        /// What was to be dropped.
+        prefix: IpNet,
+        /// The guarded prefix.
+        entry: IpNet,
+    },
+    /// A program that is needed is not installed.
+    #[error("{}", missing_text(program, package, elsewhere.as_deref()))]
+    Missing {
+        /// The program.
+        program: String,
+        /// Debian's package that has it.
+        package: &'static str,
+        /// Where it is, when only PATH is wrong.
+        elsewhere: Option<String>,
+    },
+}
+
+fn missing_text(program: &str, package: &str, elsewhere: Option<&str>) -> String {
+    match elsewhere {
+        None => format!("{program} is not installed: apt-get install {package}"),
+        Some(path) => format!("{program} is in no directory of PATH, but {path} exists: add its directory to PATH"),
+    }
 }
 
 /// Something an enforcer met that the operator must hear of; the daemon audits, counts and shows it.
@@ -255,6 +282,11 @@ pub struct Reconciled {
 /// True when `prefix` and `other` share an address.
 pub fn overlaps(prefix: &IpNet, other: &IpNet) -> bool {
     prefix.contains(other) || other.contains(prefix)
+}
+
+/// The first of `entries` that shares an address with `prefix`.
+pub fn covered_by(prefix: &IpNet, entries: &[IpNet]) -> Option<IpNet> {
+    entries.iter().find(|entry| overlaps(prefix, entry)).copied()
 }
 
 /// The prefix of one address: /32 or /128.

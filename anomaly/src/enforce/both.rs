@@ -1,0 +1,1 @@
+//! XDP on the interfaces that take it, iptables for the rest.
