@@ -5,6 +5,7 @@ mod enforce_iptables;
 mod kernel;
 mod lab;
 mod sinks;
+mod store;
 mod tail;
 mod tidy;
 mod web;
