@@ -117,8 +117,8 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
     let started = audit::Event::Started { version: env!("CARGO_PKG_VERSION"), restored_bans: restored };
     apply.write(&started);
     apply.incidents(incidents);
-    if let Some(reason) = opened.trouble {
-        apply.degrade("store", Some(reason));
+    if let Some((word, reason)) = opened.trouble {
+        apply.degrade(word, Some(reason));
     }
     apply.set_never_drop();
     apply.reconcile(false);
@@ -176,7 +176,8 @@ struct OpenedStore {
     state: State,
     checkpoints: Vec<Checkpoint>,
     history: Vec<HistoryPoint>,
-    trouble: Option<String>,
+    /// What to show as degraded: word and reason.
+    trouble: Option<(&'static str, String)>,
 }
 
 /// Opens the database. One that cannot be written does not keep the daemon from protecting the host; one
@@ -184,7 +185,7 @@ struct OpenedStore {
 fn open_store(path: &Path) -> Result<OpenedStore> {
     let opened = Store::open(path, now()).with_context(|| format!("store.path = {}", path.display()))?;
     let store::Opened { store, loaded, quarantined, trouble } = opened;
-    let mut trouble = trouble.map(|t| t.to_string());
+    let mut trouble = trouble.map(|t| ("store", t.to_string()));
     if let Some(q) = quarantined {
         let moved = q.moved_to.display();
         error!(
@@ -192,7 +193,8 @@ fn open_store(path: &Path) -> Result<OpenedStore> {
             path.display(),
             q.problem
         );
-        trouble = Some(format!("the database was damaged and started anew; the old one is {moved}"));
+        // A word of its own: it stays until the next start, however well the new database works.
+        trouble = Some(("store_damaged", format!("the database was damaged and started anew; the old one is {moved}")));
     }
     let read = |log: &Path, bytes: &[u8]| {
         serde_json::from_slice(bytes)
