@@ -1,5 +1,6 @@
 //! Integration tests: one binary, so that they link once.
 
+mod audit;
 mod detection;
 mod enforce_iptables;
 mod kernel;
