@@ -174,8 +174,7 @@ impl Apply {
                 self.with_store(|store| store.update_counts(&counts));
             }
             if at >= prune_at {
-                let decay = self.config.engine.offence_decay;
-                let more = self.with_store(|store| store.prune(now(), decay)).unwrap_or(false);
+                let more = self.with_store(|store| store.prune(now())).unwrap_or(false);
                 prune_at = at + if more { MAINTAIN_EVERY } else { PRUNE_EVERY };
             }
             if self.store.as_ref().is_some_and(|s| s.unwritten() > 0) {

@@ -171,18 +171,6 @@ pub enum BanState {
     InPast,
 }
 
-impl BanState {
-    /// The word of explanations and of the database.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Active => "active",
-            Self::Expired => "expired",
-            Self::Lifted => "lifted",
-            Self::InPast => "in_past",
-        }
-    }
-}
-
 /// A ban on record.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Recorded {
