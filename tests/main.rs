@@ -6,6 +6,7 @@ mod enforce_iptables;
 mod kernel;
 mod lab;
 mod sinks;
+mod store;
 mod tail;
 mod tidy;
 mod web;

@@ -78,6 +78,20 @@ pub struct Counts {
     pub lost_files: u64,
 }
 
+impl Counts {
+    /// Adds what happened elsewhere.
+    pub fn add(&mut self, other: &Self) {
+        self.bytes += other.bytes;
+        self.lines += other.lines;
+        self.oversized += other.oversized;
+        self.unterminated += other.unterminated;
+        self.rotations += other.rotations;
+        self.truncations += other.truncations;
+        self.caught_up += other.caught_up;
+        self.lost_files += other.lost_files;
+    }
+}
+
 /// Why a log cannot be followed.
 #[derive(Debug, thiserror::Error)]
 pub enum TailError {
