@@ -259,10 +259,6 @@ fn spawn(lab: &Lab, binary: &Path, config: &Config, start: &Start<'_>) -> Result
     let space = start.space.unwrap_or(&lab.server);
     let mut command = lab.server.command_in(space, words.next().unwrap_or_default());
     command.args(words).arg("--config").arg(config_file(lab, config)).arg("run").args(&start.arguments);
-    // The tests' own environment must not configure the daemon.
-    for (key, _) in std::env::vars_os().filter(|(key, _)| key.as_encoded_bytes().starts_with(b"ANOMALY_")) {
-        command.env_remove(key);
-    }
     let output = lab.dir().join(format!("{}.out", config.name));
     lab.start(&format!("daemon {}", config.name), command, &output)
 }

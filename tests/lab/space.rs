@@ -65,6 +65,10 @@ impl Space {
         if self.mounts {
             command.arg(format!("--mount={}", self.link("mnt")));
         }
+        // The tests' own environment must not configure the daemon.
+        for (key, _) in std::env::vars_os().filter(|(key, _)| key.as_encoded_bytes().starts_with(b"ANOMALY_")) {
+            command.env_remove(key);
+        }
         command.arg("--").arg(program);
         command
     }
