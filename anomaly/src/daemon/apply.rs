@@ -109,10 +109,10 @@ pub struct ApplyPicture {
 
 /// Everything the apply thread owns.
 pub struct Apply {
-    /// Bans and progress; none when the database cannot be had.
-    pub store: Option<Store>,
+    /// Bans and progress.
+    pub store: Store,
     /// For explanations.
-    pub reader: Option<Reader>,
+    pub reader: Reader,
     /// Who drops.
     pub enforcer: Box<dyn Enforcer>,
     /// For people.
@@ -177,7 +177,7 @@ impl Apply {
                 let more = self.with_store(|store| store.prune(now())).unwrap_or(false);
                 prune_at = at + if more { MAINTAIN_EVERY } else { PRUNE_EVERY };
             }
-            if self.store.as_ref().is_some_and(|s| s.unwritten() > 0) {
+            if self.store.unwritten() > 0 {
                 self.with_store(Store::retry);
             }
             if self.snapshots.due(now()) {
@@ -509,10 +509,7 @@ impl Apply {
         let name = self.enforcer.name().as_str();
         let counts = Arc::clone(&self.counts);
         let count = |prefix: &IpNet| counts.get(prefix).copied().unwrap_or_default();
-        let recorded = match self.reader.as_mut().map(|reader| reader.explain(prefix, MAX_EXPLAINED)) {
-            Some(recorded) => recorded.map_err(|e| RequestError::Store(e.to_string()))?,
-            None => Vec::new(),
-        };
+        let recorded = self.reader.explain(prefix, MAX_EXPLAINED).map_err(|e| RequestError::Store(e.to_string()))?;
         let bans = recorded.iter().map(|r| {
             let (packets, bytes) =
                 if r.state == BanState::Active { count(&r.ban.prefix) } else { (r.packets, r.bytes) };
@@ -538,9 +535,9 @@ impl Apply {
         self.with_store(|store| store.save_progress(progress.at, &progress.state, &checkpoints));
     }
 
-    /// Calls the store, if there is one; a failure is counted and shown, and over when a call works again.
+    /// Calls the store; a failure is counted and shown, and over when a call works again.
     fn with_store<T>(&mut self, call: impl FnOnce(&mut Store) -> Result<T, StoreError>) -> Option<T> {
-        match call(self.store.as_mut()?) {
+        match call(&mut self.store) {
             Ok(value) => {
                 self.degrade("store", None);
                 Some(value)

@@ -29,7 +29,7 @@ use crate::engine::{Engine, State};
 use crate::metrics::Metrics;
 use crate::notify::Notifier;
 use crate::report::HistoryPoint;
-use crate::store::{self, Store, StoreError};
+use crate::store::{self, Store};
 use crate::tail::Checkpoint;
 
 /// Requests that may wait for the hot thread.
@@ -93,7 +93,7 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
         picture: Arc::clone(&hot_picture),
     };
     let hot = Hot::new(config.clone(), parts)?;
-    let reader = opened.store.as_ref().and_then(|store| store.reader().ok());
+    let reader = opened.store.reader();
     let mut history = History::default();
     history.restore(opened.history);
     let mut apply = Apply {
@@ -117,14 +117,11 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
     let started = audit::Event::Started { version: env!("CARGO_PKG_VERSION"), restored_bans: restored };
     apply.write(&started);
     apply.incidents(incidents);
-    if let Some(reason) = opened.trouble {
-        apply.degrade("store", Some(reason));
+    if let Some((word, reason)) = opened.trouble {
+        apply.degrade(word, Some(reason));
     }
     apply.set_never_drop();
-    if apply.store.is_some() {
-        // Without a store nobody knows what the kernel should hold: what it holds stays.
-        apply.reconcile(false);
-    }
+    apply.reconcile(false);
     apply.publish();
     let coverage = apply.enforcer.coverage();
     let interfaces: Vec<String> =
@@ -175,52 +172,39 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(JoinHandle
 }
 
 struct OpenedStore {
-    store: Option<Store>,
+    store: Store,
     state: State,
     checkpoints: Vec<Checkpoint>,
     history: Vec<HistoryPoint>,
-    trouble: Option<String>,
+    /// What to show as degraded: word and reason.
+    trouble: Option<(&'static str, String)>,
 }
 
-/// Opens the database. One that cannot be used for a reason that may pass does not keep the daemon from
-/// protecting the host; one that is not ours, or a path that cannot be, does: it is a mistake in the configuration.
+/// Opens the database. One that cannot be written does not keep the daemon from protecting the host; one
+/// that cannot be read does, because whoever starts without it lifts every ban.
 fn open_store(path: &Path) -> Result<OpenedStore> {
-    match Store::open(path, now()) {
-        Ok(opened) => {
-            let store::Opened { store, loaded, quarantined } = opened;
-            let trouble = quarantined.map(|q| {
-                let moved = q.moved_to.display();
-                error!("{} was damaged ({}); it was moved to {moved} and a new one started: bans, offences and what was learned are lost", path.display(), q.problem);
-                format!("the database was damaged and started anew; the old one is {moved}")
-            });
-            let checkpoints = (loaded.checkpoints.iter())
-                .filter_map(|(log, bytes)| {
-                    let checkpoint = serde_json::from_slice(bytes);
-                    if let Err(error) = &checkpoint {
-                        warn!("{}: where reading stopped is not readable: {error}", log.display());
-                    }
-                    checkpoint.ok()
-                })
-                .collect();
-            let day_ago = now().minus(Duration::from_secs(86_400)).as_secs();
-            let history = store.reader().and_then(|mut r| r.history(day_ago)).unwrap_or_default();
-            Ok(OpenedStore { store: Some(store), state: loaded.state, checkpoints, history, trouble })
-        }
-        Err(failure @ (StoreError::TooNew { .. } | StoreError::Foreign(_) | StoreError::Io { .. })) => {
-            Err(failure).with_context(|| format!("store.path = {}", path.display()))
-        }
-        Err(failure) => {
-            error!("{failure}; going on without it: what happens now is forgotten at the next restart");
-            let trouble = Some(format!("{failure}; restart when it is repaired"));
-            Ok(OpenedStore {
-                store: None,
-                state: State::default(),
-                checkpoints: Vec::new(),
-                history: Vec::new(),
-                trouble,
-            })
-        }
+    let opened = Store::open(path, now()).with_context(|| format!("store.path = {}", path.display()))?;
+    let store::Opened { store, loaded, quarantined, trouble } = opened;
+    let mut trouble = trouble.map(|t| ("store", t.to_string()));
+    if let Some(q) = quarantined {
+        let moved = q.moved_to.display();
+        error!(
+            "{} was damaged ({}); it was moved to {moved} and a new one started: bans, offences and what was learned are lost",
+            path.display(),
+            q.problem
+        );
+        // A word of its own: it stays until the next start, however well the new database works.
+        trouble = Some(("store_damaged", format!("the database was damaged and started anew; the old one is {moved}")));
     }
+    let read = |log: &Path, bytes: &[u8]| {
+        serde_json::from_slice(bytes)
+            .map_err(|error| warn!("{}: where reading stopped is not readable: {error}", log.display()))
+            .ok()
+    };
+    let checkpoints = loaded.checkpoints.iter().filter_map(|(log, bytes)| read(log, bytes)).collect();
+    let day_ago = now().minus(Duration::from_secs(86_400)).as_secs();
+    let history = store.reader().history(day_ago).unwrap_or_default();
+    Ok(OpenedStore { store, state: loaded.state, checkpoints, history, trouble })
 }
 
 /// What serves people and signals.
