@@ -11,6 +11,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use super::process::Process;
+use super::space::Space;
 use super::{INTERFACE, Lab, clock};
 
 /// A configuration file in the making: TOML values by section and key.
@@ -65,8 +66,10 @@ impl Config {
 }
 
 /// How a daemon is started.
-#[derive(Clone, Debug, Default)]
-pub struct Start {
+#[derive(Clone, Default)]
+pub struct Start<'lab> {
+    /// In another namespace than the server's (with the server's bpffs all the same).
+    pub space: Option<&'lab Space>,
     /// Run through this, e.g. `setpriv` that takes capabilities away.
     pub through: Vec<String>,
     /// More arguments of `run`.
@@ -96,7 +99,7 @@ impl<'lab> Daemon<'lab> {
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn launch(lab: &'lab Lab, binary: &Path, config: Config, start: &Start) -> Result<Self> {
+    pub fn launch(lab: &'lab Lab, binary: &Path, config: Config, start: &Start<'_>) -> Result<Self> {
         let file = config_file(lab, &config);
         std::fs::write(&file, config.text())?;
         let process = spawn(lab, binary, &config, start)?;
@@ -218,16 +221,6 @@ impl<'lab> Daemon<'lab> {
         Ok(())
     }
 
-    /// What it was started with.
-    pub fn config(&self) -> &Config {
-        &self.config
-    }
-
-    /// Its process id.
-    pub fn id(&self) -> u32 {
-        self.process.id()
-    }
-
     /// `kill -9`.
     pub fn kill(&mut self) {
         self.process.kill();
@@ -260,15 +253,12 @@ fn config_file(lab: &Lab, config: &Config) -> PathBuf {
     lab.dir().join(format!("{}.toml", config.name))
 }
 
-fn spawn(lab: &Lab, binary: &Path, config: &Config, start: &Start) -> Result<Process> {
+fn spawn(lab: &Lab, binary: &Path, config: &Config, start: &Start<'_>) -> Result<Process> {
     let program = binary.to_owned().into_os_string();
     let mut words = start.through.iter().map(Into::into).chain([program]);
-    let mut command = lab.server.command(words.next().unwrap_or_default());
+    let space = start.space.unwrap_or(&lab.server);
+    let mut command = lab.server.command_in(space, words.next().unwrap_or_default());
     command.args(words).arg("--config").arg(config_file(lab, config)).arg("run").args(&start.arguments);
-    // The tests' own environment must not configure the daemon.
-    for (key, _) in std::env::vars_os().filter(|(key, _)| key.as_encoded_bytes().starts_with(b"ANOMALY_")) {
-        command.env_remove(key);
-    }
     let output = lab.dir().join(format!("{}.out", config.name));
     lab.start(&format!("daemon {}", config.name), command, &output)
 }
