@@ -96,7 +96,9 @@ impl PinDir {
         }
         let Self { path, _lock: lock } = self;
         let device = |path: &Path| fs::metadata(path).map(|m| m.dev()).ok();
-        if path.parent().and_then(device) != device(&path) && names(&path).is_empty() {
+        // Names with dots are the kernel's own in every bpffs (`maps.debug`); nobody can pin such.
+        let empty = names(&path).iter().all(|name| name.contains('.'));
+        if empty && path.parent().and_then(device) != device(&path) {
             drop(lock);
             rustix::mount::unmount(&path, rustix::mount::UnmountFlags::DETACH)
                 .map_err(|e| pin_error("unmounting", &path, e.into()))?;
