@@ -1,5 +1,6 @@
 //! Integration tests: one binary, so that they link once.
 
+mod audit;
 mod detection;
 mod end_to_end;
 mod enforce_iptables;

@@ -14,7 +14,7 @@ use crate::report::{BanRow, BaselineRow, Degraded, HistoryPoint, InterfaceRow, L
 use crate::time::Timestamp;
 
 /// A thread that has shown nothing for this long hangs.
-const HANGS_AFTER: Duration = Duration::from_secs(15);
+pub const HANGS_AFTER: Duration = Duration::from_secs(15);
 
 /// CPU and memory, of the daemon and of the host.
 pub struct Machine {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
+use sd_notify::NotifyState;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{broadcast, oneshot, watch};
@@ -18,7 +19,7 @@ use tracing::{error, info, warn};
 use super::apply::{Apply, Work, needs_restart};
 use super::clock::{now, stopwatch};
 use super::hot::{Hot, HotPicture, Parts, Shared, newest};
-use super::picture::{Machine, Since, Sources, live, point};
+use super::picture::{HANGS_AFTER, Machine, Since, Sources, live, point};
 use super::{Event, Handle, Live, Request, off};
 use crate::audit::{self, Audit, Snapshots};
 use crate::config::{Config, ConfigError, Loaded};
@@ -238,12 +239,16 @@ impl Service {
         let first = self.first_picture(&mut hot_ended).await?;
         let (live_sender, live) = watch::channel(self.picture(&first, &machine, &mut since, uptime()));
         let (shutdown, dashboard) = self.start_dashboard(live);
+        tell_systemd(&[NotifyState::Ready]);
         loop {
             tokio::select! {
                 _ = second.tick() => {
                     machine.refresh();
                     if let Some(hot) = newest(&self.hot_picture) {
                         let live = self.picture(&hot, &machine, &mut since, uptime());
+                        if now().since(hot.at) < HANGS_AFTER {
+                            tell_systemd(&[NotifyState::Watchdog]);
+                        }
                         self.remember(&live);
                         let _ = live_sender.send(live);
                     }
@@ -256,6 +261,7 @@ impl Service {
             }
         }
         info!("stopping");
+        tell_systemd(&[NotifyState::Stopping]);
         let _ = shutdown.send(());
         let _ = dashboard.await;
         Ok(())
@@ -372,6 +378,13 @@ impl Service {
         answer.await.map_err(|_| "the daemon is stopping".to_owned())?.map_err(|e| e.to_string())?;
         self.config = config.clone();
         Ok(Box::new(config))
+    }
+}
+
+/// Does nothing where no systemd listens.
+fn tell_systemd(state: &[NotifyState<'_>]) {
+    if let Err(failure) = sd_notify::notify(state) {
+        warn!("systemd cannot be told {state:?}: {failure}");
     }
 }
 
