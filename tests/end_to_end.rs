@@ -52,7 +52,7 @@ fn daemon<'lab>(lab: &'lab Lab, config: Config) -> Result<Daemon<'lab>> {
     Ok(daemon)
 }
 
-/// The ban's row, once there is one with this offence.
+/// The ban's row, once there is one with this offence. What `bans` shows is up to a second old.
 fn wait_for_ban(daemon: &Daemon<'_>, ip: &str, offence: u64, patience: Duration) -> Result<Value> {
     clock::wait_for(&format!("offence {offence} of {ip}"), patience, || {
         daemon.ban_of(ip).ok().flatten().filter(|row| row["offence"].as_u64() == Some(offence))

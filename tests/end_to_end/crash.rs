@@ -8,18 +8,26 @@ use super::{binary, daemon, lab, wait_for_ban};
 use crate::lab::client::{Answer, Plan, Traffic};
 use crate::lab::daemon::{Config, Daemon, Start};
 use crate::lab::nginx::Nginx;
+use crate::lab::sink::Sink;
 use crate::lab::{ATTACKER, Lab, clock, run};
 
 #[test]
 fn bans_hold_through_kill_and_restart() -> Result<()> {
     let Some(lab) = lab("bans_hold_through_kill_and_restart")? else { return Ok(()) };
     let _nginx = Nginx::start(&lab)?;
-    let config = Config::new(&lab, "crash").with("bans", "durations", r#"["120s", "240s", "permanent"]"#);
+    let slack = Sink::start(&lab.server)?;
+    let config = Config::new(&lab, "crash").with("bans", "durations", r#"["120s", "240s", "permanent"]"#).with(
+        "notify.slack",
+        "webhook_url",
+        format!("{:?}", slack.url()),
+    );
     let mut daemon = daemon(&lab, config)?;
     let flood = Traffic::start(&lab.attacker, Plan::new(ATTACKER.v4(), 50.0));
     flood.wait_for_cut(flood.began, Duration::from_secs(20))?;
     let before = wait_for_ban(&daemon, ATTACKER.v4, 1, Duration::from_secs(3))?;
     daemon.wait_for_audit("ban", Some(ATTACKER.v4), 1, Duration::from_secs(3))?;
+    let notices = || slack.bodies().iter().filter(|body| body.contains(ATTACKER.v4)).count();
+    clock::wait_until("the notice", Duration::from_secs(10), || notices() == 1)?;
     let since = clock::now();
     for _ in 0..3 {
         daemon.kill();
@@ -34,6 +42,7 @@ fn bans_hold_through_kill_and_restart() -> Result<()> {
     ensure!(through.is_empty(), "{} got through: {through:?}", through.len());
     let told = daemon.audited("ban", Some(ATTACKER.v4))?;
     ensure!(told.len() == 1, "told more than once: {told:?}");
+    ensure!(notices() == 1, "more than one notice: {:?}", slack.bodies());
     ensure!(daemon.audited("started", None)?.len() == 4, "{:?}", daemon.audit()?);
 
     let output = daemon.command(&["unban", ATTACKER.v4])?;
@@ -108,6 +117,8 @@ fn two_instances_do_not_disturb_one_another() -> Result<()> {
     two.wait_ready()?;
     ensure!(one.command(&["ban", ATTACKER.v4, "--for", "1h"])?.status.success());
     ensure!(two.command(&["ban", "203.0.113.200", "--for", "1h"])?.status.success());
+    wait_for_ban(&one, ATTACKER.v4, 1, Duration::from_secs(5))?;
+    wait_for_ban(&two, "203.0.113.200", 1, Duration::from_secs(5))?;
     ensure!(one.ban_of("203.0.113.200")?.is_none() && two.ban_of(ATTACKER.v4)?.is_none(), "they share bans");
     ensure!(lab.attacker.get(ATTACKER.v4())? == Answer::NoConnection, "the ban is not enforced");
     two.stop()?;

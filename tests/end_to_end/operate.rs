@@ -35,7 +35,7 @@ fn sighup_applies_a_valid_configuration_and_survives_an_invalid_one() -> Result<
     ensure!(after["until"] == before["until"], "{before} became {after}");
     ensure!(lab.attacker.get(ATTACKER.v4())? == Answer::NoConnection, "the ban is not enforced any more");
     ensure!(daemon.command(&["ban", "203.0.113.201"])?.status.success());
-    let row = daemon.ban_of("203.0.113.201")?.context("no ban")?;
+    let row = wait_for_ban(&daemon, "203.0.113.201", 1, Duration::from_secs(5))?;
     ensure!(row["duration_secs"] == 7, "the new ladder does not apply: {row}");
 
     daemon.reload("[bans]\ndurations = [\"a while\"]\n")?;
@@ -86,7 +86,7 @@ fn the_command_line_asks_and_steers_the_daemon() -> Result<()> {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     };
     succeeds(&["ban", ATTACKER.v4, "--for", "1h", "--reason", "told so"])?;
-    let row = daemon.ban_of(ATTACKER.v4)?.context("no ban")?;
+    let row = wait_for_ban(&daemon, ATTACKER.v4, 1, Duration::from_secs(5))?;
     for key in [
         "time",
         "action",
@@ -113,7 +113,8 @@ fn the_command_line_asks_and_steers_the_daemon() -> Result<()> {
 
     // A prefix is exactly what is written; a refusal is exit code 1 with its reason.
     succeeds(&["ban", "203.0.113.128/25"])?;
-    ensure!(daemon.ban_of("203.0.113.128/25")?.is_some_and(|row| row["duration_secs"] == 6), "the ladder's first step");
+    let row = wait_for_ban(&daemon, "203.0.113.128/25", 1, Duration::from_secs(5))?;
+    ensure!(row["duration_secs"] == 6, "the ladder's first step: {row}");
     ensure!(succeeds(&["unban", "203.0.113.130"])?.contains("203.0.113.128/25"), "unban names what it lifts");
     for (words, code, word) in [
         (&["unban", "198.51.100.77"][..], 1, "198.51.100.77"),

@@ -41,7 +41,7 @@ fn a_bad_configuration_is_fatal_before_anything_is_attached() -> Result<()> {
     let Some(lab) = lab("a_bad_configuration_is_fatal_before_anything_is_attached")? else { return Ok(()) };
     for (section, key, value, named) in [
         ("thresholds", "z_scroe", "3.0", "z_scroe"),
-        ("thresholds", "z_score", "\"three\"", "z_score"),
+        ("thresholds", "z_score", "\"three\"", "\"three\""),
         ("bans", "durations", "[\"a while\"]", "durations"),
         ("dashboard", "listen", "\"0.0.0.0:8081\"", "token"),
         ("", "allowlist", "[\"300.1.2.3\"]", "allowlist"),
