@@ -4,12 +4,13 @@
 //! driver refuses, somebody else's program is on it, it came later and could not be
 //! attached), the netfilter rung is added, and every ban is set in both: rules of
 //! iptables know no interfaces, and a packet that XDP dropped never reaches them.
+//! While XDP is alone, rules of an earlier daemon that had none are cleared away.
 
 use std::collections::{HashMap, HashSet};
 
 use ipnet::IpNet;
 
-use super::{Coverage, Drop, EnforceError, Enforcer, Held, Incident, Name, Totals};
+use super::{Coverage, Drop, EnforceError, Enforcer, Held, Incident, Name, Totals, iptables};
 
 /// Opens the second rung when it is needed.
 pub type OpenLower = Box<dyn FnMut() -> Result<(Box<dyn Enforcer>, Vec<Incident>), EnforceError> + Send>;
@@ -18,21 +19,27 @@ pub type OpenLower = Box<dyn FnMut() -> Result<(Box<dyn Enforcer>, Vec<Incident>
 /// (about seconds).
 const RETRY_EVERY: u32 = 60;
 
+/// Calls of [`Enforcer::maintain`] after which an earlier daemon's rules are cleared away: by then the
+/// reconciler has set every ban anew.
+const CLEAR_AFTER: u32 = 3;
+
 /// Two enforcers, the second only while the first has gaps.
 pub struct Both {
     upper: Box<dyn Enforcer>,
     lower: Option<Box<dyn Enforcer>>,
-    open_lower: OpenLower,
+    open_lower: Option<OpenLower>,
     /// What was to be dropped, as of the last ban or unban.
     told: HashSet<IpNet>,
     never_drop: Vec<IpNet>,
     incidents: Vec<Incident>,
     retry_in: u32,
+    clear_in: u32,
 }
 
 impl Both {
-    /// `upper` first; `open_lower` is called now or later, when an interface has no XDP.
-    pub fn new(upper: Box<dyn Enforcer>, open_lower: OpenLower) -> Self {
+    /// `upper` first; `open_lower` is called now or later, when an interface has no XDP. `None` leaves
+    /// such an interface uncovered.
+    pub fn new(upper: Box<dyn Enforcer>, open_lower: Option<OpenLower>) -> Self {
         let mut both = Self {
             upper,
             lower: None,
@@ -41,6 +48,7 @@ impl Both {
             never_drop: Vec::new(),
             incidents: Vec::new(),
             retry_in: 0,
+            clear_in: CLEAR_AFTER,
         };
         both.close_gaps();
         both
@@ -53,7 +61,7 @@ impl Both {
     }
 
     fn close_gaps(&mut self) {
-        if self.lower.is_some() {
+        if self.lower.is_some() || self.open_lower.is_none() {
             return;
         }
         self.retry_in = self.retry_in.saturating_sub(1);
@@ -67,6 +75,8 @@ impl Both {
         }
         match self.add_lower() {
             Ok(incidents) => {
+                // The rules are in use from now on.
+                self.clear_in = 0;
                 self.incidents.extend(incidents);
                 tracing::info!(interfaces = ?gaps, "iptables covers the interfaces without XDP");
             }
@@ -80,10 +90,26 @@ impl Both {
         }
     }
 
+    fn clear_leftovers(&mut self) {
+        let due = self.clear_in == 1;
+        self.clear_in = self.clear_in.saturating_sub(1);
+        if !due {
+            return;
+        }
+        match iptables::remove_leftovers() {
+            Ok(removed) if removed == iptables::Removed::default() => {}
+            Ok(removed) => tracing::info!(?removed, "removed what an earlier daemon left in iptables"),
+            Err(error) => self.incidents.push(Incident::Degraded {
+                reason: format!("rules that an earlier daemon left may stay in force after an unban: {error}"),
+            }),
+        }
+    }
+
     /// Opens the second rung and makes it hold what the first one does. What only the second holds
     /// (an earlier daemon had no XDP) is taken away: the reconciler that follows sets it in both.
     fn add_lower(&mut self) -> Result<Vec<Incident>, EnforceError> {
-        let (mut lower, incidents) = (self.open_lower)()?;
+        let Some(open_lower) = &mut self.open_lower else { return Ok(Vec::new()) };
+        let (mut lower, incidents) = open_lower()?;
         lower.set_never_drop(&self.never_drop)?;
         let upper: HashSet<IpNet> = self.upper.banned()?.into_iter().map(|held| held.prefix).collect();
         let lower_has: HashSet<IpNet> = lower.banned()?.into_iter().map(|held| held.prefix).collect();
@@ -175,6 +201,7 @@ impl Enforcer for Both {
     fn maintain(&mut self) -> Vec<Incident> {
         let mut incidents = self.upper.maintain();
         self.close_gaps();
+        self.clear_leftovers();
         incidents.append(&mut self.incidents);
         if let Some(lower) = &mut self.lower {
             incidents.extend(lower.maintain());

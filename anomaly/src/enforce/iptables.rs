@@ -38,7 +38,7 @@ use ledger::{Ledger, Place};
 use rules::{Family, Table, What};
 use sets::{Count, Sets};
 
-pub use removal::{Removed, remove_all};
+pub use removal::{Removed, remove_all, remove_leftovers};
 
 /// How often [`Enforcer::maintain`] looks at the chains: every so many calls, about as many
 /// seconds. A firewall that was flushed is open for no longer than this.

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 
+use super::claim;
 use super::firewall::{Firewall, Variant};
 use super::rules::{Family, Table};
 use super::sets::Sets;
@@ -23,6 +24,21 @@ pub struct Removed {
 /// The command's, when something of ours had to stay; everything that could go has gone.
 pub fn remove_all() -> Result<Removed, EnforceError> {
     remove_with(&std::env::var_os("PATH").unwrap_or_default())
+}
+
+/// The same for a daemon that works without rules, so that none of an earlier one outlives its ban.
+/// Leaves them alone where another anomaly in this network namespace uses them.
+///
+/// # Errors
+/// As there.
+pub fn remove_leftovers() -> Result<Removed, EnforceError> {
+    match claim::namespace() {
+        Ok(_claim) => remove_all(),
+        Err(error) => {
+            tracing::debug!(%error, "rules of another anomaly are left alone");
+            Ok(Removed::default())
+        }
+    }
 }
 
 /// The same with the programs of `path`.
