@@ -120,7 +120,11 @@ impl XdpEnforcer {
             gave_way: HashMap::new(),
             switched_off: false,
         };
-        enforcer.kernel.switch.set(0, switch::ENFORCE, 0).map_err(|e| failed("writing", "SWITCH", tables::io_error(e)))?;
+        enforcer
+            .kernel
+            .switch
+            .set(0, switch::ENFORCE, 0)
+            .map_err(|e| failed("writing", "SWITCH", tables::io_error(e)))?;
         enforcer.heartbeat()?;
         enforcer.start_log();
         let mut refusal = None;
@@ -166,8 +170,7 @@ impl XdpEnforcer {
     fn cover(&mut self, interface: &Interface) -> Result<(), attach::Refusal> {
         let older: Vec<_> =
             pins::versions(self.dir.path()).into_iter().filter(|version| *version != self.dir.current()).collect();
-        let covered =
-            attach::cover(&mut self.kernel, interface, self.settings.xdp_mode, &self.dir.current(), &older);
+        let covered = attach::cover(&mut self.kernel, interface, self.settings.xdp_mode, &self.dir.current(), &older);
         let name = interface.name.clone();
         match covered {
             Ok(attached) => {
@@ -177,7 +180,9 @@ impl XdpEnforcer {
                     if attached.frags { " with frags" } else { "" },
                     if attached.taken_over { ", taken over from the daemon before" } else { "" },
                 );
-                if let Some(reason) = attached.reason.clone().filter(|_| self.settings.xdp_mode == config::XdpMode::Auto) {
+                if let Some(reason) =
+                    attached.reason.clone().filter(|_| self.settings.xdp_mode == config::XdpMode::Auto)
+                {
                     self.incidents.push(Incident::Fallback {
                         interface: Some(name.clone()),
                         from: "xdp native".into(),
@@ -364,8 +369,7 @@ impl XdpEnforcer {
     /// Covers what came, lets go of what went.
     fn follow_interfaces(&mut self) {
         let changed = self.watch.as_ref().is_none_or(Watch::changed);
-        let lost: Vec<String> =
-            self.attached.iter().filter(|a| !a.is_alive()).map(|a| a.interface.clone()).collect();
+        let lost: Vec<String> = self.attached.iter().filter(|a| !a.is_alive()).map(|a| a.interface.clone()).collect();
         if !changed && lost.is_empty() {
             return;
         }
@@ -375,7 +379,8 @@ impl XdpEnforcer {
                 tracing::debug!("{name}: {e}");
             }
             self.uncovered.insert(name.clone(), "the interface is gone".into());
-            self.incidents.push(Incident::Degraded { reason: format!("{name} is gone, or its XDP program was detached") });
+            self.incidents
+                .push(Incident::Degraded { reason: format!("{name} is gone, or its XDP program was detached") });
         }
         let Ok(present) = netlink::interfaces() else { return };
         for interface in choose(&self.settings, &present) {
@@ -690,7 +695,8 @@ impl Enforcer for XdpEnforcer {
         let off = self.kernel.switch.get(&0, 0).is_ok_and(|value| value == switch::OFF);
         if off && !self.switched_off {
             self.incidents.push(Incident::Degraded {
-                reason: "dropping was switched off by `anomaly off`; the next start of the daemon turns it on again".into(),
+                reason: "dropping was switched off by `anomaly off`; the next start of the daemon turns it on again"
+                    .into(),
             });
         }
         self.switched_off = off;

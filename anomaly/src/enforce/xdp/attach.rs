@@ -200,10 +200,14 @@ fn explain(error: &io::Error, interface: &Interface, flags: Flags, frags: bool) 
         Some(libc::EOPNOTSUPP) if flags == Flags::Native => match interface.kind.as_deref() {
             Some("bridge") => "a bridge has no native XDP: name its ports in enforcer.interfaces".into(),
             Some(kind) => format!("{kind} interfaces have no native XDP"),
-            None => format!("its driver has none, or receive offloads are in the way: `ethtool -K {name} lro off gro-hw off`"),
+            None => format!(
+                "its driver has none, or receive offloads are in the way: `ethtool -K {name} lro off gro-hw off`"
+            ),
         },
         Some(libc::ENOMEM | libc::ENOSPC | libc::EINVAL) if flags == Flags::Native => {
-            format!("the driver wants a queue more per processor: `ethtool -L {name} combined N` with half of what it has")
+            format!(
+                "the driver wants a queue more per processor: `ethtool -L {name} combined N` with half of what it has"
+            )
         }
         Some(libc::EBUSY | libc::EEXIST) => "another XDP program came first".into(),
         Some(libc::EPERM | libc::EACCES) => "needs CAP_NET_ADMIN and CAP_BPF".into(),

@@ -137,7 +137,9 @@ pub fn link_name(interface: &str) -> String {
 /// An error about a path in bpffs.
 pub fn pin_error(doing: &str, path: &Path, source: io::Error) -> EnforceError {
     let hint = match source.kind() {
-        io::ErrorKind::PermissionDenied => Some("run as root; in a container mount the host's bpffs: -v /sys/fs/bpf:/sys/fs/bpf".into()),
+        io::ErrorKind::PermissionDenied => {
+            Some("run as root; in a container mount the host's bpffs: -v /sys/fs/bpf:/sys/fs/bpf".into())
+        }
         _ => None,
     };
     EnforceError::Kernel { doing: format!("{doing} {}", path.display()), source, hint }

@@ -171,7 +171,8 @@ pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
 /// Gives an object a name in bpffs, which keeps it alive.
 pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = c_path(path)?;
-    let mut attr = ObjAttr { pathname: path.as_ptr().expose_provenance() as u64, bpf_fd: number(object), file_flags: 0 };
+    let mut attr =
+        ObjAttr { pathname: path.as_ptr().expose_provenance() as u64, bpf_fd: number(object), file_flags: 0 };
     // SAFETY: `path` is a string that ends in NUL and outlives the call.
     unsafe { bpf(uapi::OBJ_PIN, &mut attr) }.map(drop)
 }

@@ -196,9 +196,7 @@ impl<K: Address> Table for Hosts<K> {
         self.len += fresh;
         if entries.len() < FEW {
             for (done, (prefix, ban)) in entries.iter().enumerate() {
-                self.map
-                    .insert(&K::of(prefix), ban, 0)
-                    .map_err(|e| raw::Partly { done, error: io_error(e) })?;
+                self.map.insert(&K::of(prefix), ban, 0).map_err(|e| raw::Partly { done, error: io_error(e) })?;
             }
             return Ok(());
         }
@@ -266,9 +264,7 @@ impl<K: Address> Table for Nets<K> {
         self.len += fresh;
         for (done, (prefix, ban)) in entries.iter().enumerate() {
             let net = NetBan { ban: *ban, prefix_len: u64::from(prefix.prefix_len()) };
-            self.map
-                .insert(&Self::key(prefix), &net, 0)
-                .map_err(|e| raw::Partly { done, error: io_error(e) })?;
+            self.map.insert(&Self::key(prefix), &net, 0).map_err(|e| raw::Partly { done, error: io_error(e) })?;
         }
         Ok(())
     }
@@ -343,7 +339,9 @@ mod tests {
 
     #[test]
     fn prefixes_survive_the_way_into_a_key_and_back() {
-        for text in ["203.0.113.7/32", "2001:db8::1/128", "2001:db8:0:7::/64", "10.0.0.0/8", "2001:db8::/48", "0.0.0.0/0"] {
+        for text in
+            ["203.0.113.7/32", "2001:db8::1/128", "2001:db8:0:7::/64", "10.0.0.0/8", "2001:db8::/48", "0.0.0.0/0"]
+        {
             let prefix: IpNet = text.parse().unwrap();
             let len = prefix.prefix_len();
             let trie = |address: &[u8]| [&u32::from(len).to_ne_bytes()[..], address].concat();
