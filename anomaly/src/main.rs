@@ -2,18 +2,19 @@
 
 mod cli;
 
-use std::io::{self, Write};
-use std::path::Path;
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anomaly::config::{self, ConfigError, Loaded};
 use anomaly::enforce::{iptables, xdp};
 use anomaly::engine::{BanLength, State};
-use anomaly::replay::{JsonReport, Replay, Report};
+use anomaly::replay::{Replay, Report};
 use anomaly::report::DecisionRow;
 use anomaly::{daemon, store};
 use anyhow::{Context, Result};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
+use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::Method;
 use serde_json::json;
 
@@ -59,6 +60,18 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Config(args::Config::Check) => check(cli),
         Command::Off => off(cli),
         Command::Down => down(cli),
+        Command::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "anomaly", &mut text);
+            show(&String::from_utf8_lossy(&text))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Man => {
+            let mut text = Vec::new();
+            clap_mangen::Man::new(Cli::command()).section("8").render(&mut text)?;
+            show(&String::from_utf8_lossy(&text))?;
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 
@@ -66,7 +79,7 @@ fn run(cli: &Cli, args: &args::Run) -> Result<ExitCode> {
     tracing_subscriber::fmt()
         .with_writer(io::stderr)
         .with_target(false)
-        .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
+        .with_ansi(io::stderr().is_terminal())
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_default_env()
                 .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
@@ -105,15 +118,16 @@ fn replay(cli: &Cli, args: &args::Replay) -> Result<ExitCode> {
         replay.engine().restore(state).map_err(|_| anyhow::anyhow!(bad()))?;
     }
     let out = io::BufWriter::new(io::stdout().lock());
+    let bar = progress_bar(&args.files);
     let finished = if args.json {
-        let mut report = JsonReport(out);
+        let mut report = JsonReport { out, bar };
         let finished = replay.run(&args.files, &mut report);
         finished.and_then(|()| {
             let summary = json!({ "summary": replay.summary(stopwatch()) });
-            Ok(writeln!(report.0, "{summary}").and_then(|()| report.0.flush())?)
+            Ok(writeln!(report.out, "{summary}").and_then(|()| report.out.flush())?)
         })
     } else {
-        let mut report = TextReport(out);
+        let mut report = TextReport { out, bar };
         let finished = replay.run(&args.files, &mut report);
         finished.and_then(|()| {
             let s = replay.summary(stopwatch());
@@ -123,7 +137,7 @@ fn replay(cli: &Cli, args: &args::Replay) -> Result<ExitCode> {
                  {} global anomalies; {:.2} s, {rate} records/s",
                 s.records, s.rejected, s.late, s.tracked_ips_peak, s.bans, s.unbans, s.blocked, s.global_anomalies, s.elapsed_secs
             );
-            Ok(writeln!(report.0, "{text}").and_then(|()| report.0.flush())?)
+            Ok(writeln!(report.out, "{text}").and_then(|()| report.out.flush())?)
         })
     };
     match finished {
@@ -143,8 +157,43 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|e| e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
 }
 
+/// A bar on standard error, while that is a terminal and all sizes are known.
+fn progress_bar(files: &[PathBuf]) -> ProgressBar {
+    let sizes: Option<Vec<u64>> = files.iter().map(|f| std::fs::metadata(f).ok().map(|m| m.len())).collect();
+    let total: u64 = sizes.unwrap_or_default().iter().sum();
+    if total == 0 || !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{bar:40} {percent:>3} %, {bytes} of {total_bytes}, {eta} to go");
+    let bar = ProgressBar::new(total);
+    match style {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+/// Replay's rows as JSON Lines.
+struct JsonReport<W: Write> {
+    out: W,
+    bar: ProgressBar,
+}
+
+impl<W: Write> Report for JsonReport<W> {
+    fn row(&mut self, row: &DecisionRow, _reason: &str) -> io::Result<()> {
+        serde_json::to_writer(&mut self.out, row)?;
+        self.out.write_all(b"\n")
+    }
+
+    fn progress(&mut self, bytes: u64) {
+        self.bar.set_position(bytes);
+    }
+}
+
 /// Replay's rows for people.
-struct TextReport<W: Write>(W);
+struct TextReport<W: Write> {
+    out: W,
+    bar: ProgressBar,
+}
 
 impl<W: Write> Report for TextReport<W> {
     fn row(&mut self, row: &DecisionRow, reason: &str) -> io::Result<()> {
@@ -156,10 +205,12 @@ impl<W: Write> Report for TextReport<W> {
         };
         let offence = row.offence.map(|n| format!(", offence {n}")).unwrap_or_default();
         let colon = if reason.is_empty() { "" } else { ": " };
-        writeln!(self.0, "{}  {:<14} {ip}{length}{offence}{colon}{reason}", row.time, row.action)
+        writeln!(self.out, "{}  {:<14} {ip}{length}{offence}{colon}{reason}", row.time, row.action)
     }
 
-    fn progress(&mut self, _bytes: u64) {}
+    fn progress(&mut self, bytes: u64) {
+        self.bar.set_position(bytes);
+    }
 }
 
 fn get(

@@ -19,6 +19,7 @@ use prometheus_client::registry::Registry;
 use crate::daemon::Live;
 use crate::enforce::{Incident, Totals};
 use crate::engine::{Decision, Level, Output, Snapshot};
+use crate::notify::SinkHealth;
 use crate::record::Reject;
 use crate::tail::Counts;
 use crate::time::Timestamp;
@@ -352,6 +353,17 @@ impl Metrics {
         raise(&self.read_errors, read_errors);
         for (reject, lines) in rejected {
             raise(&self.rejected_lines.get_or_create(&ReasonLabels { reason: reject_word(*reject) }), *lines);
+        }
+    }
+
+    /// Takes how each sink of notices is doing.
+    pub fn sinks(&self, sinks: &[SinkHealth]) {
+        for sink in sinks {
+            let labels = TargetLabels { target: sink.name };
+            raise(&self.notify_sent.get_or_create(&labels), sink.sent);
+            raise(&self.notify_retried.get_or_create(&labels), sink.retried);
+            raise(&self.notify_lost.get_or_create(&labels), sink.lost);
+            self.notify_queued.get_or_create(&labels).set(sink.waiting as f64);
         }
     }
 

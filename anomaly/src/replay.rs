@@ -2,9 +2,11 @@
 //!
 //! Log time is the only time here, so that the same files give the same rows.
 
+use std::cell::Cell;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -55,18 +57,6 @@ pub trait Report {
 
     /// Called about every 256 KiB with the bytes read so far (as stored, so of the compressed file).
     fn progress(&mut self, bytes: u64);
-}
-
-/// Writes JSON Lines.
-pub struct JsonReport<W: Write>(pub W);
-
-impl<W: Write> Report for JsonReport<W> {
-    fn row(&mut self, row: &DecisionRow, _reason: &str) -> io::Result<()> {
-        serde_json::to_writer(&mut self.0, row)?;
-        self.0.write_all(b"\n")
-    }
-
-    fn progress(&mut self, _bytes: u64) {}
 }
 
 /// A replay in progress.
@@ -133,10 +123,12 @@ impl Replay {
             match outcome.stopped {
                 Stopped::AtLimit => return Ok(()),
                 Stopped::OutOfBytes => {
+                    let before = source.read_bytes.get();
                     let more = source.fill().with_context(|| source.name())?;
-                    *bytes += more as u64;
+                    *bytes += source.read_bytes.get() - before;
                     report.progress(*bytes);
                     if more == 0 && source.at_end() {
+                        self.summary.rejected += u64::from(source.skipping);
                         source.next = None;
                         return Ok(());
                     }
@@ -189,6 +181,8 @@ fn write_rows(out: &mut Vec<Output>, summary: &mut Summary, report: &mut dyn Rep
 struct Source {
     path: PathBuf,
     reader: Box<dyn Read>,
+    /// Bytes read of the file as it is stored.
+    read_bytes: Rc<Cell<u64>>,
     parser: Parser,
     buffer: Vec<u8>,
     start: usize,
@@ -197,6 +191,20 @@ struct Source {
     /// The rest of a line that is longer than [`MAX_LINE`] is being skipped.
     skipping: bool,
     next: Option<Timestamp>,
+}
+
+/// Counts what is read through it.
+struct Counted<R> {
+    inner: R,
+    bytes: Rc<Cell<u64>>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.bytes.set(self.bytes.get() + read as u64);
+        Ok(read)
+    }
 }
 
 struct Outcome {
@@ -225,12 +233,14 @@ impl Source {
                 n => have += n,
             }
         }
-        let raw = io::Cursor::new(magic[..have].to_vec()).chain(raw);
+        let read_bytes = Rc::new(Cell::new(0));
+        let raw = Counted { inner: io::Cursor::new(magic[..have].to_vec()).chain(raw), bytes: Rc::clone(&read_bytes) };
         let reader: Box<dyn Read> =
             if magic == [0x1f, 0x8b] { Box::new(MultiGzDecoder::new(raw)) } else { Box::new(raw) };
         Ok(Self {
             path: path.to_path_buf(),
             reader,
+            read_bytes,
             parser: Parser::new(),
             buffer: vec![0; CHUNK],
             start: 0,

@@ -47,6 +47,13 @@ pub enum Command {
     Off,
     /// Remove every trace of anomaly from the kernel: links, maps, rules; works without the daemon
     Down,
+    /// Print the completions of a shell: source them, or put them where it looks for them
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page: anomaly man > anomaly.8
+    Man,
 }
 
 /// Arguments of `run`.

@@ -606,7 +606,9 @@ impl Apply {
         if self.audit.failing().is_none() && self.snapshots.failing().is_none() {
             self.degrade("audit", None);
         }
-        for sink in self.notifier.health() {
+        let sinks = self.notifier.health();
+        self.metrics.sinks(&sinks);
+        for sink in sinks {
             let reason = sink.failing.map(|(lasts, why)| format!("nothing delivered for {} s: {why}", lasts.as_secs()));
             self.degrade(sink.name, reason);
         }

@@ -15,6 +15,7 @@ use super::apply::{Progress, Reply, Work};
 use super::clock::{now, stopwatch};
 use super::log_watch::LogWatch;
 use crate::config::Config;
+use crate::enforce::{covered_by, overlaps};
 use crate::engine::{Command, Engine, Input, Output, Snapshot};
 use crate::metrics::reject_word;
 use crate::record::{Parser, Record, Reject};
@@ -367,11 +368,10 @@ impl Hot {
                 self.send_outputs(Some(Reply::Unban(reply)));
             }
             Request::Explain { prefix, reply } => {
-                let global_rate = self.engine.snapshot(0).global_rate;
+                let Snapshot { global_rate, bans, .. } = self.engine.snapshot(0);
                 let client = self.engine.client(prefix.addr()).map(|c| TopRow::new(&c, global_rate));
-                let allowlisted_by = crate::enforce::covered_by(&prefix, &self.config.allowlist);
-                let bans = self.engine.snapshot(0).bans;
-                let active = bans.into_iter().filter(|b| crate::enforce::overlaps(&b.prefix, &prefix)).collect();
+                let allowlisted_by = covered_by(&prefix, &self.config.allowlist);
+                let active = bans.into_iter().filter(|b| overlaps(&b.prefix, &prefix)).collect();
                 self.outbox.send(Work::Explain { prefix, client, allowlisted_by, active, reply });
             }
             Request::Configure { config, reply } => {

@@ -360,7 +360,10 @@ impl Service {
         };
         let work = self.work.clone();
         // The apply thread may be busy with a firewall that hangs; nobody else may wait for it.
-        tokio::task::spawn_blocking(move || work.send(Work::Reloaded(outcome)));
+        tokio::task::spawn_blocking(move || {
+            // It only fails when the daemon ends.
+            let _ = work.send(Work::Reloaded(outcome));
+        });
     }
 
     async fn take(&mut self, mut config: Config) -> Result<Box<Config>, String> {
