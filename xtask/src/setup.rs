@@ -90,6 +90,7 @@ fn stop_service(name: &str) {
         if stopped.is_ok_and(|status| status.success()) {
             eprintln!("stopped and disabled the service {name}, which Debian starts on installation");
         }
+    }
 }
 
 /// Whether apt knows all of these. Updates its lists once when it does not.
