@@ -3,5 +3,6 @@
 //! `ANOMALY_EBPF_OBJECT` names another build of the kernel program to test.
 
 mod attach;
+mod keep;
 mod packets;
 mod rig;
