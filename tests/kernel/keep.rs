@@ -107,7 +107,7 @@ fn maps_of_another_layout_are_replaced_and_their_bans_kept() {
     std::fs::remove_file(&pin).unwrap();
     let mut strange = HashMap::<MapData, u32, [u64; 7]>::create(500, 0).unwrap();
     for (address, until) in [([10, 77, 0, 2], u64::MAX), ([10, 77, 0, 3], 1)] {
-        strange.insert(&u32::from_ne_bytes(address), &[until, 9, 9, 9, 9, 9, 9], 0).unwrap();
+        strange.insert(u32::from_ne_bytes(address), [until, 9, 9, 9, 9, 9, 9], 0).unwrap();
     }
     strange.pin(&pin).unwrap();
     let (mut xdp, incidents) = rig.open(&rig.settings()).unwrap();
