@@ -19,6 +19,16 @@ pub const fn package(name: &'static str, shows: &'static str) -> Package {
     Package { name, shows }
 }
 
+/// What a lab of namespaces (`tests/lab`) runs.
+pub const LAB: &[Package] = &[
+    package("iproute2", "ip"),
+    package("iptables", "iptables"),
+    package("nginx", "nginx"),
+    package("curl", "curl"),
+    package("util-linux", "nsenter"),
+    package("mount", "mount"),
+];
+
 /// Whether a program is on the PATH or in the sbin directories, or an absolute path exists.
 pub fn is_there(shows: &str) -> bool {
     if shows.starts_with('/') {
@@ -65,7 +75,22 @@ pub fn install(what: &str, packages: &[&str], yes: bool) -> Result<()> {
     apt(&["update", "-qq"]).context("apt-get update")?;
     let mut args = vec!["install", "-y", "-qq", "--no-install-recommends"];
     args.extend(packages);
-    apt(&args).with_context(|| by_hand.clone())
+    apt(&args).with_context(|| by_hand.clone())?;
+    if packages.contains(&"nginx") {
+        stop_service("nginx");
+    }
+    Ok(())
+}
+
+/// Debian starts a service as soon as it is installed; who only wanted to run tests did not ask for
+/// a web server on port 80.
+fn stop_service(name: &str) {
+    if is_there("systemctl") {
+        let stopped = Command::new("systemctl").args(["disable", "--now", name]).stderr(Stdio::null()).status();
+        if stopped.is_ok_and(|status| status.success()) {
+            eprintln!("stopped and disabled the service {name}, which Debian starts on installation");
+        }
+    }
 }
 
 /// Whether apt knows all of these. Updates its lists once when it does not.
