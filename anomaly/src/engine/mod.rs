@@ -20,7 +20,10 @@ pub enum Input<'a> {
     Record(&'a Record<'a>),
     /// Nothing but `now`: lets bans end and, once the log has been read to its end, windows run
     /// empty. Sent at [`Engine::next_deadline`] or later.
-    Tick,
+    Tick {
+        /// The log has been read to its end.
+        caught_up: bool,
+    },
     /// An operator's wish.
     Command(Command),
 }
