@@ -1,5 +1,7 @@
 //! The iptables enforcer on the real thing, in both variants: rules, sets and packets.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 mod town;
 
 use std::os::unix::fs::PermissionsExt;
