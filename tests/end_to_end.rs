@@ -15,7 +15,7 @@ mod start;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::Value;
 
 use crate::lab::client::Traffic;
@@ -25,12 +25,6 @@ use crate::lab::{Lab, clock, history, ready};
 /// The daemon's binary, as cargo built it for these tests.
 fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_anomaly"))
-}
-
-/// The kernel program that the daemon ships.
-fn object() -> Result<Vec<u8>> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../anomaly-ebpf/anomaly-ebpf.o");
-    std::fs::read(&file).with_context(|| file.display().to_string())
 }
 
 /// A lab whose log holds half an hour of quiet traffic; `None` where there can be none.

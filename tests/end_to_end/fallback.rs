@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anomaly::enforce::xdp::OBJECT;
 use anyhow::{Context, Result, ensure};
 use aya::programs::{ProgramInfo, Xdp, XdpMode};
 
@@ -31,7 +32,7 @@ fn beside_a_foreign_program(
     let Some(lab) = lab(test)? else { return Ok(()) };
     let _nginx = Nginx::start(&lab)?;
     // Our own object, loaded as a stranger would: no pins of ours, maps that ban nobody.
-    let mut foreign = aya::Ebpf::load(&super::object()?)?;
+    let mut foreign = aya::Ebpf::load(OBJECT)?;
     let program: &mut Xdp = foreign.program_mut("anomaly").context("the object's program")?.try_into()?;
     program.load()?;
     lab.server.within(|| program.attach(INTERFACE, mode))??;

@@ -120,15 +120,14 @@ impl<'lab> Daemon<'lab> {
     /// # Errors
     /// With what it printed, when it ends or stays silent.
     pub fn wait_ready(&mut self) -> Result<()> {
-        let ready = clock::wait_for("the daemon to answer", Duration::from_secs(30), || {
-            if self.process.ended().is_some() {
-                return Some(false);
-            }
-            self.json(&["status"]).is_ok().then_some(true)
+        let mut last = None;
+        let ready = clock::wait_until("the daemon to answer", Duration::from_secs(30), || {
+            last = Some(self.status());
+            matches!(last, Some(Ok(_))) || self.process.ended().is_some()
         });
-        match ready {
-            Ok(true) => Ok(()),
-            _ => bail!("the daemon {} does not run: {}", self.config.name, self.output()),
+        match last {
+            Some(Ok(_)) if ready.is_ok() => Ok(()),
+            said => bail!("the daemon {} does not run: {said:?}: {}", self.config.name, self.output()),
         }
     }
 
