@@ -3,4 +3,5 @@
 //! `ANOMALY_EBPF_OBJECT` names another build of the kernel program to test.
 
 mod attach;
+mod packets;
 mod rig;

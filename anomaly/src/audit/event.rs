@@ -146,21 +146,29 @@ impl Event<'_> {
 
     /// The whole line, newline included.
     pub(super) fn line(&self, ts: Timestamp, enforcer: &str) -> String {
-        let error = self.error();
-        let line = Line {
-            ts: ts.to_string(),
-            event: self.name(),
-            enforcer: enforcer.into(),
-            ok: error.is_none(),
-            error,
-            body: self.body(),
-        };
         // Strings, numbers and finite floats only: this cannot fail. If it ever does, the event is still named.
-        let mut text = serde_json::to_string(&line).unwrap_or_else(|_| {
+        let mut text = serde_json::to_string(&self.row(ts, Some(enforcer))).unwrap_or_else(|_| {
             format!(r#"{{"ts":"{ts}","event":"{}","ok":false,"error":"not serialisable"}}"#, self.name())
         });
         text.push('\n');
         text
+    }
+
+    /// The same as a value, for the webhook.
+    pub(crate) fn json(&self, ts: Timestamp, enforcer: Option<&str>) -> serde_json::Value {
+        serde_json::to_value(self.row(ts, enforcer)).unwrap_or_default()
+    }
+
+    fn row(&self, ts: Timestamp, enforcer: Option<&str>) -> Line {
+        let error = self.error();
+        Line {
+            ts: ts.to_string(),
+            event: self.name(),
+            enforcer: enforcer.map(text),
+            ok: error.is_none(),
+            error,
+            body: self.body(),
+        }
     }
 
     fn body(&self) -> Body {
@@ -240,7 +248,8 @@ impl Event<'_> {
 struct Line {
     ts: String,
     event: &'static str,
-    enforcer: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    enforcer: Option<String>,
     ok: bool,
     error: Option<String>,
     #[serde(flatten)]

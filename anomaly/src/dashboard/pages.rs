@@ -21,6 +21,14 @@ macro_rules! assets {
 const ASSETS: &[(&str, &str, &str)] = assets! {
     "style.css" "text/css; charset=utf-8"
     "app.js" "text/javascript; charset=utf-8"
+    "api.js" "text/javascript; charset=utf-8"
+    "cards.js" "text/javascript; charset=utf-8"
+    "chart.js" "text/javascript; charset=utf-8"
+    "dialogs.js" "text/javascript; charset=utf-8"
+    "dom.js" "text/javascript; charset=utf-8"
+    "format.js" "text/javascript; charset=utf-8"
+    "ip.js" "text/javascript; charset=utf-8"
+    "tables.js" "text/javascript; charset=utf-8"
     "icon.svg" "image/svg+xml"
 };
 

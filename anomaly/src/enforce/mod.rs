@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::config::{self, Backend};
+
 pub mod both;
 pub mod dry_run;
 pub mod guard;
@@ -243,6 +245,56 @@ pub trait Enforcer: Send {
     fn close(self: Box<Self>, keep: bool) -> Result<(), EnforceError>;
 }
 
+/// Opens what the configuration asks for. `auto` takes the best rung that carries: XDP native, XDP
+/// generic, iptables; each step down is an [`Incident::Fallback`]. Where only some interfaces take XDP,
+/// iptables covers the others.
+///
+/// What an earlier daemon left in the kernel with another enforcer is removed, once the new one works.
+///
+/// # Errors
+/// That of the enforcer asked for, or of the last rung. [`EnforceError::InUse`] and
+/// [`EnforceError::NoInterface`] are final: no lower rung would make them right.
+pub fn open(config: &config::Enforcer) -> Result<(Box<dyn Enforcer>, Vec<Incident>), EnforceError> {
+    match config.backend {
+        Backend::DryRun => Ok((Box::new(dry_run::DryRun::new()), Vec::new())),
+        Backend::Iptables => open_iptables(config),
+        Backend::Xdp => {
+            let (xdp, incidents) = xdp::XdpEnforcer::open(config)?;
+            Ok((Box::new(both::Both::new(Box::new(xdp), None)), incidents))
+        }
+        Backend::Auto => match xdp::XdpEnforcer::open(config) {
+            Ok((xdp, incidents)) => {
+                let lower = config.clone();
+                let open_lower = move || {
+                    let (iptables, incidents) = iptables::IptablesEnforcer::open(&lower)?;
+                    Ok((Box::new(iptables) as Box<dyn Enforcer>, incidents))
+                };
+                Ok((Box::new(both::Both::new(Box::new(xdp), Some(Box::new(open_lower)))), incidents))
+            }
+            Err(error @ (EnforceError::InUse(..) | EnforceError::NoInterface(_))) => Err(error),
+            Err(error) => {
+                let (iptables, mut incidents) = open_iptables(config)?;
+                let (from, to) = ("xdp".into(), "iptables".into());
+                incidents.insert(0, Incident::Fallback { interface: None, from, to, reason: error.to_string() });
+                Ok((iptables, incidents))
+            }
+        },
+    }
+}
+
+fn open_iptables(config: &config::Enforcer) -> Result<(Box<dyn Enforcer>, Vec<Incident>), EnforceError> {
+    let (iptables, mut incidents) = iptables::IptablesEnforcer::open(config)?;
+    match xdp::down(&config.pin_dir) {
+        Ok(removed) if removed == xdp::Removed::default() => {}
+        Ok(removed) => tracing::info!(?removed, "removed what an earlier daemon left in XDP"),
+        Err(error @ EnforceError::InUse(..)) => return Err(error),
+        Err(error) => incidents.push(Incident::Degraded {
+            reason: format!("bans that an earlier daemon left in XDP may stay in force after an unban: {error}"),
+        }),
+    }
+    Ok((Box::new(iptables), incidents))
+}
+
 /// What the kernel holds against what it should hold: bans it lacks are set, entries nobody wants
 /// are removed.
 ///
@@ -295,10 +347,4 @@ pub fn covered_by(prefix: &IpNet, entries: &[IpNet]) -> Option<IpNet> {
 /// The prefix of one address: /32 or /128.
 pub fn host(address: IpAddr) -> IpNet {
     IpNet::from(address)
-}
-
-/// Opens.
-pub fn open(config: &crate::config::Enforcer) -> Result<(Box<dyn Enforcer>, Vec<Incident>), EnforceError> {
-    let _ = config;
-    Ok((Box::new(dry_run::DryRun::new()), Vec::new()))
 }

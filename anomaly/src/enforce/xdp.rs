@@ -543,8 +543,13 @@ fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(NEVER)
 }
 
+/// A ban without time left has ended: the program's clock is up to a tick behind ours, so `now` would not do.
 fn until_ns(left: Option<Duration>, now: u64) -> u64 {
-    left.map_or(NEVER, |left| now.saturating_add(nanos(left)))
+    match left {
+        None => NEVER,
+        Some(Duration::ZERO) => 0,
+        Some(left) => now.saturating_add(nanos(left)),
+    }
 }
 
 /// Writes what the kernel program logs into our own log.

@@ -163,7 +163,18 @@ fn try_lock(path: &Path) -> Result<Option<OwnedFd>, EnforceError> {
         Err(rustix::io::Errno::NOENT) => return Ok(None),
         other => other.map_err(|e| pin_error("opening", path, e.into()))?,
     };
-    match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+    let mut tries = 0;
+    let answer = loop {
+        match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+            // An owner that just died is outlived for a moment by what it was about to start.
+            Err(rustix::io::Errno::WOULDBLOCK) if tries < 20 => {
+                tries += 1;
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            answer => break answer,
+        }
+    };
+    match answer {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {
             let owner = rustix::fs::fstat(&dir).ok().and_then(|stat| lock_owner(stat.st_dev, stat.st_ino));
