@@ -135,8 +135,8 @@ fn replay(cli: &Cli, args: &args::Replay) -> Result<ExitCode> {
         let mut report = JsonReport { out, bar };
         let finished = replay.run(&args.files, &mut report);
         finished.and_then(|()| {
-            let summary = json!({ "summary": replay.summary(stopwatch()) });
-            Ok(writeln!(report.out, "{summary}").and_then(|()| report.out.flush())?)
+            let summary = serde_json::to_string(&replay.summary(stopwatch()))?;
+            Ok(writeln!(report.out, "{{\"summary\":{summary}}}").and_then(|()| report.out.flush())?)
         })
     } else {
         let mut report = TextReport { out, bar };
