@@ -2,6 +2,7 @@
 
 mod audit;
 mod detection;
+mod end_to_end;
 mod enforce_iptables;
 mod kernel;
 mod lab;

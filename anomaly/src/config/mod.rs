@@ -11,7 +11,19 @@ use ipnet::IpNet;
 
 use crate::engine;
 
-/// A checked configuration.
+mod check;
+mod raw;
+
+pub use check::duration;
+pub use raw::{ConfigError, Loaded, load, parse};
+
+/// Where the configuration is looked for when no `--config` is given.
+pub const DEFAULT_PATH: &str = "/etc/anomaly/anomaly.toml";
+
+/// The commented sample: every key with its default, unit and range.
+pub const SAMPLE: &str = include_str!("sample.toml");
+
+/// A checked configuration. The sample is its documentation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Where requests are read.
@@ -158,5 +170,41 @@ pub struct Audit {
     pub max_bytes: u64,
 }
 
-/// The commented sample.
-pub const SAMPLE: &str = "";
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            log: Log {
+                paths: vec!["/var/log/nginx/access.json".into()],
+                backfill: Duration::from_secs(86_400),
+                log_requests: false,
+            },
+            enforcer: Enforcer {
+                backend: Backend::Auto,
+                interfaces: vec!["auto".into()],
+                xdp_mode: XdpMode::Auto,
+                on_stop: OnStop::Keep,
+                grace: Duration::from_secs(86_400),
+                pin_dir: "/sys/fs/bpf/anomaly".into(),
+                max_bans: 1_048_576,
+                iptables_max_rules: 500,
+                iptables_raw_prerouting: false,
+                probe_log: false,
+            },
+            allowlist: Vec::new(),
+            trusted_proxies: Vec::new(),
+            engine: engine::Settings::default(),
+            notify: Notify::default(),
+            dashboard: Dashboard {
+                listen: Some(SocketAddr::from(([127, 0, 0, 1], 8081))),
+                socket: "/run/anomaly/anomaly.sock".into(),
+                token: None,
+            },
+            store_path: "/var/lib/anomaly/state.db".into(),
+            audit: Audit {
+                path: "/var/log/anomaly/audit.jsonl".into(),
+                snapshot_path: "/var/log/anomaly/snapshots.log".into(),
+                max_bytes: 50 << 20,
+            },
+        }
+    }
+}
