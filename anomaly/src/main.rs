@@ -27,11 +27,23 @@ fn main() -> ExitCode {
     match dispatch(&cli) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("anomaly: {error:#}");
+            eprintln!("anomaly: {}", in_one_line(&error));
             let usage = error.downcast_ref::<ConfigError>().is_some();
             ExitCode::from(if usage { 2 } else { 1 })
         }
     }
+}
+
+/// The error and its causes, without a cause that has been told already: some errors name theirs themselves.
+fn in_one_line(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text += ": ";
+            text += &cause;
+        }
+    }
+    text
 }
 
 /// The configuration as `-c` and the environment say it.
@@ -124,8 +136,8 @@ fn replay(cli: &Cli, args: &args::Replay) -> Result<ExitCode> {
         let mut report = JsonReport { out, bar };
         let finished = replay.run(&args.files, &mut report);
         finished.and_then(|()| {
-            let summary = json!({ "summary": replay.summary(stopwatch()) });
-            Ok(writeln!(report.out, "{summary}").and_then(|()| report.out.flush())?)
+            let summary = serde_json::to_string(&replay.summary(stopwatch()))?;
+            Ok(writeln!(report.out, "{{\"summary\":{summary}}}").and_then(|()| report.out.flush())?)
         })
     } else {
         let mut report = TextReport { out, bar };

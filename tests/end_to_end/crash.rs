@@ -27,7 +27,8 @@ fn bans_hold_through_kill_and_restart() -> Result<()> {
     let before = wait_for_ban(&daemon, ATTACKER.v4, 1, Duration::from_secs(3))?;
     daemon.wait_for_audit("ban", Some(ATTACKER.v4), 1, Duration::from_secs(3))?;
     let notices = || slack.bodies().iter().filter(|body| body.contains(ATTACKER.v4)).count();
-    clock::wait_until("the notice", Duration::from_secs(10), || notices() == 1)?;
+    clock::wait_until("the notice", Duration::from_secs(10), || notices() == 1)
+        .map_err(|e| e.context(format!("{:?} {}", slack.bodies(), daemon.output())))?;
     let since = clock::now();
     for _ in 0..3 {
         daemon.kill();

@@ -18,7 +18,7 @@ fn sighup_applies_a_valid_configuration_and_survives_an_invalid_one() -> Result<
     let Some(lab) = lab("sighup_applies_a_valid_configuration_and_survives_an_invalid_one")? else { return Ok(()) };
     let _nginx = Nginx::start(&lab)?;
     let config = Config::new(&lab, "reload").with("bans", "durations", r#"["60s", "permanent"]"#);
-    let mut daemon = daemon(&lab, config.clone())?;
+    let daemon = daemon(&lab, config.clone())?;
     let honest = Traffic::start(&lab.honest, Plan::new(HONEST.v4(), 5.0));
     let flood = Traffic::start(&lab.attacker, Plan::new(ATTACKER.v4(), 50.0));
     let before = wait_for_ban(&daemon, ATTACKER.v4, 1, Duration::from_secs(20))?;
@@ -40,6 +40,7 @@ fn sighup_applies_a_valid_configuration_and_survives_an_invalid_one() -> Result<
 
     daemon.reload("[bans]\ndurations = [\"a while\"]\n")?;
     let refused = daemon.wait_for_audit("config_reloaded", None, 2, Duration::from_secs(10))?;
+    daemon.rewrite(&config.text())?;
     ensure!(refused[1]["ok"] == false && refused[1]["error"].to_string().contains("durations"), "{refused:?}");
     ensure!(daemon.output().lines().any(|l| l.contains("ERROR") && l.contains("durations")), "{}", daemon.output());
     ensure!(daemon.ban_of(ATTACKER.v4)?.is_some(), "the ban was lost");

@@ -214,10 +214,18 @@ impl<'lab> Daemon<'lab> {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn reload(&mut self, text: &str) -> Result<()> {
-        std::fs::write(config_file(self.lab, &self.config), text)?;
+    pub fn reload(&self, text: &str) -> Result<()> {
+        self.rewrite(text)?;
         self.process.signal(Signal::HUP);
         Ok(())
+    }
+
+    /// Replaces its configuration file, which the command line reads too.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn rewrite(&self, text: &str) -> Result<()> {
+        Ok(std::fs::write(config_file(self.lab, &self.config), text)?)
     }
 
     /// `kill -9`.
