@@ -2,6 +2,9 @@
 //!
 //! `ANOMALY_EBPF_OBJECT` names another build of the kernel program to test.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
 mod attach;
+mod keep;
 mod packets;
 mod rig;

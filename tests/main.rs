@@ -8,6 +8,7 @@ mod kernel;
 mod lab;
 mod sinks;
 mod store;
+mod store_crash;
 mod tail;
 mod tidy;
 mod web;

@@ -20,6 +20,34 @@ pub enum Unreadable {
     Truncated,
 }
 
+/// Loads from a constant offset, as an instruction that the compiler cannot merge with the same load from another
+/// offset in another branch: that would make the offset a variable, which the verifier takes from nobody
+/// without `CAP_PERFMON`.
+macro_rules! load {
+    ($name:ident, $type:ty, $instruction:literal) => {
+        macro_rules! $name {
+            ($base:expr, $offset:expr) => {{
+                #[cfg(target_arch = "bpf")]
+                {
+                    let value: u64;
+                    core::arch::asm!(
+                        $instruction,
+                        value = out(reg) value,
+                        base = in(reg) $base,
+                        offset = const $offset,
+                        options(readonly, nostack),
+                    );
+                    value as $type
+                }
+                #[cfg(not(target_arch = "bpf"))]
+                read::<$type>($base + $offset)
+            }};
+        }
+    };
+}
+load!(load_u32, u32, "{value} = *(u32 *)({base} + {offset})");
+load!(load_u64, u64, "{value} = *(u64 *)({base} + {offset})");
+
 const ETHERNET: usize = 14;
 const TAG: usize = 4;
 const IPV4: usize = 20;
@@ -81,26 +109,18 @@ fn ip<const AT: usize>(ctx: &XdpContext) -> Result<Source, Below> {
                 return Err(TRUNCATED);
             }
             // SAFETY: the whole header is inside the packet.
-            Ok(Source::V4(unsafe { read(data + AT + 12) }))
+            Ok(Source::V4(unsafe { load_u32!(data, AT + 12) }))
         }
         ethertype::IPV6 => {
             if data + AT + IPV6 > end {
                 return Err(TRUNCATED);
             }
             // SAFETY: the whole header is inside the packet.
-            let (high, low) = unsafe { (word(data + AT + 8), word(data + AT + 16)) };
-            Ok(Source::V6(high, low))
+            Ok(unsafe { Source::V6(load_u64!(data, AT + 8), load_u64!(data, AT + 16)) })
         }
         ethertype::VLAN | ethertype::QINQ | ethertype::OLD_QINQ => Err(Below::Tag),
         _ => Err(Below::Unreadable(Unreadable::NotIp)),
     }
-}
-
-/// Eight bytes at an address that is a multiple of two only.
-#[inline(always)]
-unsafe fn word(at: usize) -> u64 {
-    // SAFETY: the caller's.
-    unsafe { read(at) }
 }
 
 #[inline(always)]

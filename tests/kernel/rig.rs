@@ -4,12 +4,12 @@ use std::net::UdpSocket;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use anomaly::config::{Backend, Enforcer as Settings, OnStop, XdpMode};
 use anomaly::enforce::xdp::{OBJECT, XdpEnforcer};
-use anomaly::enforce::{EnforceError, Incident};
+use anomaly::enforce::{EnforceError, Enforcer, Incident};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -53,11 +53,31 @@ impl Rig {
             ip(&["-n", namespace, "addr", "add", &format!("fd{net}::{last}/64"), "dev", name, "nodad"]);
             ip(&["-n", namespace, "link", "set", name, "up"]);
         }
+        // Up is only asked for above; until the kernel has seen to it, nothing at all passes.
+        for (namespace, name) in [(&self.host, host), (&self.peer, peer)] {
+            for _ in 0..300 {
+                let output = Command::new("ip").args(["-n", namespace, "link", "show", "dev", name]).output().unwrap();
+                if String::from_utf8_lossy(&output.stdout).contains("state UP") {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
     }
 
     /// `ip` in the host's namespace.
     pub fn ip(&self, args: &[&str]) {
         ip(&[&["-n", &self.host], args].concat());
+    }
+
+    /// Whether this kernel knows VLAN interfaces.
+    pub fn has_vlans(&self) -> bool {
+        let add = ["-n", &self.host, "link", "add", "link", "va", "name", "probe.1", "type", "vlan", "id", "1"];
+        let there = Command::new("ip").args(add).output().is_ok_and(|output| output.status.success());
+        if there {
+            self.ip(&["link", "del", "probe.1"]);
+        }
+        there
     }
 
     /// Runs something on the host.
@@ -96,6 +116,33 @@ impl Rig {
         self.on_host(|| open(settings))
     }
 
+    /// Sends datagrams from the peer without pause while `during` runs on the caller's thread. Returns its
+    /// answer, how many were sent, and how many arrived.
+    pub fn flood<T>(&self, from: &str, to: &str, during: impl FnOnce() -> T) -> (T, u64, u64) {
+        let socket = self.on_host(|| UdpSocket::bind((to, 0)).unwrap());
+        let target = socket.local_addr().unwrap();
+        let sender = self.on_peer(|| UdpSocket::bind((from, 0)).unwrap());
+        let stop = AtomicBool::new(false);
+        let (answer, sent) = std::thread::scope(|scope| {
+            let flood = scope.spawn(|| {
+                let mut sent = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    // A full queue of the sender is no gap of ours.
+                    sent += u64::from(sender.send_to(&[1], target).is_ok());
+                }
+                sent
+            });
+            let answer = std::panic::catch_unwind(std::panic::AssertUnwindSafe(during));
+            stop.store(true, Ordering::Relaxed);
+            let sent = flood.join().unwrap();
+            (answer.unwrap_or_else(|panic| std::panic::resume_unwind(panic)), sent)
+        });
+        socket.set_read_timeout(Some(Duration::from_millis(150))).unwrap();
+        let mut buffer = [0; 8];
+        let arrived = std::iter::from_fn(|| socket.recv(&mut buffer).ok()).count() as u64;
+        (answer, sent, arrived)
+    }
+
     /// Of `count` datagrams from the peer's `from`, how many arrive on the host's `to`.
     pub fn arrive(&self, from: &str, to: &str, count: u8) -> usize {
         let socket = self.on_host(|| UdpSocket::bind((to, 0)).unwrap());
@@ -129,6 +176,22 @@ pub fn open(settings: &Settings) -> Result<(XdpEnforcer, Vec<Incident>), Enforce
         Some(path) => XdpEnforcer::open_object(settings, &std::fs::read(path).unwrap()),
         None => XdpEnforcer::open_object(settings, OBJECT),
     }
+}
+
+/// Bans one prefix.
+pub fn ban(enforcer: &mut dyn Enforcer, prefix: &str, secs: Option<u64>) {
+    let drop = anomaly::enforce::Drop { prefix: prefix.parse().unwrap(), left: secs.map(Duration::from_secs) };
+    enforcer.ban(&[drop]).into_iter().collect::<Result<Vec<()>, EnforceError>>().unwrap();
+}
+
+/// Lifts one ban.
+pub fn lift(enforcer: &mut dyn Enforcer, prefix: &str) {
+    enforcer.unban(&[prefix.parse().unwrap()]).into_iter().collect::<Result<Vec<()>, EnforceError>>().unwrap();
+}
+
+/// Mounts bpffs, as a container's start-up does.
+pub fn mount_bpffs(path: &std::path::Path) {
+    rustix::mount::mount("bpf", path, "bpf", rustix::mount::MountFlags::empty(), None).unwrap();
 }
 
 /// Runs `ip`, and fails the test when it fails.

@@ -45,6 +45,7 @@ pub struct Server {
     pub live: watch::Sender<Arc<Live>>,
     pub events: broadcast::Sender<Event>,
     pub metrics: Arc<Metrics>,
+    pub history: Arc<Mutex<History>>,
     stop: Option<oneshot::Sender<()>>,
     gone: Arc<AtomicBool>,
     threads: Vec<std::thread::JoinHandle<()>>,
@@ -61,11 +62,12 @@ impl Server {
         let metrics = Arc::new(Metrics::default());
         let mut history = History::default();
         (0..600).for_each(|s| history.push(point(NOW.as_secs() - 600 + s)));
+        let history = Arc::new(Mutex::new(history));
         let handle = Handle {
             live: live_rx,
             events: events.clone(),
             requests,
-            history: Arc::new(Mutex::new(history)),
+            history: history.clone(),
             metrics: metrics.clone(),
             token: options.token.map(Secret::new),
             public_url: options.public_url.map(str::to_owned),
@@ -101,7 +103,7 @@ impl Server {
         }));
         let mut tcp: SocketAddr = tcp.recv().expect("the server starts");
         tcp.set_ip([127, 0, 0, 1].into());
-        Self { tcp, socket, live, events, metrics, stop: Some(stop), gone, threads, _dir: dir }
+        Self { tcp, socket, live, events, metrics, history, stop: Some(stop), gone, threads, _dir: dir }
     }
 
     /// Shows a changed picture.

@@ -79,8 +79,15 @@ impl Snapshots {
                     let kept = &text[..text.floor_char_boundary(limit)];
                     let cut = if kept.len() < text.len() { format!(" cut_to={}", kept.len()) } else { String::new() };
                     let _ = writeln!(entry, "{now} full enforcer={enforcer} bytes={}{cut}", text.len());
+                    entry.reserve(kept.len() + kept.len() / 8);
                     for line in kept.lines() {
-                        let _ = writeln!(entry, "  {}", inert(line.as_bytes()));
+                        entry.push_str("  ");
+                        if line.bytes().all(|b| (b' '..=b'~').contains(&b)) {
+                            entry.push_str(line);
+                        } else {
+                            entry.push_str(&inert(line.as_bytes()));
+                        }
+                        entry.push('\n');
                     }
                     let _ = writeln!(entry, "{now} end");
                     (true, Duration::from_millis((kept.len() as u64).saturating_mul(1000) / BYTES_PER_SEC))

@@ -228,3 +228,161 @@ impl Enforcer for Both {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::super::{Attachment, reconcile};
+    use super::*;
+
+    /// What a fake holds, shared with the test.
+    #[derive(Clone, Default)]
+    struct Fake(Arc<Mutex<State>>);
+
+    #[derive(Default)]
+    struct State {
+        held: HashSet<IpNet>,
+        gap: bool,
+        closed: Option<bool>,
+    }
+
+    impl Fake {
+        fn held(&self) -> Vec<IpNet> {
+            let mut held: Vec<IpNet> = self.0.lock().unwrap().held.iter().copied().collect();
+            held.sort();
+            held
+        }
+
+        fn hold(&self, prefixes: &[IpNet]) {
+            self.0.lock().unwrap().held.extend(prefixes);
+        }
+
+        fn set_gap(&self, gap: bool) {
+            self.0.lock().unwrap().gap = gap;
+        }
+    }
+
+    impl Enforcer for Fake {
+        fn name(&self) -> Name {
+            Name::Xdp
+        }
+
+        fn ban(&mut self, drops: &[Drop]) -> Vec<Result<(), EnforceError>> {
+            self.hold(&drops.iter().map(|d| d.prefix).collect::<Vec<_>>());
+            drops.iter().map(|_| Ok(())).collect()
+        }
+
+        fn unban(&mut self, prefixes: &[IpNet]) -> Vec<Result<(), EnforceError>> {
+            self.0.lock().unwrap().held.retain(|held| !prefixes.contains(held));
+            prefixes.iter().map(|_| Ok(())).collect()
+        }
+
+        fn banned(&mut self) -> Result<Vec<Held>, EnforceError> {
+            Ok(self.held().into_iter().map(|prefix| Held { prefix, packets: 2, bytes: 100, last_hit: None }).collect())
+        }
+
+        fn snapshot_text(&mut self) -> Result<String, EnforceError> {
+            Ok("fake\n".into())
+        }
+
+        fn set_never_drop(&mut self, _: &[IpNet]) -> Result<(), EnforceError> {
+            Ok(())
+        }
+
+        fn maintain(&mut self) -> Vec<Incident> {
+            Vec::new()
+        }
+
+        fn coverage(&mut self) -> Coverage {
+            let mode = if self.0.lock().unwrap().gap { "none" } else { "native" };
+            let attachments = vec![Attachment { interface: "eth0".into(), mode, reason: None }];
+            Coverage { attachments, totals: Totals { dropped_host: 2, ..Totals::default() } }
+        }
+
+        fn close(self: Box<Self>, keep: bool) -> Result<(), EnforceError> {
+            self.0.lock().unwrap().closed = Some(keep);
+            Ok(())
+        }
+    }
+
+    fn net(text: &str) -> IpNet {
+        text.parse().expect("a prefix")
+    }
+
+    fn forever(prefix: IpNet) -> Drop {
+        Drop { prefix, left: None }
+    }
+
+    /// Never clears away leftovers: that would touch the rules of this machine.
+    fn both(upper: &Fake, lower: &Fake) -> Both {
+        let lower = lower.clone();
+        let open: OpenLower = Box::new(move || Ok((Box::new(lower.clone()), Vec::new())));
+        let mut both = Both::new(Box::new(upper.clone()), Some(open));
+        both.clear_in = 0;
+        both
+    }
+
+    #[test]
+    fn the_second_rung_comes_with_the_first_gap_and_takes_every_ban_over() {
+        let (upper, lower) = (Fake::default(), Fake::default());
+        let mut both = both(&upper, &lower);
+        let first = net("192.0.2.1/32");
+        assert!(both.ban(&[forever(first)])[0].is_ok());
+        assert_eq!((both.name(), lower.held()), (Name::Xdp, vec![]));
+        assert_eq!(both.maintain(), []);
+        upper.set_gap(true);
+        assert_eq!(both.maintain(), []);
+        assert_eq!((both.name(), lower.held()), (Name::XdpAndIptables, vec![first]));
+        let second = net("2001:db8::/64");
+        assert!(both.ban(&[forever(second)])[0].is_ok());
+        assert_eq!((upper.held(), lower.held()), (vec![first, second], vec![first, second]));
+        assert_eq!(both.banned().unwrap()[0].packets, 4, "counters are added up");
+        assert_eq!(both.coverage().totals.dropped_host, 4);
+        both.unban(&[first, second]);
+        assert_eq!((upper.held(), lower.held()), (vec![], vec![]));
+        Box::new(both).close(true).unwrap();
+        assert_eq!((upper.0.lock().unwrap().closed, lower.0.lock().unwrap().closed), (Some(true), Some(true)));
+    }
+
+    #[test]
+    fn what_one_of_them_lost_is_set_again_and_what_nobody_wants_goes() {
+        let (upper, lower) = (Fake::default(), Fake::default());
+        upper.set_gap(true);
+        // An earlier daemon's: in XDP only, in the rules only.
+        upper.hold(&[net("192.0.2.1/32")]);
+        lower.hold(&[net("192.0.2.2/32")]);
+        let mut both = both(&upper, &lower);
+        let wanted = ["192.0.2.1/32", "192.0.2.2/32"].map(|p| forever(net(p)));
+        let done = reconcile(&mut both, &wanted).unwrap();
+        assert_eq!((done.missing, done.orphans), (vec![net("192.0.2.2/32")], vec![]));
+        assert_eq!(upper.held(), lower.held());
+        lower.0.lock().unwrap().held.remove(&net("192.0.2.2/32"));
+        lower.hold(&[net("192.0.2.3/32")]);
+        let done = reconcile(&mut both, &wanted).unwrap();
+        assert_eq!((done.missing, done.orphans), (vec![net("192.0.2.2/32")], vec![net("192.0.2.3/32")]));
+        assert_eq!((upper.held().len(), lower.held().len()), (2, 2));
+    }
+
+    #[test]
+    fn a_second_rung_that_cannot_be_had_is_told_and_tried_again_later() {
+        let upper = Fake::default();
+        upper.set_gap(true);
+        let tries = Arc::new(Mutex::new(0));
+        let count = tries.clone();
+        let open: OpenLower = Box::new(move || {
+            *count.lock().unwrap() += 1;
+            Err(EnforceError::Missing { program: "iptables".into(), package: "iptables", elsewhere: None })
+        });
+        let mut both = Both::new(Box::new(upper), Some(open));
+        both.clear_in = 0;
+        let told = both.maintain();
+        assert!(
+            matches!(&told[..], [Incident::Degraded { reason }] if reason.contains("eth0 without XDP") && reason.contains("apt-get install iptables")),
+            "{told:?}"
+        );
+        assert!(both.ban(&[forever(net("192.0.2.1/32"))])[0].is_ok(), "XDP works on");
+        let later: usize = (0..RETRY_EVERY).map(|_| both.maintain().len()).sum();
+        assert_eq!((*tries.lock().unwrap(), later), (2, 1));
+    }
+}

@@ -45,12 +45,17 @@ pub struct XdpEnforcer {
     logger: Option<EbpfLogger<ProbeLog>>,
     /// Told at the next [`Enforcer::maintain`].
     incidents: Vec<Incident>,
-    /// Those that end first, last one next, to give way while a table is full.
+    /// By table: those that end first, the next to go last. Some may have been lifted or prolonged since.
     next_to_go: HashMap<usize, Vec<(IpNet, u64)>>,
     /// Bans that gave way, with their ends: they do not push others out in turn.
     gave_way: HashMap<IpNet, u64>,
     switched_off: bool,
+    /// Calls of [`Enforcer::maintain`].
+    rounds: u64,
 }
+
+/// Interfaces without XDP are tried again after so many calls of [`Enforcer::maintain`].
+const RETRY_ROUNDS: u64 = 10;
 
 impl std::fmt::Debug for XdpEnforcer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -119,6 +124,7 @@ impl XdpEnforcer {
             next_to_go: HashMap::new(),
             gave_way: HashMap::new(),
             switched_off: false,
+            rounds: 0,
         };
         enforcer
             .kernel
@@ -326,15 +332,15 @@ impl XdpEnforcer {
         Ok(())
     }
 
-    /// Sets the bans of one table. Fails as a whole; [`Enforcer::ban`] then tries one by one.
-    fn put(&mut self, kind: Kind, drops: &[(IpNet, u64)]) -> Result<(), EnforceError> {
+    /// Sets the bans of one table; none of `protect` gives way to them. Fails as a whole; [`Enforcer::ban`]
+    /// then tries one by one.
+    fn put(&mut self, kind: Kind, drops: &[(IpNet, u64)], protect: &HashSet<IpNet>) -> Result<(), EnforceError> {
         let reading = |e| failed("reading", kind.map(), e);
         let prefixes: Vec<IpNet> = drops.iter().map(|(prefix, _)| *prefix).collect();
         let held = tables::existing(self.kernel.table(kind), &prefixes).map_err(reading)?;
         let fresh = prefixes.iter().filter(|prefix| !held.contains_key(prefix)).count();
         if !self.has_room(kind, fresh)? {
-            let protect: HashSet<IpNet> = prefixes.iter().copied().collect();
-            self.give_way(kind, fresh, &protect)?;
+            self.give_way(kind, fresh, protect)?;
         }
         let entries: Vec<(IpNet, Ban)> = drops
             .iter()
@@ -349,7 +355,25 @@ impl XdpEnforcer {
                 Err(EnforceError::Full { capacity: table.capacity() })
             }
             Err(partly) => Err(failed("writing", kind.map(), partly.error)),
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.line_up(kind, drops);
+                Ok(())
+            }
+        }
+    }
+
+    /// New bans take their places among those that go next.
+    fn line_up(&mut self, kind: Kind, drops: &[(IpNet, u64)]) {
+        let Some(line) = self.next_to_go.get_mut(&(kind as usize)) else { return };
+        if drops.len() > 64 {
+            line.clear();
+        }
+        for (prefix, until) in drops {
+            let at = line.partition_point(|(_, other)| other > until);
+            // Behind the last of the line there may be others in the table that end before it.
+            if at > 0 {
+                line.insert(at, (*prefix, *until));
+            }
         }
     }
 
@@ -370,7 +394,10 @@ impl XdpEnforcer {
     fn follow_interfaces(&mut self) {
         let changed = self.watch.as_ref().is_none_or(Watch::changed);
         let lost: Vec<String> = self.attached.iter().filter(|a| !a.is_alive()).map(|a| a.interface.clone()).collect();
-        if !changed && lost.is_empty() {
+        // Somebody else's program goes without a word on netlink.
+        self.rounds += 1;
+        let retry = !self.uncovered.is_empty() && self.rounds.is_multiple_of(RETRY_ROUNDS);
+        if !changed && !retry && lost.is_empty() {
             return;
         }
         for name in lost {
@@ -590,10 +617,11 @@ impl Enforcer for XdpEnforcer {
                 continue;
             }
             let entries: Vec<(IpNet, u64)> = of_kind.iter().map(|(_, entry)| *entry).collect();
-            if self.put(kind, &entries).is_err() {
+            let all: HashSet<IpNet> = entries.iter().map(|(prefix, _)| *prefix).collect();
+            if self.put(kind, &entries, &all).is_err() {
                 // One by one, so that each answer says how it went for that one.
                 for (n, entry) in of_kind {
-                    answers[n] = self.put(kind, &[entry]);
+                    answers[n] = self.put(kind, &[entry], &all);
                 }
             }
         }
@@ -612,14 +640,27 @@ impl Enforcer for XdpEnforcer {
     }
 
     fn unban(&mut self, prefixes: &[IpNet]) -> Vec<Result<(), EnforceError>> {
-        prefixes
-            .iter()
-            .map(|prefix| {
-                let (kind, prefix) = (Kind::of(prefix), prefix.trunc());
-                self.gave_way.remove(&prefix);
-                self.kernel.table(kind).remove(&prefix).map(drop).map_err(|e| failed("writing", kind.map(), e))
-            })
-            .collect()
+        let mut answers: Vec<Result<(), EnforceError>> = prefixes.iter().map(|_| Ok(())).collect();
+        for kind in Kind::ALL {
+            let of_kind: Vec<(usize, IpNet)> = prefixes
+                .iter()
+                .enumerate()
+                .filter(|(_, prefix)| Kind::of(prefix) == kind)
+                .map(|(n, prefix)| (n, prefix.trunc()))
+                .collect();
+            for (_, prefix) in &of_kind {
+                self.gave_way.remove(prefix);
+            }
+            let these: Vec<IpNet> = of_kind.iter().map(|(_, prefix)| *prefix).collect();
+            let table = self.kernel.table(kind);
+            if table.remove_all(&these).is_err() {
+                // One by one, so that each answer says how it went for that one.
+                for (n, prefix) in of_kind {
+                    answers[n] = table.remove(&prefix).map(drop).map_err(|e| failed("writing", kind.map(), e));
+                }
+            }
+        }
+        answers
     }
 
     fn banned(&mut self) -> Result<Vec<Held>, EnforceError> {
@@ -627,10 +668,11 @@ impl Enforcer for XdpEnforcer {
         let mut held = Vec::new();
         for kind in Kind::ALL {
             let table = self.kernel.table(kind);
+            let mut ended = Vec::new();
             for (prefix, ban) in table.all().map_err(|e| failed("reading", kind.map(), e))? {
                 if ban.until_ns <= now {
-                    // It has ended; the program no longer drops it and leaves it to us to remove it.
-                    table.remove(&prefix).map_err(|e| failed("writing", kind.map(), e))?;
+                    // The program no longer drops it, and leaves it to us to remove it.
+                    ended.push(prefix);
                     continue;
                 }
                 held.push(Held {
@@ -640,6 +682,7 @@ impl Enforcer for XdpEnforcer {
                     last_hit: (ban.last_hit_ns != 0).then(|| Duration::from_nanos(now.saturating_sub(ban.last_hit_ns))),
                 });
             }
+            table.remove_all(&ended).map_err(|e| failed("writing", kind.map(), e))?;
         }
         Ok(held)
     }

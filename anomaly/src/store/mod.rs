@@ -11,6 +11,7 @@
 //! [`KEEP_HISTORY`]. Checkpoints: [`KEEP_CHECKPOINTS`]. Unwritten decisions in memory:
 //! [`MAX_UNWRITTEN`]. Bans in force are as many as the engine has.
 
+mod finding;
 mod quarantine;
 mod reader;
 mod rows;
@@ -110,7 +111,7 @@ impl StoreError {
             Some(Code::DiskFull) => Self::Full,
             Some(Code::ReadOnly | Code::PermissionDenied) => Self::ReadOnly(format!("{}: {text}", path.display())),
             Some(Code::DatabaseCorrupt | Code::NotADatabase) => Self::Corrupt(text),
-            Some(Code::CannotOpen) => {
+            Some(Code::CannotOpen | Code::SystemIoFailure) => {
                 Self::Io { path: path.to_owned(), kind: std::io::ErrorKind::Other, message: text }
             }
             _ => Self::Other(text),

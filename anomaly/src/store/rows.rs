@@ -7,10 +7,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, Row, named_params};
+use rusqlite::{Connection, Row};
 
-use super::{BanState, Recorded};
-use crate::engine::{Ban, Finding, Level, Origin, Rule, Sample, Scope, Signal, Source};
+use super::{BanState, Recorded, finding};
+use crate::engine::{Ban, Origin, Sample};
 use crate::report::HistoryPoint;
 use crate::time::Timestamp;
 
@@ -100,66 +100,39 @@ fn uint(value: i64) -> u64 {
 }
 
 /// The columns of [`ban`], in its order.
-pub(super) const BAN_COLUMNS: &str = "id, prefix, at, until, offence, origin, state, ended_at, packets, bytes, note, \
-     rule, found_at, error_surge, rate, z_score, scope, mean, stddev, error_rate, samples, source, signal, signal_value, \
-     crossed, requests, errors";
+pub(super) const BAN_COLUMNS: &str = "prefix, at, until, offence, origin, note, finding";
+/// The columns of [`recorded`], in its order.
+pub(super) const RECORDED_COLUMNS: &str =
+    "prefix, at, until, offence, origin, note, finding, state, id, ended_at, packets, bytes";
 
-/// A row of [`BAN_COLUMNS`], without samples; `None` where it is not a ban (a prefix or state
-/// that cannot be read).
-pub(super) fn ban(row: &Row<'_>) -> Result<Option<(i64, Recorded)>, rusqlite::Error> {
-    let Some(prefix) = bytes(row, 1)?.and_then(prefix) else { return Ok(None) };
-    let Some(state) = BanState::from_word(word(row, 6)?) else { return Ok(None) };
-    let ban = Ban {
+/// The ban in a row of [`BAN_COLUMNS`], without samples; `None` where the prefix cannot be read.
+pub(super) fn ban(row: &Row<'_>) -> Result<Option<Ban>, rusqlite::Error> {
+    let Some(prefix) = bytes(row, 0)?.and_then(prefix) else { return Ok(None) };
+    Ok(Some(Ban {
         prefix,
-        at: Timestamp::from_ms(row.get(2)?),
-        until: row.get::<_, Option<i64>>(3)?.map(Timestamp::from_ms),
-        offence: row.get::<_, i64>(4)?.try_into().unwrap_or(u32::MAX),
-        origin: Origin::from_word(word(row, 5)?).unwrap_or(Origin::Detector),
-        finding: finding(row)?,
-        note: row.get(10)?,
-        in_past: state == BanState::InPast,
-    };
+        at: Timestamp::from_ms(row.get(1)?),
+        until: row.get::<_, Option<i64>>(2)?.map(Timestamp::from_ms),
+        offence: row.get::<_, i64>(3)?.try_into().unwrap_or(u32::MAX),
+        origin: Origin::from_word(word(row, 4)?).unwrap_or(Origin::Detector),
+        note: word(row, 5)?.to_owned(),
+        finding: bytes(row, 6)?.and_then(finding::decode),
+        in_past: false,
+    }))
+}
+
+/// A row of [`RECORDED_COLUMNS`] with its id, without samples; `None` where it cannot be read.
+pub(super) fn recorded(row: &Row<'_>) -> Result<Option<(i64, Recorded)>, rusqlite::Error> {
+    let Some(mut ban) = ban(row)? else { return Ok(None) };
+    let Some(state) = BanState::from_word(word(row, 7)?) else { return Ok(None) };
+    ban.in_past = state == BanState::InPast;
     let recorded = Recorded {
         ban,
         state,
-        ended: row.get::<_, Option<i64>>(7)?.map(Timestamp::from_ms),
-        packets: uint(row.get(8)?),
-        bytes: uint(row.get(9)?),
+        ended: row.get::<_, Option<i64>>(9)?.map(Timestamp::from_ms),
+        packets: uint(row.get(10)?),
+        bytes: uint(row.get(11)?),
     };
-    Ok(Some((row.get(0)?, recorded)))
-}
-
-fn finding(row: &Row<'_>) -> Result<Option<Finding>, rusqlite::Error> {
-    let Some(rule) = Rule::from_word(word(row, 11)?) else { return Ok(None) };
-    let (Some(scope), Some(source)) = (Scope::from_word(word(row, 16)?), Source::from_word(word(row, 21)?)) else {
-        return Ok(None);
-    };
-    // SQLite keeps a NaN as NULL.
-    let real = |i: usize| Ok::<f64, rusqlite::Error>(row.get::<_, Option<f64>>(i)?.unwrap_or(0.0));
-    let count = |i: usize| Ok::<u64, rusqlite::Error>(uint(row.get::<_, Option<i64>>(i)?.unwrap_or(0)));
-    Ok(Some(Finding {
-        at: Timestamp::from_ms(row.get::<_, Option<i64>>(12)?.unwrap_or(0)),
-        rule,
-        error_surge: count(13)? != 0,
-        rate: real(14)?,
-        z_score: real(15)?,
-        baseline: Level {
-            scope,
-            mean: real(17)?,
-            stddev: real(18)?,
-            error_rate: real(19)?,
-            samples: count(20)?,
-            source,
-        },
-        signal: match Signal::from_word(word(row, 22)?) {
-            Some(signal) => Some((signal, real(23)?)),
-            None => None,
-        },
-        limit: real(24)?,
-        requests: count(25)?,
-        errors: count(26)?,
-        samples: Vec::new(),
-    }))
+    Ok(Some((row.get(8)?, recorded)))
 }
 
 fn word<'a>(row: &'a Row<'_>, column: usize) -> Result<&'a str, rusqlite::Error> {
@@ -173,52 +146,30 @@ fn bytes<'a>(row: &'a Row<'_>, column: usize) -> Result<Option<&'a [u8]>, rusqli
     })
 }
 
-/// Puts a ban on record, or replaces the one of the same prefix and moment; its row's id.
+/// Puts a ban on record, or replaces the one of the same prefix and moment.
 pub(super) fn insert_ban(conn: &Connection, ban: &Ban, state: BanState) -> Result<(), rusqlite::Error> {
     let f = ban.finding.as_ref();
     let ended = (state != BanState::Active).then(|| ban.until.unwrap_or(ban.at).as_ms());
     let id: i64 = conn
         .prepare_cached(
-            "INSERT INTO bans (prefix, at, until, offence, origin, state, ended_at, note, rule, found_at, error_surge, \
-             rate, z_score, scope, mean, stddev, error_rate, samples, source, signal, signal_value, crossed, requests, errors) \
-             VALUES (:prefix, :at, :until, :offence, :origin, :state, :ended_at, :note, :rule, :found_at, :error_surge, \
-             :rate, :z_score, :scope, :mean, :stddev, :error_rate, :samples, :source, :signal, :signal_value, :crossed, :requests, :errors) \
+            "INSERT INTO bans (prefix, at, until, offence, origin, state, ended_at, note, finding) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) \
              ON CONFLICT (prefix, at) DO UPDATE SET until = excluded.until, offence = excluded.offence, \
              origin = excluded.origin, state = excluded.state, ended_at = excluded.ended_at, note = excluded.note, \
-             rule = excluded.rule, found_at = excluded.found_at, error_surge = excluded.error_surge, rate = excluded.rate, \
-             z_score = excluded.z_score, scope = excluded.scope, mean = excluded.mean, stddev = excluded.stddev, \
-             error_rate = excluded.error_rate, samples = excluded.samples, source = excluded.source, \
-             signal = excluded.signal, signal_value = excluded.signal_value, crossed = excluded.crossed, \
-             requests = excluded.requests, errors = excluded.errors \
-             RETURNING id",
+             finding = excluded.finding RETURNING id",
         )?
         .query_row(
-            named_params! {
-                ":prefix": key(&ban.prefix),
-                ":at": ban.at.as_ms(),
-                ":until": ban.until.map(Timestamp::as_ms),
-                ":offence": ban.offence,
-                ":origin": ban.origin.as_str(),
-                ":state": state.as_str(),
-                ":ended_at": ended,
-                ":note": cut(&ban.note, MAX_NOTE_BYTES),
-                ":rule": f.map(|f| f.rule.as_str()),
-                ":found_at": f.map(|f| f.at.as_ms()),
-                ":error_surge": f.map(|f| f.error_surge),
-                ":rate": f.map(|f| f.rate),
-                ":z_score": f.map(|f| f.z_score),
-                ":scope": f.map(|f| f.baseline.scope.as_str()),
-                ":mean": f.map(|f| f.baseline.mean),
-                ":stddev": f.map(|f| f.baseline.stddev),
-                ":error_rate": f.map(|f| f.baseline.error_rate),
-                ":samples": f.map(|f| int(f.baseline.samples)),
-                ":source": f.map(|f| f.baseline.source.as_str()),
-                ":signal": f.and_then(|f| f.signal).map(|(s, _)| s.as_str()),
-                ":signal_value": f.and_then(|f| f.signal).map(|(_, v)| v),
-                ":crossed": f.map(|f| f.limit),
-                ":requests": f.map(|f| int(f.requests)),
-                ":errors": f.map(|f| int(f.errors)),
-            },
+            (
+                key(&ban.prefix),
+                ban.at.as_ms(),
+                ban.until.map(Timestamp::as_ms),
+                ban.offence,
+                ban.origin.as_str(),
+                state.as_str(),
+                ended,
+                cut(&ban.note, MAX_NOTE_BYTES),
+                f.map(finding::encode),
+            ),
             |r| r.get(0),
         )?;
     let samples = f.map_or(&[][..], |f| &f.samples);

@@ -17,7 +17,8 @@ pub(super) const APPLICATION_ID: i64 = 0x616e_6f6d;
 /// Step n takes schema n to schema n + 1.
 const MIGRATIONS: &[&str] = &[
     // 1: first release. `prefix` is the key of rows.rs, times are ms since the epoch, words are
-    // those of the JSON rows, so that the file can be read with the sqlite3 shell.
+    // those of the JSON rows, so that the file can be read with the sqlite3 shell. `finding` is the
+    // bytes of finding.rs: sixteen columns more would double the time to load 100,000 bans.
     "CREATE TABLE bans (
         id INTEGER PRIMARY KEY,
         prefix BLOB NOT NULL,
@@ -30,22 +31,7 @@ const MIGRATIONS: &[&str] = &[
         packets INTEGER NOT NULL DEFAULT 0,
         bytes INTEGER NOT NULL DEFAULT 0,
         note TEXT NOT NULL,
-        rule TEXT,
-        found_at INTEGER,
-        error_surge INTEGER,
-        rate REAL,
-        z_score REAL,
-        scope TEXT,
-        mean REAL,
-        stddev REAL,
-        error_rate REAL,
-        samples INTEGER,
-        source TEXT,
-        signal TEXT,
-        signal_value REAL,
-        crossed REAL,
-        requests INTEGER,
-        errors INTEGER
+        finding BLOB
     ) STRICT;
     CREATE UNIQUE INDEX bans_by_prefix ON bans (prefix, at);
     CREATE UNIQUE INDEX bans_active ON bans (prefix) WHERE state = 'active';
@@ -154,39 +140,38 @@ pub(super) fn open_writer(path: &Path, busy: Duration) -> Result<Connection, Sto
     Ok(conn)
 }
 
-/// A connection that only reads. Where the directory cannot be written, SQLite can only read
-/// a database that no writer left a write-ahead log beside.
+/// A connection that only reads.
+///
+/// A database in WAL mode wants to write even then (the index of the log beside it). Where nobody can, there is
+/// no writer to coordinate with either: without a log the file is immutable, and with one
+/// SQLite keeps the index in memory when it believes to be alone.
 pub(super) fn open_reader(path: &Path, busy: Duration) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let attempt = |target: &str, flags: OpenFlags| -> Result<(Connection, Version), rusqlite::Error> {
-        let conn = Connection::open_with_flags(target, flags)?;
+    let ready = |conn: Connection, alone: bool| -> Result<(Connection, Version), rusqlite::Error> {
         conn.busy_timeout(busy)?;
+        if alone {
+            conn.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+        }
         conn.pragma_update(None, "cache_size", -1024)?;
         let found = version(&conn)?;
         Ok((conn, found))
     };
-    let plain = match path.to_str() {
-        Some(text) => attempt(text, flags),
-        None => Connection::open_with_flags(path, flags).and_then(|conn| {
-            conn.busy_timeout(busy)?;
-            let found = version(&conn)?;
-            Ok((conn, found))
-        }),
-    };
-    let (conn, found) = match plain {
-        Ok(opened) => opened,
-        Err(error) => {
-            let error = StoreError::from_sqlite(path, error);
-            let wal_is_empty = fs::metadata(beside(path, "-wal")).map_or(true, |m| m.len() == 0);
-            let unwritable = matches!(error, StoreError::ReadOnly(_) | StoreError::Full | StoreError::Io { .. });
-            match immutable_uri(path) {
-                Some(uri) if unwritable && wal_is_empty => {
-                    attempt(&uri, flags | OpenFlags::SQLITE_OPEN_URI).map_err(|e| StoreError::from_sqlite(path, e))?
-                }
-                _ => return Err(error),
-            }
+    let first = Connection::open_with_flags(path, flags).and_then(|conn| ready(conn, false));
+    let (conn, found) = first.or_else(|error| {
+        let error = StoreError::from_sqlite(path, error);
+        if !matches!(error, StoreError::ReadOnly(_) | StoreError::Full | StoreError::Io { .. }) {
+            return Err(error);
         }
-    };
+        let log = fs::metadata(beside(path, "-wal")).map_or(0, |m| m.len());
+        match immutable_uri(path) {
+            Some(uri) if log == 0 => {
+                Connection::open_with_flags(uri, flags | OpenFlags::SQLITE_OPEN_URI).and_then(|conn| ready(conn, false))
+            }
+            _ => Connection::open_with_flags_and_vfs(path, flags, "unix-none").and_then(|conn| ready(conn, true)),
+        }
+        // The first answer says more.
+        .map_err(|_| error)
+    })?;
     if found.checked(path)? < NEWEST {
         return Err(StoreError::Other(format!(
             "{} has an older schema; start the daemon once to bring it up to date",

@@ -21,6 +21,8 @@ use crate::time::Timestamp;
 
 /// Size of the write-ahead log from which it is folded into the database.
 const WAL_BYTES: u64 = 4 << 20;
+/// Size from which that is done at once, whatever it costs: a storm of bans leaves no pause to do it in.
+const WAL_BYTES_MAX: u64 = 64 << 20;
 /// Rows that one call of [`Store::prune`] removes from a table.
 const PRUNE_ROWS: u32 = 2_000;
 /// Pages that one call of [`Store::prune`] gives back to the file system.
@@ -47,6 +49,8 @@ pub struct Store {
     /// Hashes of the baseline and the windows on disk; `None` when unknown.
     learned: [Option<u64>; 2],
     checkpoint: Option<JoinHandle<Result<(), StoreError>>>,
+    /// What the newest checkpoint said.
+    folded: Result<(), StoreError>,
     /// Newest time that a call brought, to name a quarantined file.
     now: Timestamp,
 }
@@ -94,6 +98,7 @@ impl Store {
             offences: None,
             learned: [None; 2],
             checkpoint: None,
+            folded: Ok(()),
             now,
         };
         let (loaded, quarantined, trouble) = match store.open_and_load() {
@@ -272,6 +277,7 @@ impl Store {
     fn write_decisions(&mut self) -> Result<(), StoreError> {
         self.write(|plan, tx| plan.write_decisions(tx, false))?;
         self.unwritten.retain(|u| u.with_progress);
+        self.fold_log();
         Ok(())
     }
 
@@ -296,7 +302,6 @@ impl Store {
             // Moved or deleted under us: SQLite would go on writing to a file that nobody finds.
             self.conn = None;
         }
-        let folded = self.join_checkpoint();
         self.write(|plan, tx| {
             plan.write_decisions(tx, true)?;
             plan.write_bans(tx, now, &state.bans)?;
@@ -306,28 +311,32 @@ impl Store {
         })?;
         self.unwritten.clear();
         self.fresh.clear();
-        self.start_checkpoint();
-        folded
+        self.fold_log();
+        self.folded.clone()
     }
 
-    fn join_checkpoint(&mut self) -> Result<(), StoreError> {
-        match self.checkpoint.take_if(|c| c.is_finished()) {
-            Some(thread) => thread.join().unwrap_or_else(|_| Err(StoreError::Other("checkpoint thread died".into()))),
-            None => Ok(()),
+    /// Copies a long write-ahead log into the database. On a thread of its own, because that syncs: the
+    /// disk may be slow, and the next ban must not wait for it.
+    fn fold_log(&mut self) {
+        if let Some(thread) = self.checkpoint.take_if(|c| c.is_finished()) {
+            self.folded = thread.join().unwrap_or_else(|_| Err(StoreError::Other("the checkpoint thread died".into())));
         }
-    }
-
-    /// On a thread of its own, because it syncs: the disk may be slow, and the next ban must not wait for it.
-    fn start_checkpoint(&mut self) {
-        let wal = std::fs::metadata(schema::beside(&self.path, "-wal")).map_or(0, |m| m.len());
-        if wal < WAL_BYTES || self.checkpoint.is_some() {
+        let log = std::fs::metadata(schema::beside(&self.path, "-wal")).map_or(0, |m| m.len());
+        if log < WAL_BYTES || self.checkpoint.is_some() {
             return;
         }
+        fn fold(conn: &Connection) -> Result<(), rusqlite::Error> {
+            conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+        }
         let path = self.path.clone();
+        if let (Some(conn), true) = (&self.conn, log > WAL_BYTES_MAX) {
+            self.folded = fold(conn).map_err(|e| StoreError::from_sqlite(&path, e));
+            return;
+        }
         let work = move || {
             let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE | rusqlite::OpenFlags::SQLITE_OPEN_NO_MUTEX;
             Connection::open_with_flags(&path, flags)
-                .and_then(|conn| conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())))
+                .and_then(|conn| fold(&conn))
                 .map_err(|e| StoreError::from_sqlite(&path, e))
         };
         // Without a thread the log stays long until the next time.

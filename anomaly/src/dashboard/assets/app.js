@@ -72,7 +72,7 @@ document.addEventListener("keydown", (event) => {
 const THEMES = ["auto", "light", "dark"];
 function theme(name) {
   attr(document.documentElement, "data-theme", name === "auto" ? null : name);
-  text(byId("theme"), `Theme: ${name}`);
+  text(byId("theme-name"), name);
 }
 function storedTheme() {
   const name = localStorage.getItem("anomaly-theme");

@@ -95,7 +95,7 @@ export class Baseline {
         return cell;
       }),
     );
-    text(this.note, known ? `${known} of 24 hours known; the darkest is ${format.rate(most)} req/s` : "No hour of the day is known yet.");
+    text(this.note, known ? `${known} of 24 hours known; the busiest has ${format.rate(most)} req/s` : "No hour of the day is known yet.");
   }
 
   level(name, level) {

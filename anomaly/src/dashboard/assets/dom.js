@@ -16,7 +16,7 @@ export function el(tag, props, ...children) {
     if (key.includes("-") || key === "role") node.setAttribute(key, value);
     else node[key] = value;
   }
-  node.append(...children.flat().filter((child) => child != null && child !== false));
+  node.append(...children.flat(Infinity).filter((child) => child != null && child !== false));
   return node;
 }
 
@@ -36,7 +36,7 @@ export function attr(node, name, value) {
 
 /** A link to the page of an address. */
 export function ipLink(ip) {
-  return el("a", { className: "ip", href: ipHref(ip), textContent: ip });
+  return el("a", { className: "ip", href: ipHref(ip), textContent: ip, title: ip });
 }
 
 /** Where the page of an address is. */

@@ -113,9 +113,16 @@ const SIGNALS = {
   errors: "errors",
 };
 
+/** The reason of a row without the rule's word in front, which is said beside it. */
+export function reason(row) {
+  const said = row.rule && row.reason?.startsWith(row.rule) ? row.reason.slice(row.rule.length) : row.reason;
+  return said?.replace(/^(, error surge)?: /, "") ?? "";
+}
+
 /** The rule of a row in a word or two; "by hand" where there is none. */
 export function rule(row) {
   const name = RULES[row.rule] ?? row.rule;
   if (!name || row.origin === "operator") return "by hand";
-  return row.signal ? `${name}, ${SIGNALS[row.signal] ?? row.signal}` : name;
+  const signal = row.signal ? `, ${SIGNALS[row.signal] ?? row.signal}` : "";
+  return `${name}${signal}${row.error_surge ? ", error surge" : ""}`;
 }

@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import * as dialogs from "./dialogs.js";
-import { byId, el, text } from "./dom.js";
+import { attr, byId, el, text } from "./dom.js";
 import * as format from "./format.js";
 import { bar, fill } from "./tables.js";
 
@@ -128,6 +128,7 @@ export class IpPage {
     const { rate, bar: track, note, facts } = this.figures;
     text(rate, now ? format.rate(now.rate) : "0.00");
     fill(track, now && now.limit > 0 ? now.rate / now.limit : 0);
+    attr(track, "data-level", now && now.rate >= now.limit ? "over" : null);
     text(note, now ? `limit ${format.rate(now.limit)} req/s · z ${now.z_score.toFixed(1)}` : "No requests in the window.");
     text(facts, now ? `${format.exact(now.requests)} requests · ${format.percent(now.error_ratio)} errors · ${format.percent(now.share)} of the site` : "");
   }
@@ -158,7 +159,8 @@ export class IpPage {
         el("span", {}, `${format.length(ban.duration_secs)}, ${STATES[ban.state] ?? ban.state}`),
         ban.offence > 1 && el("span", { className: "note" }, `offence ${ban.offence}`),
       ),
-      el("p", { className: "reason" }, ban.reason),
+      // Where the request rate was the reason, the line below says it all.
+      (ban.rate == null || ban.signal || ban.origin === "operator") && el("p", { className: "reason" }, format.reason(ban)),
       ban.rate != null && this.scale(ban),
       el(
         "dl",
@@ -169,7 +171,7 @@ export class IpPage {
           ["Error surge", ban.error_surge ? "yes: judged by the tightened thresholds" : null],
           ["Signal", ban.signal ? `${ban.signal.replaceAll("_", " ")}: ${format.rate(ban.signal_value)} in the window` : null],
           ["In the window", ban.requests ? `${format.exact(ban.requests)} requests, ${format.exact(ban.errors)} errors` : null],
-          ["Until", ban.until ?? "permanent"],
+          ["Until", ban.until ? format.time(Date.parse(ban.until), this.clock()) : "lifted by hand"],
           ["Ended", lasted],
           ["Dropped", `${format.exact(ban.packets)} packets, ${format.bytes(ban.bytes)}`],
         ]),

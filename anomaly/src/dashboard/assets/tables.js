@@ -55,7 +55,7 @@ export class Top {
   }
 
   show(rows) {
-    const held = this.table.show(rows.slice(0, 15), (row) => (row.banned ? "banned" : ""));
+    const held = this.table.show(rows.slice(0, matchMedia("(max-width: 760px)").matches ? 8 : 15), (row) => (row.banned ? "banned" : ""));
     text(byId("top-hint"), held ? "order held while you are here" : "in the newest 60 s");
   }
 }
@@ -77,11 +77,11 @@ export class Bans {
         {
           name: "Why",
           className: "why",
-          make: (row) => [el("span", { className: "tag", textContent: format.rule(row) }), el("span", { className: "reason", textContent: row.reason, title: row.reason })],
+          make: (row) => [el("span", { className: "tag", textContent: format.rule(row) }), el("span", { className: "reason", textContent: format.reason(row), title: row.reason })],
         },
         {
           name: "Since",
-          className: "num",
+          className: "num since",
           make: (row) => el("time", { dateTime: row.since, title: row.since }),
           update: (cell, row) => text(cell.firstChild, format.time(Date.parse(row.since), this.clock())),
         },
@@ -95,8 +95,10 @@ export class Bans {
         {
           name: "Dropped",
           className: "num",
+          make: () => [el("span", {}), el("span", { className: "spare" })],
           update: (cell, row) => {
-            text(cell, `${format.count(row.packets)} · ${format.bytes(row.bytes)}`);
+            text(cell.firstChild, format.count(row.packets));
+            text(cell.lastChild, ` · ${format.bytes(row.bytes)}`);
             attr(cell, "title", `${format.exact(row.packets)} packets, ${format.exact(row.bytes)} bytes since the ban`);
           },
         },
@@ -174,7 +176,7 @@ export class Feed {
       "li",
       { className: kind },
       el("time", { dateTime: row.time, title: row.time }, format.time(at, this.clock())),
-      el("span", { className: "what" }, row.ip && ipLink(row.ip), row.ip && " ", el("b", {}, words), row.reason && el("span", { className: "reason", title: row.reason }, row.reason)),
+      el("span", { className: "what" }, row.ip && ipLink(row.ip), row.ip && " ", el("b", {}, words), row.reason && el("span", { className: "reason" }, row.rule ? `${format.rule(row)}: ${format.reason(row)}` : row.reason)),
     );
     this.list.prepend(item);
     while (this.list.childElementCount > 100) this.list.lastElementChild.remove();

@@ -17,7 +17,7 @@ use crate::enforce::EnforceError;
 
 /// Where bpffs usually is.
 const BPFFS: &str = "/sys/fs/bpf";
-const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+const BPF_FS_MAGIC: u32 = 0xcafe_4a11;
 
 /// A locked pin directory.
 #[derive(Debug)]
@@ -202,7 +202,7 @@ fn lock_owner(device: u64, inode: u64) -> Option<u32> {
 /// so that nothing else is hidden.
 fn mount(path: &Path) -> Result<(), EnforceError> {
     let existing = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
-    let is_bpffs = |p: &Path| rustix::fs::statfs(p).is_ok_and(|s| i64::from(s.f_type) & 0xffff_ffff == BPF_FS_MAGIC);
+    let is_bpffs = |p: &Path| rustix::fs::statfs(p).is_ok_and(|s| s.f_type as u32 == BPF_FS_MAGIC);
     if is_bpffs(existing) {
         return Ok(());
     }

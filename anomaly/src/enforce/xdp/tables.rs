@@ -3,6 +3,11 @@
 //!
 //! A table knows no clock and no policy: who gives way when it is full is decided above.
 
+#![expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "aya 0.15 takes keys and values by reference only; passing them so now makes that step mechanical"
+)]
+
 use std::collections::HashMap as StdMap;
 use std::hash::Hash;
 use std::io;
@@ -99,6 +104,10 @@ pub trait Table: std::fmt::Debug + Send {
     fn put(&mut self, entries: &[(IpNet, Ban)], fresh: usize) -> Result<(), raw::Partly>;
     /// Removes an entry; false when there was none.
     fn remove(&mut self, prefix: &IpNet) -> io::Result<bool>;
+    /// Removes many; those that are not there are skipped.
+    fn remove_all(&mut self, prefixes: &[IpNet]) -> io::Result<()> {
+        prefixes.iter().try_for_each(|prefix| self.remove(prefix).map(drop))
+    }
     /// Every entry.
     fn all(&mut self) -> io::Result<Vec<(IpNet, Ban)>>;
     /// Entries it holds.
@@ -215,6 +224,25 @@ impl<K: Address> Table for Hosts<K> {
         let removed = gone(self.map.remove(&K::of(prefix)))?;
         self.len = self.len.saturating_sub(usize::from(removed));
         Ok(removed)
+    }
+
+    fn remove_all(&mut self, prefixes: &[IpNet]) -> io::Result<()> {
+        if prefixes.len() < FEW {
+            return prefixes.iter().try_for_each(|prefix| self.remove(prefix).map(drop));
+        }
+        for chunk in prefixes.chunks(BATCH) {
+            let keys: Vec<K> = chunk.iter().map(K::of).collect();
+            let mut rest = &keys[..];
+            while let Err(partly) = raw::delete_batch(map_fd(&self.map), rest) {
+                if partly.error.raw_os_error() != Some(libc::ENOENT) {
+                    return Err(partly.error);
+                }
+                self.len = self.len.saturating_sub(partly.done);
+                rest = rest.get(partly.done + 1..).unwrap_or_default();
+            }
+            self.len = self.len.saturating_sub(rest.len());
+        }
+        Ok(())
     }
 
     fn all(&mut self) -> io::Result<Vec<(IpNet, Ban)>> {
