@@ -19,7 +19,9 @@ use prometheus_client::registry::Registry;
 use crate::daemon::Live;
 use crate::enforce::{Incident, Totals};
 use crate::engine::{Decision, Level, Output, Snapshot};
+use crate::notify::SinkHealth;
 use crate::record::Reject;
+use crate::tail::Counts;
 use crate::time::Timestamp;
 
 /// A total that only grows.
@@ -236,9 +238,6 @@ pub const DEGRADED_WORDS: &[&str] = &[
     "map_full",
 ];
 
-const REJECTS: [Reject; 6] =
-    [Reject::Empty, Reject::TooLong, Reject::NotAnObject, Reject::NoAddress, Reject::BadAddress, Reject::NoTime];
-
 /// The word of a rejection in metrics and status.
 pub const fn reject_word(reject: Reject) -> &'static str {
     match reject {
@@ -261,7 +260,7 @@ impl Metrics {
     /// there was a 0 before it.
     fn primed(self) -> Self {
         self.build.get_or_create(&BuildLabels { version: env!("CARGO_PKG_VERSION") }).set(1.0);
-        for reject in REJECTS {
+        for reject in Reject::ALL {
             drop(self.rejected_lines.get_or_create(&ReasonLabels { reason: reject_word(reject) }));
         }
         for rule in ["z_score", "rate_multiplier", "hard_limit"] {
@@ -346,9 +345,26 @@ impl Metrics {
         }
     }
 
-    /// Counts lines that gave no record.
-    pub fn rejected(&self, reject: Reject, lines: u64) {
-        self.rejected_lines.get_or_create(&ReasonLabels { reason: reject_word(reject) }).inc_by(lines);
+    /// Takes what happened to the logs since the start: bytes, rotations, lines that gave no record, failed reads.
+    pub fn logs(&self, totals: &Counts, rejected: &[(Reject, u64)], read_errors: u64) {
+        raise(&self.read_bytes, totals.bytes);
+        raise(&self.rotations, totals.rotations);
+        raise(&self.truncations, totals.truncations);
+        raise(&self.read_errors, read_errors);
+        for (reject, lines) in rejected {
+            raise(&self.rejected_lines.get_or_create(&ReasonLabels { reason: reject_word(*reject) }), *lines);
+        }
+    }
+
+    /// Takes how each sink of notices is doing.
+    pub fn sinks(&self, sinks: &[SinkHealth]) {
+        for sink in sinks {
+            let labels = TargetLabels { target: sink.name };
+            raise(&self.notify_sent.get_or_create(&labels), sink.sent);
+            raise(&self.notify_retried.get_or_create(&labels), sink.retried);
+            raise(&self.notify_lost.get_or_create(&labels), sink.lost);
+            self.notify_queued.get_or_create(&labels).set(sink.waiting as f64);
+        }
     }
 
     /// Takes the enforcer's totals since it started. Where it starts again within one run of the daemon,

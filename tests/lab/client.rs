@@ -25,7 +25,7 @@ pub enum Answer {
     /// No TCP connection within the patience: what a dropped client sees.
     NoConnection,
     /// A connection, but no (whole) answer.
-    NoAnswer,
+    Silence,
 }
 
 /// One request.
@@ -33,8 +33,6 @@ pub enum Answer {
 pub struct Attempt {
     /// When it began.
     pub began: Instant,
-    /// When it was over.
-    pub ended: Instant,
     /// How.
     pub answer: Answer,
 }
@@ -44,8 +42,8 @@ pub struct Attempt {
 pub struct Plan {
     /// Source address; must be one of the namespace's.
     pub from: IpAddr,
-    /// Path.
-    pub path: &'static str,
+    /// Path, as it goes over the wire.
+    pub path: &'static [u8],
     /// Requests per second.
     pub rate: f64,
     /// How long to wait for a connection, and for its answer.
@@ -55,7 +53,7 @@ pub struct Plan {
 impl Plan {
     /// `GET /` at `rate`, with two seconds of patience.
     pub fn new(from: IpAddr, rate: f64) -> Self {
-        Self { from, path: "/", rate, patience: Duration::from_secs(2) }
+        Self { from, path: b"/", rate, patience: Duration::from_secs(2) }
     }
 }
 
@@ -101,6 +99,11 @@ impl Traffic {
         })
     }
 
+    /// When the first request began that got no connection.
+    pub fn first_cut(&self) -> Option<Instant> {
+        self.attempts().iter().filter(|a| a.answer == Answer::NoConnection).map(|a| a.began).min()
+    }
+
     /// Ends it, and says how all of it went.
     ///
     /// # Errors
@@ -143,7 +146,7 @@ fn ask_at_rate(plan: Plan, began: Instant, shared: &Shared) {
                     }
                     let began = clock::now();
                     let answer = get(plan.from, plan.path, plan.patience);
-                    let attempt = Attempt { began, ended: clock::now(), answer };
+                    let attempt = Attempt { began, answer };
                     shared.attempts.lock().expect("no client panics").push(attempt);
                 }
             });
@@ -152,17 +155,17 @@ fn ask_at_rate(plan: Plan, began: Instant, shared: &Shared) {
 }
 
 /// One request from this thread's namespace.
-fn get(from: IpAddr, path: &str, patience: Duration) -> Answer {
+fn get(from: IpAddr, path: &[u8], patience: Duration) -> Answer {
     let Ok(mut stream) = connect(from, SocketAddr::new(SERVER.like(from), 80), patience) else {
         return Answer::NoConnection;
     };
-    let request = format!("GET {path} HTTP/1.1\r\nHost: lab\r\nUser-Agent: lab\r\nConnection: close\r\n\r\n");
+    let request = [b"GET ", path, b" HTTP/1.1\r\nHost: lab\r\nUser-Agent: lab\r\nConnection: close\r\n\r\n"].concat();
     let mut answer = Vec::new();
-    let asked = stream.write_all(request.as_bytes()).and_then(|()| stream.read_to_end(&mut answer));
+    let asked = stream.write_all(&request).and_then(|()| stream.read_to_end(&mut answer));
     let status = answer.get(9..12).and_then(|s| std::str::from_utf8(s).ok()).and_then(|s| s.parse().ok());
     match (asked, status) {
         (Ok(_), Some(status)) => Answer::Status(status),
-        _ => Answer::NoAnswer,
+        _ => Answer::Silence,
     }
 }
 
@@ -179,12 +182,12 @@ fn connect(from: IpAddr, to: SocketAddr, patience: Duration) -> rustix::io::Resu
 }
 
 impl Space {
-    /// One request from `from`.
+    /// `GET /` from `from`.
     ///
     /// # Errors
     /// When the namespace cannot be entered.
-    pub fn get(&self, from: IpAddr, path: &str) -> Result<Answer> {
-        self.within(|| get(from, path, Duration::from_secs(2)))
+    pub fn get(&self, from: IpAddr) -> Result<Answer> {
+        self.within(|| get(from, b"/", Duration::from_secs(2)))
     }
 
     /// What curl says to `GET /`: the HTTP status, or its own words.

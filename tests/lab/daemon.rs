@@ -11,6 +11,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use super::process::Process;
+use super::space::Space;
 use super::{INTERFACE, Lab, clock};
 
 /// A configuration file in the making: TOML values by section and key.
@@ -65,8 +66,10 @@ impl Config {
 }
 
 /// How a daemon is started.
-#[derive(Clone, Debug, Default)]
-pub struct Start {
+#[derive(Clone, Default)]
+pub struct Start<'lab> {
+    /// In another namespace than the server's (with the server's bpffs all the same).
+    pub space: Option<&'lab Space>,
     /// Run through this, e.g. `setpriv` that takes capabilities away.
     pub through: Vec<String>,
     /// More arguments of `run`.
@@ -96,7 +99,7 @@ impl<'lab> Daemon<'lab> {
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn launch(lab: &'lab Lab, binary: &Path, config: Config, start: &Start) -> Result<Self> {
+    pub fn launch(lab: &'lab Lab, binary: &Path, config: Config, start: &Start<'_>) -> Result<Self> {
         let file = config_file(lab, &config);
         std::fs::write(&file, config.text())?;
         let process = spawn(lab, binary, &config, start)?;
@@ -108,8 +111,17 @@ impl<'lab> Daemon<'lab> {
     /// # Errors
     /// As [`Daemon::start`].
     pub fn restart(&mut self) -> Result<()> {
-        self.process = spawn(self.lab, &self.binary, &self.config, &Start::default())?;
+        self.relaunch()?;
         self.wait_ready()
+    }
+
+    /// As [`Daemon::restart`], without waiting.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn relaunch(&mut self) -> Result<()> {
+        self.process = spawn(self.lab, &self.binary, &self.config, &Start::default())?;
+        Ok(())
     }
 
     /// Waits until it answers on its socket.
@@ -117,15 +129,14 @@ impl<'lab> Daemon<'lab> {
     /// # Errors
     /// With what it printed, when it ends or stays silent.
     pub fn wait_ready(&mut self) -> Result<()> {
-        let ready = clock::wait_for("the daemon to answer", Duration::from_secs(30), || {
-            if self.process.ended().is_some() {
-                return Some(false);
-            }
-            self.json(&["status"]).is_ok().then_some(true)
+        let mut last = None;
+        let ready = clock::wait_until("the daemon to answer", Duration::from_secs(30), || {
+            last = Some(self.status());
+            matches!(last, Some(Ok(_))) || self.process.ended().is_some()
         });
-        match ready {
-            Ok(true) => Ok(()),
-            _ => bail!("the daemon {} does not run: {}", self.config.name, self.output()),
+        match last {
+            Some(Ok(_)) if ready.is_ok() => Ok(()),
+            said => bail!("the daemon {} does not run: {said:?}: {}", self.config.name, self.output()),
         }
     }
 
@@ -212,20 +223,18 @@ impl<'lab> Daemon<'lab> {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn reload(&mut self, text: &str) -> Result<()> {
-        std::fs::write(config_file(self.lab, &self.config), text)?;
+    pub fn reload(&self, text: &str) -> Result<()> {
+        self.rewrite(text)?;
         self.process.signal(Signal::HUP);
         Ok(())
     }
 
-    /// What it was started with.
-    pub fn config(&self) -> &Config {
-        &self.config
-    }
-
-    /// Its process id.
-    pub fn id(&self) -> u32 {
-        self.process.id()
+    /// Replaces its configuration file, which the command line reads too.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn rewrite(&self, text: &str) -> Result<()> {
+        Ok(std::fs::write(config_file(self.lab, &self.config), text)?)
     }
 
     /// `kill -9`.
@@ -260,15 +269,12 @@ fn config_file(lab: &Lab, config: &Config) -> PathBuf {
     lab.dir().join(format!("{}.toml", config.name))
 }
 
-fn spawn(lab: &Lab, binary: &Path, config: &Config, start: &Start) -> Result<Process> {
+fn spawn(lab: &Lab, binary: &Path, config: &Config, start: &Start<'_>) -> Result<Process> {
     let program = binary.to_owned().into_os_string();
     let mut words = start.through.iter().map(Into::into).chain([program]);
-    let mut command = lab.server.command(words.next().unwrap_or_default());
+    let space = start.space.unwrap_or(&lab.server);
+    let mut command = lab.server.command_in(space, words.next().unwrap_or_default());
     command.args(words).arg("--config").arg(config_file(lab, config)).arg("run").args(&start.arguments);
-    // The tests' own environment must not configure the daemon.
-    for (key, _) in std::env::vars_os().filter(|(key, _)| key.as_encoded_bytes().starts_with(b"ANOMALY_")) {
-        command.env_remove(key);
-    }
     let output = lab.dir().join(format!("{}.out", config.name));
     lab.start(&format!("daemon {}", config.name), command, &output)
 }

@@ -14,6 +14,7 @@ pub mod guardian;
 pub mod history;
 pub mod nginx;
 pub mod process;
+pub mod sink;
 pub mod space;
 
 use std::net::IpAddr;

@@ -55,10 +55,19 @@ impl Space {
 
     /// `program`, to be run in here. It keeps the process id it is started with.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        self.command_in(self, program)
+    }
+
+    /// As [`Space::command`], but in `network`'s network; only the mounts are this one's.
+    pub fn command_in(&self, network: &Space, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", self.link("net")));
+        command.arg(format!("--net={}", network.link("net")));
         if self.mounts {
             command.arg(format!("--mount={}", self.link("mnt")));
+        }
+        // The tests' own environment must not configure the daemon.
+        for (key, _) in std::env::vars_os().filter(|(key, _)| key.as_encoded_bytes().starts_with(b"ANOMALY_")) {
+            command.env_remove(key);
         }
         command.arg("--").arg(program);
         command

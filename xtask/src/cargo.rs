@@ -34,10 +34,9 @@ pub fn build_daemon(release: bool) -> Result<PathBuf> {
     }
     // One JSON message per line; the binary's artifact names its executable.
     let messages = String::from_utf8_lossy(&output.stdout);
-    let executable = messages
+    let mut executables = messages
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .last();
-    executable.context("cargo named no executable")
+        .filter_map(|message| message["executable"].as_str().map(PathBuf::from));
+    executables.next().context("cargo named no executable")
 }

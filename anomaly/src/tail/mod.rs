@@ -4,19 +4,26 @@
 //! It knows nothing of what is in a line, starts no thread, never blocks and reads no clock: the
 //! daemon polls it, when [`Watcher`] says that something was written and once a second anyway.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use std::{fs, io};
 
 use crate::time::Timestamp;
 
 mod checkpoint;
+mod resume;
+mod rotated;
+mod seek;
+mod source;
 mod watcher;
 
-pub use checkpoint::{Checkpoint, Position};
+pub use checkpoint::{Checkpoint, FileId, Position};
+use rotated::Rotated;
+use source::{Source, Step};
 pub use watcher::{WatchError, Watcher};
 
-/// A line longer than this (without its newline) is skipped and counted: 1 MiB.
-pub const MAX_LINE_BYTES: usize = 1 << 20;
+pub use crate::record::MAX_LINE_BYTES;
 
 /// Where reading starts.
 #[derive(Clone, Debug, Default)]
@@ -78,6 +85,21 @@ pub struct Counts {
     pub lost_files: u64,
 }
 
+impl Counts {
+    /// Adds up the counts of two polls.
+    pub fn add(&mut self, other: &Self) {
+        let Self { bytes, lines, oversized, unterminated, rotations, truncations, caught_up, lost_files } = other;
+        self.bytes += bytes;
+        self.lines += lines;
+        self.oversized += oversized;
+        self.unterminated += unterminated;
+        self.rotations += rotations;
+        self.truncations += truncations;
+        self.caught_up += caught_up;
+        self.lost_files += lost_files;
+    }
+}
+
 /// Why a log cannot be followed.
 #[derive(Debug, thiserror::Error)]
 pub enum TailError {
@@ -94,11 +116,34 @@ pub enum TailError {
     },
 }
 
+/// A file that was rotated away stays open until nothing has been written to it for this long: after a rename
+/// Nginx goes on writing to it until its workers have reopened their logs.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// No more files than this are held open for late writers.
+const MAX_DRAINING: usize = 8;
+
+/// So many finished files are remembered, in case one of them becomes the log again.
+const MAX_FINISHED: usize = 16;
+
 /// Follows one log.
 #[derive(Debug)]
 pub struct Tail {
     path: PathBuf,
     totals: Counts,
+    presence: Presence,
+    /// Finished files, oldest first.
+    finished: VecDeque<Position>,
+    /// Rotated files that are open, oldest first.
+    draining: Vec<Source>,
+    /// Rotated files yet to be read, oldest first. The log itself has to wait for them.
+    waiting: VecDeque<(Rotated, Position)>,
+    /// The log itself.
+    current: Option<Source>,
+    /// What happened outside a poll, to be reported by the next one.
+    pending: Counts,
+    /// The files of an earlier run, while nobody lets us see whether they are there.
+    unresolved: Option<Vec<Position>>,
 }
 
 impl Tail {
@@ -108,8 +153,35 @@ impl Tail {
     /// # Errors
     /// [`TailError::NotAFile`] when the path is a directory, a pipe or the like.
     pub fn open(path: impl Into<PathBuf>, start: Start) -> Result<Self, TailError> {
-        let _ = start;
-        Ok(Self { path: path.into(), totals: Counts::default() })
+        let path = path.into();
+        if fs::metadata(&path).is_ok_and(|m| !m.is_file()) {
+            return Err(TailError::NotAFile(path));
+        }
+        let mut tail = Self {
+            path,
+            totals: Counts::default(),
+            presence: Presence::Missing,
+            finished: VecDeque::new(),
+            draining: Vec::new(),
+            waiting: VecDeque::new(),
+            current: None,
+            pending: Counts::default(),
+            unresolved: None,
+        };
+        match start {
+            Start::Beginning => tail.open_current(),
+            Start::End => {
+                tail.open_current();
+                if let Some(current) = &mut tail.current {
+                    current.move_to_end().map_err(|source| TailError::Read { path: tail.path.clone(), source })?;
+                }
+            }
+            Start::At(checkpoint) => {
+                tail.unresolved = Some(checkpoint.files);
+                tail.resume();
+            }
+        }
+        Ok(tail)
     }
 
     /// The log's path.
@@ -128,8 +200,11 @@ impl Tail {
         back: Duration,
         time_of: &mut dyn FnMut(&[u8]) -> Option<Timestamp>,
     ) -> Result<(), TailError> {
-        let _ = (back, time_of);
-        Ok(())
+        let Some(current) = &mut self.current else { return Ok(()) };
+        let Some(file) = current.plain() else { return Ok(()) };
+        seek::first_line_within(file, back, time_of)
+            .and_then(|offset| current.move_to(offset))
+            .map_err(|source| TailError::Read { path: self.path.clone(), source })
     }
 
     /// Reads what is there, at most about `limit_bytes`, and calls `on_line` for each complete line, without its
@@ -144,23 +219,258 @@ impl Tail {
         limit_bytes: usize,
         on_line: &mut F,
     ) -> Result<Progress, TailError> {
-        let _ = (now, limit_bytes, on_line);
-        Ok(Progress::default())
+        self.resume();
+        let mut counts = std::mem::take(&mut self.pending);
+        if self.unresolved.is_some() {
+            return Ok(Progress { counts, at_end: true, presence: self.presence.clone() });
+        }
+        let result = self.read(now, limit_bytes, &mut counts, on_line);
+        self.totals.add(&counts);
+        match result {
+            Ok(at_end) => Ok(Progress { counts, at_end, presence: self.presence.clone() }),
+            Err(source) => Err(TailError::Read { path: self.path.clone(), source }),
+        }
+    }
+
+    /// Reads the oldest file first; true when all have been read to their ends.
+    fn read<F: FnMut(&[u8])>(
+        &mut self,
+        now: Timestamp,
+        limit_bytes: usize,
+        counts: &mut Counts,
+        on_line: &mut F,
+    ) -> io::Result<bool> {
+        let limit = counts.bytes.saturating_add(limit_bytes as u64);
+        loop {
+            if !self.drain(now, limit, counts, on_line) {
+                return Ok(false);
+            }
+            if let Some(current) = &mut self.current {
+                let mut rewritten = false;
+                loop {
+                    if counts.bytes >= limit {
+                        return Ok(false);
+                    }
+                    match current.step((limit - counts.bytes) as usize, counts, on_line)? {
+                        Step::Bytes(_) => {}
+                        Step::End => break,
+                        Step::Rewritten => {
+                            rewritten = true;
+                            counts.truncations += 1;
+                            let known: Vec<FileId> = self.finished.iter().map(|p| p.id).collect();
+                            let copies = resume::copy_of(&self.path, &current.position(), &known);
+                            if copies.is_empty() {
+                                current.finish(counts, on_line);
+                            }
+                            current.rewind();
+                            self.waiting.extend(copies);
+                            break;
+                        }
+                    }
+                }
+                if rewritten {
+                    continue;
+                }
+            }
+            if !self.look_at_path(counts) {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Reads the rotated files, opening those that wait; false when the limit was reached before.
+    fn drain<F: FnMut(&[u8])>(&mut self, now: Timestamp, limit: u64, counts: &mut Counts, on_line: &mut F) -> bool {
+        let mut nth = 0;
+        loop {
+            if nth == self.draining.len() {
+                let Some((rotated, position)) = self.waiting.pop_front() else { break };
+                match open_rotated(rotated, &position) {
+                    Ok(source) => {
+                        counts.caught_up += 1;
+                        self.draining.push(source);
+                    }
+                    Err(_) => counts.lost_files += 1,
+                }
+                continue;
+            }
+            if counts.bytes >= limit {
+                return false;
+            }
+            let source = &mut self.draining[nth];
+            let done = match source.step((limit - counts.bytes) as usize, counts, on_line) {
+                Ok(Step::Bytes(_)) => {
+                    source.quiet_since = None;
+                    continue;
+                }
+                Ok(Step::End) => {
+                    let since = *source.quiet_since.get_or_insert(now);
+                    // A clock that was set back starts the wait anew.
+                    source.quiet_since = Some(since.min(now));
+                    source.plain().is_none() || (now.since(since) >= QUIET && self.current.is_some())
+                }
+                Ok(Step::Rewritten) => true,
+                Err(_) => {
+                    counts.lost_files += 1;
+                    true
+                }
+            };
+            if done || self.draining.len() > MAX_DRAINING {
+                let mut source = self.draining.remove(nth);
+                source.finish(counts, on_line);
+                remember(&mut self.finished, source.position());
+            } else {
+                nth += 1;
+            }
+        }
+        true
+    }
+
+    /// Looks which file the path names now; true when that changed what is to be read.
+    fn look_at_path(&mut self, counts: &mut Counts) -> bool {
+        match fs::metadata(&self.path) {
+            Ok(metadata) => {
+                if self.current.as_ref().is_some_and(|c| c.id == FileId::of(&metadata)) {
+                    self.presence = Presence::Reading;
+                    return false;
+                }
+                let old = self.current.take();
+                self.open_current();
+                match (old, &self.current) {
+                    (old, None) => {
+                        self.current = old;
+                        false
+                    }
+                    (None, Some(_)) => true,
+                    (Some(old), Some(new)) if old.id == new.id => {
+                        self.current = Some(old);
+                        false
+                    }
+                    (Some(old), Some(new)) => {
+                        counts.rotations += 1;
+                        let known: Vec<FileId> = std::iter::once(new.id)
+                            .chain(self.draining.iter().map(|s| s.id))
+                            .chain(self.finished.iter().map(|p| p.id))
+                            .collect();
+                        self.waiting.extend(resume::newer_than(&self.path, old.id, &known));
+                        self.draining.push(old);
+                        true
+                    }
+                }
+            }
+            Err(error) => {
+                self.presence = absence(&error);
+                false
+            }
+        }
+    }
+
+    /// Opens the log at its path, where that can be done: at the place where it was left, if it is a file that
+    /// was read before, else at its beginning.
+    fn open_current(&mut self) {
+        let opened = rotated::open(&self.path).and_then(|file| {
+            let real_path = fs::canonicalize(&self.path).ok().and_then(|p| p.into_os_string().into_string().ok());
+            let id = FileId::of(&file.metadata()?);
+            // A file may come back while it is still being drained: its reader goes on with it.
+            if let Some(nth) = self.draining.iter().position(|s| s.id == id && s.plain().is_some()) {
+                return Ok(self.draining.remove(nth));
+            }
+            if let Some(nth) = self.finished.iter().rposition(|p| p.id == id && p.fits(&file).unwrap_or(false)) {
+                let position = self.finished.remove(nth);
+                if let Some(position) = position {
+                    return Source::at(file, real_path, &position);
+                }
+            }
+            Source::from_beginning(file, real_path)
+        });
+        match opened {
+            Ok(source) => {
+                self.current = Some(source);
+                self.presence = Presence::Reading;
+            }
+            Err(error) => self.presence = absence(&error),
+        }
+    }
+
+    /// Goes on where an earlier run stopped, as soon as it can be seen what has become of its files.
+    fn resume(&mut self) {
+        let Some(files) = self.unresolved.take() else { return };
+        if let Err(error) = resume::can_be_seen(&self.path) {
+            self.presence = absence(&error);
+            self.unresolved = Some(files);
+            return;
+        }
+        let plan = resume::plan(&self.path, files);
+        self.finished = plan.finished.into();
+        self.waiting = plan.waiting.into();
+        self.pending.lost_files = plan.lost;
+        // As one of those that were read before, from where the log goes on when it is opened.
+        self.finished.extend(plan.current.map(|p| Position { finished: true, ..p }));
+        self.open_current();
+        while self.finished.len() > MAX_FINISHED {
+            self.finished.pop_front();
+        }
     }
 
     /// Where reading would go on after a restart: behind the last line that was handed over. Costs a
     /// hash of about 1 KiB.
     pub fn checkpoint(&self) -> Checkpoint {
-        Checkpoint { path: self.path.clone(), files: Vec::new() }
+        if let Some(files) = &self.unresolved {
+            return Checkpoint { path: self.path.clone(), files: files.clone() };
+        }
+        let files = self
+            .finished
+            .iter()
+            .cloned()
+            .chain(self.draining.iter().map(Source::position))
+            .chain(self.waiting.iter().map(|(_, position)| position.clone()))
+            .chain(self.current.iter().map(Source::position))
+            .collect();
+        Checkpoint { path: self.path.clone(), files }
     }
 
     /// Bytes that are there and not yet read (of compressed files: their compressed size).
     pub fn backlog_bytes(&self) -> u64 {
-        0
+        let open: u64 = self.draining.iter().chain(&self.current).map(Source::backlog_bytes).sum();
+        let waiting: u64 = self
+            .waiting
+            .iter()
+            .map(|(rotated, position)| {
+                let len = rotated.file.metadata().map_or(0, |m| m.len());
+                if rotated.gzip { len } else { len.saturating_sub(position.offset) }
+            })
+            .sum();
+        open + waiting
     }
 
     /// What happened since [`Tail::open`]; the daemon notices silence by it.
     pub fn totals(&self) -> Counts {
         self.totals
+    }
+}
+
+fn open_rotated(rotated: Rotated, position: &Position) -> io::Result<Source> {
+    let Rotated { file, path, gzip, .. } = rotated;
+    let real_path = path.to_str().map(Into::into);
+    if gzip {
+        Source::gzip(file, real_path, position)
+    } else if position.fits(&file)? {
+        Source::at(file, real_path, position)
+    } else {
+        Err(io::ErrorKind::NotFound.into())
+    }
+}
+
+fn remember(finished: &mut VecDeque<Position>, position: Position) {
+    finished.retain(|p| p.id != position.id);
+    finished.push_back(Position { finished: true, ..position });
+    if finished.len() > MAX_FINISHED {
+        finished.pop_front();
+    }
+}
+
+fn absence(error: &io::Error) -> Presence {
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Presence::Missing,
+        _ => Presence::Unreadable(error.to_string()),
     }
 }

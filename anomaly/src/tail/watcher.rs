@@ -1,11 +1,23 @@
-//! Says that something was written, created or renamed where the logs are.
+//! Says that something was written, created or renamed where the logs are. What that was, [`super::Tail`] finds out.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// Wakes whoever polls the tails. It can miss nothing that a poll once a second would not find.
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
+
+/// Wakes whoever polls the tails. It watches directories, so that it sees files come and go; a poll once
+/// a second finds all that it may miss (network file systems, a queue that ran over).
 #[derive(Debug)]
-pub struct Watcher {}
+pub struct Watcher {
+    inotify: RecommendedWatcher,
+    logs: Vec<PathBuf>,
+    directories: BTreeSet<PathBuf>,
+    /// Beginnings of the paths whose events count: the logs, their rotated files, the targets of links.
+    wanted: Arc<Mutex<Vec<PathBuf>>>,
+}
 
 /// inotify could not be had at all; polling every so often still works.
 #[derive(Debug, thiserror::Error)]
@@ -19,14 +31,132 @@ impl Watcher {
     /// # Errors
     /// [`WatchError`] when inotify refuses (too many instances).
     pub fn new(logs: &[PathBuf], coalesce: Duration, wake: impl Fn() + Send + 'static) -> Result<Self, WatchError> {
-        let _ = (logs, coalesce, wake);
-        Ok(Self {})
+        let wanted = Arc::new(Mutex::new(Vec::new()));
+        let filter = Arc::clone(&wanted);
+        let handler = move |event: notify::Result<notify::Event>| {
+            let counts = match event {
+                Ok(event) => {
+                    event.need_rescan() || matters(&event, &filter.lock().unwrap_or_else(PoisonError::into_inner))
+                }
+                Err(_) => true,
+            };
+            if counts {
+                wake();
+                // The kernel merges equal events while they wait, so a busy log costs one wake per
+                // `coalesce` and not one per line. Nothing is missed: they are read after the wait.
+                std::thread::sleep(coalesce);
+            }
+        };
+        let inotify = notify::recommended_watcher(handler)?;
+        let mut watcher = Self { inotify, logs: logs.to_vec(), directories: BTreeSet::new(), wanted };
+        watcher.refresh();
+        Ok(watcher)
     }
 
     /// Watches directories that have come into being since, and follows symbolic links anew. To be
     /// called about once a second and after a rotation. Returns what cannot be watched (its
     /// directory is missing, out of watches): poll those every so often.
     pub fn refresh(&mut self) -> Vec<(PathBuf, String)> {
-        Vec::new()
+        let mut failed = Vec::new();
+        let mut wanted = Vec::new();
+        let mut directories = BTreeSet::new();
+        for log in &self.logs {
+            for path in [Some(log.clone()), fs::canonicalize(log).ok()].into_iter().flatten() {
+                let (Some(directory), Some(name)) = (directory(&path), path.file_name()) else { continue };
+                wanted.push(directory.join(name));
+                if directories.insert(directory.clone()) {
+                    // Once more even where it is watched: it may be another directory of the same name.
+                    if let Err(error) = self.inotify.watch(&directory, RecursiveMode::NonRecursive) {
+                        failed.push((log.clone(), error.to_string()));
+                    }
+                }
+            }
+        }
+        for gone in self.directories.difference(&directories) {
+            // That it may be gone already is all the same.
+            let _ = self.inotify.unwatch(gone);
+        }
+        self.directories = directories;
+        *self.wanted.lock().unwrap_or_else(PoisonError::into_inner) = wanted;
+        failed
+    }
+}
+
+fn directory(path: &Path) -> Option<PathBuf> {
+    let parent = path.parent()?;
+    Some(if parent.as_os_str().is_empty() { PathBuf::from(".") } else { parent.to_owned() })
+}
+
+/// Somebody wrote, renamed, created or removed a wanted file. Opening and reading do not matter: we do that.
+fn matters(event: &notify::Event, wanted: &[PathBuf]) -> bool {
+    if matches!(event.kind, EventKind::Access(_)) {
+        return false;
+    }
+    event.paths.iter().any(|path| {
+        let path = path.as_os_str().as_encoded_bytes();
+        wanted.iter().any(|wanted| path.starts_with(wanted.as_os_str().as_encoded_bytes()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::fs::symlink;
+    use std::sync::mpsc::{Receiver, channel};
+
+    use super::*;
+
+    /// A wake that does not come is an error, one that comes late is not.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn watch(logs: &[PathBuf]) -> (Watcher, Receiver<()>) {
+        let (sender, receiver) = channel();
+        let watcher = Watcher::new(logs, Duration::ZERO, move || {
+            // The test may have ended.
+            let _ = sender.send(());
+        });
+        (watcher.expect("inotify"), receiver)
+    }
+
+    fn settle(woken: &Receiver<()>) {
+        while woken.recv_timeout(Duration::from_millis(50)).is_ok() {}
+    }
+
+    #[test]
+    fn wakes_for_writes_creation_and_rename_of_several_logs() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let logs = [dir.path().join("a.json"), dir.path().join("b.json")];
+        let (_watcher, woken) = watch(&logs);
+        for log in &logs {
+            let mut file = fs::File::create(log).expect("created");
+            woken.recv_timeout(PATIENCE).expect("woken by creation");
+            settle(&woken);
+            file.write_all(b"line\n").expect("written");
+            woken.recv_timeout(PATIENCE).expect("woken by a write");
+            settle(&woken);
+            fs::rename(log, log.with_extension("json.1")).expect("renamed");
+            woken.recv_timeout(PATIENCE).expect("woken by a rename");
+            settle(&woken);
+        }
+        fs::write(dir.path().join("error.log"), "nothing of ours").expect("written");
+        drop(fs::File::open(dir.path().join("a.json.1")).expect("opened"));
+        assert!(woken.recv_timeout(Duration::from_millis(100)).is_err(), "woken by what does not matter");
+    }
+
+    #[test]
+    fn finds_directories_that_come_later_and_the_targets_of_links() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let log = dir.path().join("later/access.json");
+        let (mut watcher, woken) = watch(std::slice::from_ref(&log));
+        assert_eq!(watcher.refresh().len(), 1, "its directory is missing");
+        fs::create_dir_all(dir.path().join("elsewhere")).expect("created");
+        fs::create_dir(dir.path().join("later")).expect("created");
+        let target = dir.path().join("elsewhere/real.json");
+        fs::write(&target, "").expect("written");
+        symlink(&target, &log).expect("linked");
+        assert_eq!(watcher.refresh(), []);
+        settle(&woken);
+        fs::write(&target, "line\n").expect("written");
+        woken.recv_timeout(PATIENCE).expect("woken by a write to the target");
     }
 }

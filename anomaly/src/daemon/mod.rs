@@ -1,14 +1,29 @@
-//! The one loop: select one input, feed the engine, apply its outputs. The only reader of the clock.
+//! The daemon: starts everything, and holds the two threads that do the work together.
+//!
+//! The hot thread (`hot.rs`) reads and judges, the apply thread (`apply.rs`) carries out; a
+//! small async runtime serves people and takes signals. Only this module (`clock.rs`) reads the clock.
 
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use ipnet::IpNet;
 use tokio::sync::{broadcast, oneshot, watch};
 
-use crate::config::Secret;
+use crate::config::{Config, Secret};
 use crate::engine::{BanLength, Refusal};
-use crate::report::{BanRow, BaselineRow, DecisionRow, Explanation, HistoryPoint, Status, TopRow};
+use crate::report::{BanRow, BaselineRow, DecisionRow, Explanation, Status, TopRow};
+use crate::tail::TailError;
+
+mod apply;
+mod clock;
+mod hot;
+mod log_watch;
+mod off;
+mod picture;
+mod start;
+
+pub use clock::{now, stopwatch};
+pub use off::mark_off;
+pub use start::run;
 
 /// What the daemon shows: made anew about once a second, read by dashboard, API, metrics and CLI.
 #[derive(Clone, Debug)]
@@ -57,6 +72,17 @@ pub enum Request {
         /// The bans that were lifted, at least one.
         reply: oneshot::Sender<Result<Vec<DecisionRow>, RequestError>>,
     },
+    /// Something was written to a log.
+    LogWritten,
+    /// Take this configuration.
+    Configure {
+        /// Checked.
+        config: Box<Config>,
+        /// Whether it is in force, or why not.
+        reply: oneshot::Sender<Result<(), TailError>>,
+    },
+    /// End the hot thread.
+    Stop,
     /// The why-card of an address or prefix.
     Explain {
         /// Which.
@@ -112,6 +138,3 @@ pub struct Handle {
     /// name is accepted beside those of the loopback.
     pub public_url: Option<String>,
 }
-
-/// Kept here so that the dashboard's tests need no daemon.
-pub type HistoryPoints = Vec<HistoryPoint>;

@@ -1,0 +1,360 @@
+//! The slow ways through a line: serde_json for all that is JSON, and a search for what can still be read
+//! where it is not.
+
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use super::value::{self, Clock};
+use super::{Field, Found, Keys};
+
+/// Decoded strings that cannot be borrowed from the line.
+#[derive(Debug, Default)]
+pub(super) struct Decoded {
+    method: Vec<u8>,
+    path: Vec<u8>,
+}
+
+/// Where a text field's value is.
+#[derive(Clone, Copy, Default)]
+enum Text<'a> {
+    #[default]
+    Missing,
+    Line(&'a [u8]),
+    Decoded,
+}
+
+/// What has been collected on the way.
+#[derive(Default)]
+struct Collected<'a> {
+    found: Found<'a>,
+    method: Text<'a>,
+    path: Text<'a>,
+    seen: u16,
+}
+
+/// Reads any line.
+pub(super) fn read<'a>(line: &'a [u8], keys: &Keys, clock: &mut Clock, decoded: &'a mut Decoded) -> Found<'a> {
+    // Strings as raw bytes first, since Nginx writes bytes above 0x7f as they are. serde_json gives
+    // them only where there is a string: a `path` that is a number needs the second way.
+    let mut collected = None;
+    for raw_text in [true, false] {
+        collected = object(line, Collect { keys, clock, decoded, raw_text });
+        if collected.is_some() {
+            break;
+        }
+    }
+    let collected = collected.unwrap_or_else(|| salvage(line, keys, clock, decoded));
+    let Decoded { method, path } = decoded;
+    let resolve = |text, decoded| match text {
+        Text::Missing => None,
+        Text::Line(text) => Some(text),
+        Text::Decoded => Some(decoded),
+    };
+    let mut found = collected.found;
+    found.method = resolve(collected.method, method.as_slice());
+    found.path = resolve(collected.path, path.as_slice());
+    found
+}
+
+/// The line as JSON; `None` when it is not.
+fn object<'a>(line: &'a [u8], visitor: Collect<'_>) -> Option<Collected<'a>> {
+    let mut deserializer = serde_json::Deserializer::from_slice(line);
+    let collected = deserializer.deserialize_map(visitor).ok()?;
+    deserializer.end().ok()?;
+    Some(collected)
+}
+
+struct Collect<'s> {
+    keys: &'s Keys,
+    clock: &'s mut Clock,
+    decoded: &'s mut Decoded,
+    raw_text: bool,
+}
+
+impl<'de> Visitor<'de> for Collect<'_> {
+    type Value = Collected<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut collected = Collected::default();
+        while let Some(field) = map.next_key_seed(KeySeed(self.keys))? {
+            // Of a key that is there twice the first one counts: what an attacker could smuggle in
+            // (with escape=none) comes behind the address that Nginx wrote.
+            let bit = 1u16 << (field as u16);
+            if field == Field::Other || collected.seen & bit != 0 {
+                collected.found.damaged |= field != Field::Other;
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            }
+            collected.seen |= bit;
+            let raw_text = self.raw_text && matches!(field, Field::Method | Field::Path);
+            let value = ValueSeed { field, raw_text, clock: self.clock, decoded: self.decoded, into: &mut collected };
+            map.next_value_seed(value)?;
+        }
+        Ok(collected)
+    }
+}
+
+struct KeySeed<'s>(&'s Keys);
+
+impl<'de> DeserializeSeed<'de> for KeySeed<'_> {
+    type Value = Field;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Field, D::Error> {
+        deserializer.deserialize_bytes(self)
+    }
+}
+
+impl<'de> Visitor<'de> for KeySeed<'_> {
+    type Value = Field;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_bytes<E>(self, key: &[u8]) -> Result<Field, E> {
+        Ok(self.0.field(key))
+    }
+}
+
+/// Puts the value of one key where it belongs. What is of the wrong type is missing.
+struct ValueSeed<'s, 'de> {
+    field: Field,
+    raw_text: bool,
+    clock: &'s mut Clock,
+    decoded: &'s mut Decoded,
+    into: &'s mut Collected<'de>,
+}
+
+impl<'de> DeserializeSeed<'de> for ValueSeed<'_, 'de> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        if self.field == Field::Client {
+            self.into.found.has_client = true;
+        }
+        if self.raw_text { deserializer.deserialize_bytes(self) } else { deserializer.deserialize_any(self) }
+    }
+}
+
+impl<'de> ValueSeed<'_, 'de> {
+    /// A string that is not a text field's.
+    fn scalar(&mut self, text: &[u8]) {
+        let found = &mut self.into.found;
+        match self.field {
+            Field::Client => found.client = value::address(text),
+            Field::Time => found.time = self.clock.read(text),
+            Field::Status => found.status = value::number(text).and_then(|n| n.try_into().ok()),
+            Field::Size => found.size = value::number(text),
+            Field::Peer => found.peer = value::address(text),
+            Field::Msec => found.msec = value::epoch(text),
+            Field::Method | Field::Path | Field::Other => {}
+        }
+    }
+}
+
+impl<'de> Visitor<'de> for ValueSeed<'_, 'de> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_borrowed_bytes<E>(mut self, text: &'de [u8]) -> Result<(), E> {
+        match self.field {
+            Field::Method => self.into.method = Text::Line(text),
+            Field::Path => self.into.path = Text::Line(text),
+            _ => self.scalar(text),
+        }
+        Ok(())
+    }
+
+    fn visit_bytes<E>(mut self, text: &[u8]) -> Result<(), E> {
+        let (slot, buffer) = match self.field {
+            Field::Method => (&mut self.into.method, &mut self.decoded.method),
+            Field::Path => (&mut self.into.path, &mut self.decoded.path),
+            _ => {
+                self.scalar(text);
+                return Ok(());
+            }
+        };
+        buffer.clear();
+        buffer.extend_from_slice(text);
+        *slot = Text::Decoded;
+        Ok(())
+    }
+
+    fn visit_borrowed_str<E: serde::de::Error>(self, text: &'de str) -> Result<(), E> {
+        self.visit_borrowed_bytes(text.as_bytes())
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<(), E> {
+        self.visit_bytes(text.as_bytes())
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<(), E> {
+        let found = &mut self.into.found;
+        match self.field {
+            Field::Status => found.status = number.try_into().ok(),
+            Field::Size => found.size = Some(number),
+            Field::Time => found.time = value::epoch_f64(number as f64),
+            Field::Msec => found.msec = value::epoch_f64(number as f64),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, number: f64) -> Result<(), E> {
+        let found = &mut self.into.found;
+        match self.field {
+            Field::Time => found.time = value::epoch_f64(number),
+            Field::Msec => found.msec = value::epoch_f64(number),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(())
+    }
+}
+
+/// What can be read of a line that is not JSON: cut in two, two lines run together, broken escapes.
+///
+/// Each key is searched for by itself, as `"key"` and a colon. That cannot be forged from inside a
+/// value: Nginx escapes every quote there (`\"` with escape=json, `\x22` otherwise), and a quote
+/// with an odd number of backslashes before it does not open a key. An address only counts up to its closing
+/// quote, so that a cut one is not taken for another.
+fn salvage<'a>(line: &'a [u8], keys: &Keys, clock: &mut Clock, decoded: &mut Decoded) -> Collected<'a> {
+    let mut collected = Collected::default();
+    collected.found.damaged = true;
+    collected.found.broken = true;
+    for (name, field) in keys.names() {
+        let Some(rest) = value_of(line, name) else { continue };
+        if let Some(text) = rest.strip_prefix(b"\"") {
+            let (text, whole) = match closing_quote(text) {
+                Some(end) => (&text[..end], true),
+                None => (text, false),
+            };
+            collected.found.has_client |= field == Field::Client && whole;
+            if whole || matches!(field, Field::Method | Field::Path) {
+                let mut seed = ValueSeed {
+                    field,
+                    raw_text: true,
+                    clock: &mut *clock,
+                    decoded: &mut *decoded,
+                    into: &mut collected,
+                };
+                match field {
+                    Field::Method | Field::Path => salvaged_text(&mut seed, text),
+                    _ => seed.scalar(text),
+                }
+            }
+        } else {
+            let len = rest.iter().position(|b| !matches!(b, b'0'..=b'9' | b'.')).unwrap_or(rest.len());
+            collected.found.has_client |= field == Field::Client;
+            // A number that the line's end cuts off may have had more digits.
+            if field != Field::Client && field != Field::Peer && len < rest.len() {
+                let mut seed = ValueSeed {
+                    field,
+                    raw_text: true,
+                    clock: &mut *clock,
+                    decoded: &mut *decoded,
+                    into: &mut collected,
+                };
+                seed.scalar(&rest[..len]);
+            }
+        }
+    }
+    collected
+}
+
+/// A text value of a broken line: decoded where its escapes are JSON's, else as it stands.
+fn salvaged_text<'de>(seed: &mut ValueSeed<'_, 'de>, text: &'de [u8]) {
+    let (slot, buffer) = match seed.field {
+        Field::Method => (&mut seed.into.method, &mut seed.decoded.method),
+        _ => (&mut seed.into.path, &mut seed.decoded.path),
+    };
+    *slot = Text::Line(text);
+    if memchr::memchr(b'\\', text).is_none() {
+        return;
+    }
+    let mut quoted = Vec::with_capacity(text.len() + 2);
+    quoted.push(b'"');
+    quoted.extend_from_slice(text);
+    quoted.push(b'"');
+    if serde_json::Deserializer::from_slice(&quoted).deserialize_bytes(Append(buffer)).is_ok() {
+        *slot = Text::Decoded;
+    }
+}
+
+struct Append<'s>(&'s mut Vec<u8>);
+
+impl Visitor<'_> for Append<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_bytes<E>(self, text: &[u8]) -> Result<(), E> {
+        self.0.clear();
+        self.0.extend_from_slice(text);
+        Ok(())
+    }
+}
+
+/// What follows the first `"name":`.
+fn value_of<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    for at in memchr::memmem::find_iter(line, name) {
+        let (before, rest) = (&line[..at], &line[at + name.len()..]);
+        let Some((b'"', before)) = before.split_last() else { continue };
+        let backslashes = before.iter().rev().take_while(|b| **b == b'\\').count();
+        let Some(rest) = rest.strip_prefix(b"\"") else { continue };
+        if backslashes % 2 == 0
+            && let Some(rest) = rest.trim_ascii_start().strip_prefix(b":")
+        {
+            return Some(rest.trim_ascii_start());
+        }
+    }
+    None
+}
+
+/// The first quote that no backslash escapes.
+fn closing_quote(text: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    while let Some(hit) = memchr::memchr2(b'"', b'\\', &text[at..]) {
+        at += hit;
+        if text[at] == b'"' {
+            return Some(at);
+        }
+        // The escaped byte may be the last one that was written.
+        at += 2;
+        if at > text.len() {
+            return None;
+        }
+    }
+    None
+}

@@ -1,0 +1,391 @@
+//! One log line, as bytes, to a [`Record`] that borrows from it.
+//!
+//! The parser never fails a client for a broken neighbour field: as long as an
+//! address can be read, there is a record. It does not decide anything and
+//! knows no windows.
+
+mod fallback;
+mod scan;
+mod value;
+
+use std::net::IpAddr;
+
+use crate::time::Timestamp;
+
+/// What one log line says.
+///
+/// Text fields are the decoded JSON strings as bytes: Nginx writes bytes above
+/// 0x7f raw, so they need not be UTF-8.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record<'a> {
+    /// The client, with IPv4-mapped IPv6 addresses turned into IPv4.
+    pub client: IpAddr,
+    /// When the request was logged; the time of the record before where the line's own stamp
+    /// cannot be read.
+    pub time: Timestamp,
+    /// `GET`, `POST`, ...; empty when missing.
+    pub method: &'a [u8],
+    /// Path with query; empty when missing.
+    pub path: &'a [u8],
+    /// HTTP status; 0 when missing or not a number (then no error is counted).
+    pub status: u16,
+    /// Bytes sent; 0 when missing or not a number.
+    pub response_size: u64,
+    /// The TCP peer, when the log has it (`peer`): differs from `client` behind a proxy.
+    pub peer: Option<IpAddr>,
+    /// Some field was missing or could not be read; the record counts all the same.
+    pub damaged: bool,
+}
+
+/// Why a line gave no record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reject {
+    /// Blank line.
+    Empty,
+    /// Longer than the limit for a line.
+    TooLong,
+    /// Not a JSON object (`[]`, `null`, plain text, cut in two), and no address can be read.
+    NotAnObject,
+    /// No `source_ip`.
+    NoAddress,
+    /// `source_ip` is there but no address.
+    BadAddress,
+    /// No line before it had a time either, so there is no time to file it under.
+    NoTime,
+}
+
+impl Reject {
+    /// Every reason, in the order of their values.
+    pub const ALL: [Self; 6] =
+        [Self::Empty, Self::TooLong, Self::NotAnObject, Self::NoAddress, Self::BadAddress, Self::NoTime];
+}
+
+/// A line longer than this is [`Reject::TooLong`]: 1 MiB.
+pub const MAX_LINE_BYTES: usize = 1 << 20;
+
+/// The things a line can say that somebody asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Field {
+    Client,
+    Time,
+    Method,
+    Path,
+    Status,
+    Size,
+    Peer,
+    Msec,
+    /// Any other key.
+    Other,
+}
+
+/// Which key says what.
+#[derive(Clone, Debug)]
+struct Keys {
+    names: Vec<(&'static str, Field)>,
+}
+
+impl Default for Keys {
+    fn default() -> Self {
+        Self {
+            names: vec![
+                ("source_ip", Field::Client),
+                ("timestamp", Field::Time),
+                ("method", Field::Method),
+                ("path", Field::Path),
+                ("status", Field::Status),
+                ("response_size", Field::Size),
+                ("peer", Field::Peer),
+                ("msec", Field::Msec),
+            ],
+        }
+    }
+}
+
+impl Keys {
+    fn field(&self, key: &[u8]) -> Field {
+        self.names.iter().find(|(name, _)| name.as_bytes() == key).map_or(Field::Other, |(_, field)| *field)
+    }
+
+    fn names(&self) -> impl Iterator<Item = (&[u8], Field)> {
+        self.names.iter().map(|(name, field)| (name.as_bytes(), *field))
+    }
+}
+
+/// What was found in a line, before it is decided whether it makes a record.
+#[derive(Debug, Default)]
+struct Found<'a> {
+    client: Option<IpAddr>,
+    /// The client's key is there, whatever its value.
+    has_client: bool,
+    time: Option<Timestamp>,
+    msec: Option<Timestamp>,
+    method: Option<&'a [u8]>,
+    path: Option<&'a [u8]>,
+    status: Option<u16>,
+    size: Option<u64>,
+    peer: Option<IpAddr>,
+    damaged: bool,
+    /// Not a JSON object.
+    broken: bool,
+}
+
+/// Parses lines; holds what makes it fast: the last stamp, the keys of the last line, and a
+/// buffer for strings with escapes.
+///
+/// Lines of the usual form (one flat object, no escapes) are scanned in place; all other JSON goes through
+/// serde_json; what is not JSON is searched for what can still be read. The first two agree on
+/// everything that serde_json accepts. In detail:
+/// - `source_ip` and `peer` are one address, without port, zone, brackets or list.
+/// - `timestamp` is ISO 8601 with a zone, or seconds since the epoch. `msec` refines it where both name
+///   the same second, and replaces it where it cannot be read.
+/// - Numbers are digits, bare or quoted.
+/// - Of a key that is there twice the first one counts, and the record is damaged.
+/// - Keys inside nested objects are other keys.
+#[derive(Debug, Default)]
+pub struct Parser {
+    keys: Keys,
+    shape: scan::Shape,
+    clock: value::Clock,
+    decoded: fallback::Decoded,
+    last: Option<Timestamp>,
+}
+
+impl Parser {
+    /// A parser that has seen nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Parses one line without its newline.
+    ///
+    /// # Errors
+    /// [`Reject`] when no client address (or no time at all) can be read.
+    pub fn parse<'a>(&'a mut self, line: &'a [u8]) -> Result<Record<'a>, Reject> {
+        let Self { keys, shape, clock, decoded, last } = self;
+        if line.len() > MAX_LINE_BYTES {
+            return Err(Reject::TooLong);
+        }
+        let found = match scan::scan(line, keys, shape, clock) {
+            Some(found) => found,
+            None if line.trim_ascii().is_empty() => return Err(Reject::Empty),
+            None => fallback::read(line, keys, clock, decoded),
+        };
+        let client = found.client.ok_or(match found {
+            Found { has_client: true, .. } => Reject::BadAddress,
+            Found { broken: true, .. } => Reject::NotAnObject,
+            _ => Reject::NoAddress,
+        })?;
+        let own = match (found.time, found.msec) {
+            (Some(time), Some(msec)) if msec.as_secs() == time.as_secs() => Some(msec),
+            (time, msec) => time.or(msec),
+        };
+        let time = own.or(*last).ok_or(Reject::NoTime)?;
+        *last = Some(time);
+        Ok(Record {
+            client,
+            time,
+            method: found.method.unwrap_or_default(),
+            path: found.path.unwrap_or_default(),
+            status: found.status.unwrap_or_default(),
+            response_size: found.size.unwrap_or_default(),
+            peer: found.peer,
+            damaged: found.damaged
+                || own.is_none()
+                || found.method.is_none()
+                || found.path.is_none()
+                || found.status.is_none()
+                || found.size.is_none(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const USUAL: &str = r#"{"source_ip":"203.0.113.7","timestamp":"2026-04-27T10:25:51+01:00","method":"GET","path":"/a?b=c","status":"404","response_size":"153"}"#;
+
+    fn parse(line: &str) -> Result<Record<'static>, Reject> {
+        parse_bytes(line.as_bytes())
+    }
+
+    fn parse_bytes(line: &[u8]) -> Result<Record<'static>, Reject> {
+        let parser = Box::leak(Box::new(Parser::new()));
+        let line: &'static [u8] = Box::leak(line.to_vec().into_boxed_slice());
+        // So that a line without a stamp has a time too.
+        parser.last = Some(Timestamp::EPOCH);
+        parser.parse(line)
+    }
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    #[test]
+    fn the_line_that_nginx_writes() {
+        let record = parse(USUAL).expect("a record");
+        let expected = Record {
+            client: address("203.0.113.7"),
+            time: Timestamp::parse("2026-04-27T09:25:51Z").expect("a stamp"),
+            method: b"GET",
+            path: b"/a?b=c",
+            status: 404,
+            response_size: 153,
+            peer: None,
+            damaged: false,
+        };
+        assert_eq!(record, expected);
+        let bare = USUAL.replace(r#""404""#, "404").replace(r#""153""#, "153");
+        assert_eq!(parse(&bare).as_ref(), Ok(&expected));
+        let spaced = USUAL.replace(':', ": ").replace("T10: 25: 51+01: 00", "T10:25:51+01:00").replace(",\"", ", \"");
+        assert_eq!(parse(&spaced).as_ref(), Ok(&expected));
+        assert_eq!(parse(&format!("{USUAL}\r")).as_ref(), Ok(&expected));
+    }
+
+    #[test]
+    fn optional_keys_and_unknown_ones() {
+        let more = r#","peer":"10.0.0.1","host":"example.org","user_agent":"curl \\ \"x\"","request_time":0.004,"msec":1777281951.250,"deep":{"source_ip":"9.9.9.9","list":[1,{}]}}"#;
+        let record = parse(&USUAL.replace('}', more)).expect("a record");
+        assert_eq!(record.peer, Some(address("10.0.0.1")));
+        assert_eq!(record.time, Timestamp::from_ms(1_777_281_951_250));
+        assert_eq!(record.client, address("203.0.113.7"));
+        assert!(!record.damaged);
+    }
+
+    #[test]
+    fn msec_refines_and_replaces_but_does_not_contradict() {
+        let with = |msec: &str| parse(&USUAL.replace('}', &format!(r#","msec":"{msec}"}}"#))).expect("a record").time;
+        let own = parse(USUAL).expect("a record").time;
+        assert_eq!(with("1777281951.999"), Timestamp::from_ms(own.as_ms() + 999));
+        assert_eq!(with("1777281952.000"), own);
+        assert_eq!(with("never"), own);
+        let broken = USUAL.replace("2026-04-27T10:25:51+01:00", "soon");
+        let replaced = parse(&broken.replace('}', r#","msec":"1777281951.999"}"#)).expect("a record");
+        assert_eq!(replaced.time, Timestamp::from_ms(1_777_281_951_999));
+        assert!(!replaced.damaged);
+    }
+
+    #[test]
+    fn an_address_survives_its_neighbours() {
+        for (line, status) in [
+            (USUAL.replace("404", "4x4"), 0),
+            (USUAL.replace(r#""404""#, "null"), 0),
+            (USUAL.replace(r#""404""#, "{}"), 0),
+            (USUAL.replace(r#""404""#, "-1"), 0),
+            (USUAL.replace(r#""/a?b=c""#, "7"), 404),
+            (USUAL.replace(r#""/a?b=c""#, "[\"/\"]"), 404),
+            (USUAL.replace("2026-04-27", "2026-99-27"), 404),
+            (USUAL.replace(r#""153""#, "99999999999999999999999"), 404),
+            (USUAL.replace("/a?b=c", r"/\x41"), 404),
+            (USUAL.replace("/a?b=c", r"/\ud800"), 404),
+            (USUAL[..USUAL.len() - 1].to_string(), 404),
+            (USUAL[..USUAL.len() - 20].to_string(), 404),
+            (USUAL[..100].to_string(), 0),
+            (USUAL[..30].to_string(), 0),
+            (format!("garbage {USUAL}"), 404),
+            (format!("{USUAL}{USUAL}"), 404),
+            (format!("\u{feff}{USUAL}"), 404),
+            (r#"{"source_ip":"203.0.113.7"}"#.to_string(), 0),
+        ] {
+            let record = parse(&line).unwrap_or_else(|why| panic!("{why:?}: {line}"));
+            assert_eq!(record.client, address("203.0.113.7"), "{line}");
+            assert_eq!(record.status, status, "{line}");
+            let harmless = line.starts_with("garbage") || line.contains("ud800");
+            assert!(record.damaged || harmless, "{line}");
+        }
+    }
+
+    #[test]
+    fn raw_bytes_and_escapes_are_paths_too() {
+        let mut line = USUAL.replace("/a?b=c", "/#").into_bytes();
+        let hash = line.iter().position(|b| *b == b'#').expect("there");
+        line[hash] = 0xff;
+        let record = parse_bytes(&line).expect("a record");
+        assert_eq!((record.path, record.damaged), (&b"/\xff"[..], false));
+        // The same in a line that the scanner leaves to serde_json.
+        line.splice(hash..hash, *br#"\"\u00e9"#);
+        let record = parse_bytes(&line).expect("a record");
+        assert_eq!((record.path, record.damaged), (&b"/\"\xc3\xa9\xff"[..], false));
+    }
+
+    #[test]
+    fn what_gives_no_record_says_why() {
+        let client = |text: &str| USUAL.replace(r#""203.0.113.7""#, text);
+        for (line, why) in [
+            (String::new(), Reject::Empty),
+            (" \t\r".into(), Reject::Empty),
+            ("[]".into(), Reject::NotAnObject),
+            ("null".into(), Reject::NotAnObject),
+            ("203.0.113.7 - - GET /".into(), Reject::NotAnObject),
+            (USUAL[1..20].into(), Reject::NotAnObject),
+            (USUAL[..22].into(), Reject::NotAnObject),
+            ("{}".into(), Reject::NoAddress),
+            (USUAL.replace("source_ip", "remote_addr"), Reject::NoAddress),
+            (client("null"), Reject::BadAddress),
+            (client("3405803783"), Reject::BadAddress),
+            (client(r#""""#), Reject::BadAddress),
+            (client(r#""unix:""#), Reject::BadAddress),
+            (client(r#""203.0.113.7, 10.0.0.1""#), Reject::BadAddress),
+            (client(r#""203.0.113.7:443""#), Reject::BadAddress),
+            (client(r#""0.0.0.0/0""#), Reject::BadAddress),
+            (client(r#"["203.0.113.7"]"#), Reject::BadAddress),
+            ("x".repeat(MAX_LINE_BYTES + 1), Reject::TooLong),
+            ("[".repeat(MAX_LINE_BYTES), Reject::NotAnObject),
+            (format!("{{\"a\":{}", "[".repeat(MAX_LINE_BYTES - 5)), Reject::NotAnObject),
+        ] {
+            assert_eq!(parse(&line).map(|r| r.client), Err(why), "{:.80}", line);
+        }
+        let stampless = USUAL.replace("2026", "year");
+        assert_eq!(Parser::new().parse(stampless.as_bytes()).map(|r| r.client), Err(Reject::NoTime));
+    }
+
+    #[test]
+    fn a_line_without_a_stamp_has_the_time_of_the_one_before() {
+        let mut parser = Parser::new();
+        let time = parser.parse(USUAL.as_bytes()).expect("a record").time;
+        let record = parser.parse(br#"{"source_ip":"::ffff:203.0.113.8"}"#).expect("a record");
+        assert_eq!((record.time, record.client), (time, address("203.0.113.8")));
+    }
+
+    #[test]
+    fn nothing_inside_a_value_passes_for_a_key() {
+        let attacks = [
+            r#"/\",\"source_ip\":\"6.6.6.6\",\"x\":\""#,
+            r#"/\\\",\"source_ip\":\"6.6.6.6"#,
+            r#"\"source_ip\":\"6.6.6.6\""#,
+        ];
+        for attack in attacks {
+            let line = format!(
+                r#"{{"path":"{attack}","timestamp":"2026-04-27T10:25:51Z","source_ip":"203.0.113.7","status":"200"}}"#
+            );
+            // Whole, and cut at every place from either end: never the forged address.
+            assert_eq!(parse(&line).map(|r| r.client), Ok(address("203.0.113.7")));
+            for cut in 0..line.len() {
+                for part in [&line[..cut], &line[cut..]] {
+                    if let Ok(record) = parse(part) {
+                        assert_eq!(record.client, address("203.0.113.7"), "{part}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn of_a_key_that_is_there_twice_the_first_counts() {
+        let record = parse(&USUAL.replace('}', r#","source_ip":"6.6.6.6","status":"200"}"#)).expect("a record");
+        assert_eq!((record.client, record.status, record.damaged), (address("203.0.113.7"), 404, true));
+    }
+
+    #[test]
+    fn keys_may_come_in_any_order_and_change_from_line_to_line() {
+        let mut parser = Parser::new();
+        let fields: Vec<&str> = USUAL[1..USUAL.len() - 1].split(",\"").map(|f| f.trim_start_matches('"')).collect();
+        let expected = parse(USUAL).expect("a record");
+        for turn in 0..fields.len() {
+            let mut turned = fields.clone();
+            turned.rotate_left(turn);
+            let line = format!("{{\"{}}}", turned.join(",\""));
+            assert_eq!(parser.parse(line.as_bytes()).as_ref(), Ok(&expected), "{line}");
+        }
+    }
+}

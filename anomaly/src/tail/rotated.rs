@@ -1,0 +1,159 @@
+//! Finds the rotated files of a log by their names, in the order in which they were written.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use super::checkpoint::{FINGERPRINT_BYTES, FileId, Position, digest, modified_ns};
+
+/// Which rotation a file is of. Later ones are greater.
+///
+/// Numbers count backwards (`.2` is older than `.1`), dates forwards. Where a directory has both,
+/// somebody switched logrotate's `dateext` on: the dates are newer.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Generation {
+    Number(std::cmp::Reverse<u32>),
+    Date(String),
+}
+
+/// A rotated file, open: names are shifted at the next rotation, and a compressed file's original goes away.
+#[derive(Debug)]
+pub(super) struct Rotated {
+    pub(super) file: File,
+    pub(super) path: PathBuf,
+    pub(super) generation: Generation,
+    pub(super) gzip: bool,
+    pub(super) id: FileId,
+    pub(super) modified_ns: i64,
+}
+
+impl Rotated {
+    /// Its position before anything of it was read.
+    pub(super) fn unread(&self) -> Position {
+        Position {
+            id: self.id,
+            file: self.path.to_str().map(Into::into),
+            offset: 0,
+            in_oversized: false,
+            head: digest(b""),
+            tail: digest(b""),
+            modified_ns: self.modified_ns,
+            finished: false,
+        }
+    }
+
+    /// Whether `position` is a place in this file. Of a compressed one only its beginning is
+    /// compared.
+    pub(super) fn fits(&self, position: &Position) -> bool {
+        let fits = || {
+            if !self.gzip {
+                return position.fits(&self.file);
+            }
+            let len = position.offset.min(FINGERPRINT_BYTES as u64);
+            let mut head = Vec::new();
+            let mut file = &self.file;
+            file.rewind()?;
+            flate2::read::MultiGzDecoder::new(file).take(len).read_to_end(&mut head)?;
+            file.rewind()?;
+            Ok::<_, io::Error>(digest(&head) == position.head)
+        };
+        fits().unwrap_or(false)
+    }
+}
+
+/// Opens a regular file without ever waiting for somebody at the other end of a pipe.
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    Ok(file)
+}
+
+/// The rotated files of `log`, oldest first; none where the directory cannot be read; without those
+/// that cannot be opened.
+pub(super) fn rotated(log: &Path) -> Vec<Rotated> {
+    let Some(name) = log.file_name().and_then(|n| n.to_str()) else { return Vec::new() };
+    let directory = match log.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
+    let mut found: Vec<Rotated> = entries
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
+            let (generation, gzip) = generation(name, entry.file_name().to_str()?)?;
+            let path = entry.path();
+            let file = open(&path).ok()?;
+            let metadata = file.metadata().ok()?;
+            let id = FileId::of(&metadata);
+            Some(Rotated { file, path, generation, gzip, id, modified_ns: modified_ns(&metadata) })
+        })
+        .collect();
+    // While gzip is at work both forms are there, and only the plain one is whole.
+    found.sort_by(|a, b| (&a.generation, a.gzip).cmp(&(&b.generation, b.gzip)));
+    found.dedup_by(|b, a| a.generation == b.generation);
+    found
+}
+
+/// The generation that `name` says, of a log called `log`: `log.1`, `log-20260427`, `log.2.gz`, and with
+/// logrotate's `extension` `stem.1.ext`.
+fn generation(log: &str, name: &str) -> Option<(Generation, bool)> {
+    let (plain, gzip) = match name.strip_suffix(".gz") {
+        Some(plain) => (plain, true),
+        None => (name, false),
+    };
+    let (stem, extension) = log.rfind('.').map_or((log, ""), |dot| log.split_at(dot));
+    let middle = plain
+        .strip_prefix(log)
+        .or_else(|| plain.strip_prefix(stem)?.strip_suffix(extension).filter(|_| !extension.is_empty()))?;
+    let token = middle.strip_prefix(['.', '-', '_'])?;
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    if digits(token) && token.len() <= 4 {
+        return Some((Generation::Number(std::cmp::Reverse(token.parse().ok()?)), gzip));
+    }
+    let date = token.split(['-', '_', '.', 'T']).all(digits) && token.len() >= 8;
+    date.then(|| (Generation::Date(token.to_owned()), gzip))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_rotated_files() {
+        let of = |name| generation("access.json", name).map(|(g, gz)| (format!("{g:?}"), gz));
+        assert_eq!(of("access.json.1"), Some(("Number(Reverse(1))".into(), false)));
+        assert_eq!(of("access.json.12.gz"), Some(("Number(Reverse(12))".into(), true)));
+        assert_eq!(of("access.2.json.gz"), Some(("Number(Reverse(2))".into(), true)));
+        for name in ["access.json-20260427", "access-20260427.json", "access.json.2026-04-27", "access.json-2026042709"]
+        {
+            assert!(matches!(generation("access.json", name), Some((Generation::Date(_), false))), "{name}");
+        }
+        for name in [
+            "access.json",
+            "access.json.gz",
+            "access.json.bak",
+            "access.json.1.bak",
+            "access.json.1.xz",
+            "other.json.1",
+            "access.json-",
+            "access.json.1-",
+            "access",
+            "access.jsonx.1",
+        ] {
+            assert_eq!(of(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn later_generations_are_greater() {
+        let g = |name| generation("log", name).expect("a rotated name").0;
+        assert!(g("log.1") > g("log.2"));
+        assert!(g("log.9") > g("log.10"));
+        assert!(g("log-20260428") > g("log-20260427"));
+        assert!(g("log-20260428-1777281951") > g("log-20260428-1777281950"));
+        assert!(g("log-20260427") > g("log.1"));
+    }
+}

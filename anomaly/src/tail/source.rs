@@ -1,0 +1,306 @@
+//! One open file and the lines in it. Knows nothing of paths and rotation.
+
+use std::fs::File;
+use std::io::{self, BufReader, IoSliceMut, Read};
+
+use flate2::bufread::MultiGzDecoder;
+
+use super::checkpoint::{self, FINGERPRINT_BYTES, FileId, Position, digest, modified_ns};
+use super::{Counts, MAX_LINE_BYTES};
+use crate::time::Timestamp;
+
+/// Room for reads: large enough that system calls do not count, small enough for the cache.
+const READ_BYTES: usize = 256 << 10;
+
+/// What a read found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// This many new bytes.
+    Bytes(usize),
+    /// Nothing new.
+    End,
+    /// Not the bytes that were there before: the file was cut, or cut and written anew.
+    Rewritten,
+}
+
+/// Why bytes are thrown away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Skip {
+    No,
+    /// Until the newline of a line that is too long.
+    Oversized,
+    /// Until the newline of a line whose beginning was not read.
+    Fragment,
+    /// Until this place: the part of a compressed file that was read in an earlier life.
+    To(u64),
+}
+
+#[derive(Debug)]
+enum Input {
+    Plain(File),
+    Gzip(Box<MultiGzDecoder<BufReader<File>>>),
+}
+
+/// A file that is being read.
+#[derive(Debug)]
+pub(super) struct Source {
+    input: Input,
+    pub(super) id: FileId,
+    real_path: Option<String>,
+    /// Bytes before those yet to be handed over (for the fingerprint), then from `start` on the beginning of
+    /// a line whose newline has not been written.
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+    /// Place in the file that `buffer[end]` belongs to.
+    offset: u64,
+    head: Vec<u8>,
+    skip: Skip,
+    /// The end of what was read in an earlier life, to be checked when [`Skip::To`] gets there.
+    expected_tail: Option<String>,
+    /// Since when there has been nothing new.
+    pub(super) quiet_since: Option<Timestamp>,
+}
+
+impl Source {
+    /// Reads a file from its beginning.
+    pub(super) fn from_beginning(file: File, real_path: Option<String>) -> io::Result<Self> {
+        let id = FileId::of(&file.metadata()?);
+        Ok(Self {
+            input: Input::Plain(file),
+            id,
+            real_path,
+            buffer: Vec::new(),
+            start: 0,
+            end: 0,
+            offset: 0,
+            head: Vec::new(),
+            skip: Skip::No,
+            expected_tail: None,
+            quiet_since: None,
+        })
+    }
+
+    /// Goes on at a position that has been found to fit.
+    pub(super) fn at(file: File, real_path: Option<String>, position: &Position) -> io::Result<Self> {
+        let mut source = Self::from_beginning(file, real_path)?;
+        source.move_to(position.offset)?;
+        source.skip = if position.in_oversized { Skip::Oversized } else { Skip::No };
+        Ok(source)
+    }
+
+    /// Reads a compressed file from a position on. That it fits is only known when
+    /// reading has come there: see [`Source::step`].
+    pub(super) fn gzip(file: File, real_path: Option<String>, position: &Position) -> io::Result<Self> {
+        let mut source = Self::from_beginning(file.try_clone()?, real_path)?;
+        source.input = Input::Gzip(Box::new(MultiGzDecoder::new(BufReader::with_capacity(64 << 10, file))));
+        if position.offset > 0 {
+            source.skip = Skip::To(position.offset);
+            source.expected_tail = Some(position.tail.clone());
+        }
+        Ok(source)
+    }
+
+    /// Moves on to `offset` without reading what is before it.
+    pub(super) fn move_to(&mut self, offset: u64) -> io::Result<()> {
+        if let Input::Plain(file) = &self.input {
+            let (head, tail) = checkpoint::ends(file, offset)?;
+            self.head = head;
+            self.start = tail.len();
+            self.end = tail.len();
+            self.buffer = tail;
+            self.offset = offset;
+        }
+        Ok(())
+    }
+
+    /// Moves on to the end of the file, or into the line that is being written there: its rest is not handed over.
+    pub(super) fn move_to_end(&mut self) -> io::Result<()> {
+        let Input::Plain(file) = &self.input else { return Ok(()) };
+        self.move_to(file.metadata()?.len())?;
+        if self.end > 0 && self.buffer[self.end - 1] != b'\n' {
+            self.skip = Skip::Fragment;
+        }
+        Ok(())
+    }
+
+    /// The file itself, where it is not compressed.
+    pub(super) fn plain(&self) -> Option<&File> {
+        match &self.input {
+            Input::Plain(file) => Some(file),
+            Input::Gzip(_) => None,
+        }
+    }
+
+    fn file(&self) -> &File {
+        match &self.input {
+            Input::Plain(file) => file,
+            Input::Gzip(decoder) => decoder.get_ref().get_ref(),
+        }
+    }
+
+    /// Bytes that have been dealt with.
+    fn done(&self) -> u64 {
+        self.offset - (self.end - self.start) as u64
+    }
+
+    /// Bytes yet to be read; of a compressed file those of its compressed form.
+    pub(super) fn backlog_bytes(&self) -> u64 {
+        let len = self.file().metadata().map_or(0, |m| m.len());
+        match &self.input {
+            Input::Plain(_) => len.saturating_sub(self.offset),
+            Input::Gzip(decoder) => {
+                let mut file = decoder.get_ref().get_ref();
+                len.saturating_sub(io::Seek::stream_position(&mut file).unwrap_or(0))
+            }
+        }
+    }
+
+    /// How far it has been read.
+    pub(super) fn position(&self) -> Position {
+        let done = self.done();
+        let head = self.head.len().min(done as usize);
+        let tail = self.start.min(FINGERPRINT_BYTES);
+        Position {
+            id: self.id,
+            file: self.real_path.clone(),
+            offset: if let Skip::To(offset) = self.skip { offset } else { done },
+            in_oversized: matches!(self.skip, Skip::Oversized | Skip::Fragment),
+            head: digest(&self.head[..head]),
+            tail: self.expected_tail.clone().unwrap_or_else(|| digest(&self.buffer[self.start - tail..self.start])),
+            modified_ns: self.file().metadata().map_or(0, |m| modified_ns(&m)),
+            finished: false,
+        }
+    }
+
+    /// Reads once, at most `limit` bytes, and hands over the lines that are complete now.
+    pub(super) fn step<F: FnMut(&[u8])>(
+        &mut self,
+        limit: usize,
+        counts: &mut Counts,
+        on_line: &mut F,
+    ) -> io::Result<Step> {
+        self.make_room();
+        let before = self.end;
+        let read = self.read(limit)?;
+        if let Step::Bytes(bytes) = read {
+            counts.bytes += bytes as u64;
+            if let Skip::To(wanted) = self.skip {
+                if self.offset < wanted {
+                    self.pass(self.end);
+                    return Ok(read);
+                }
+                self.pass(self.end - (self.offset - wanted) as usize);
+                self.skip = Skip::No;
+                let tail = &self.buffer[self.start - self.start.min(FINGERPRINT_BYTES)..self.start];
+                if self.expected_tail.take().is_some_and(|expected| digest(tail) != expected) {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, "not the file that was read before"));
+                }
+                self.lines(self.start, counts, on_line);
+            } else {
+                self.lines(before, counts, on_line);
+            }
+        } else if read == Step::End && matches!(self.skip, Skip::To(_)) {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "shorter than what was read before"));
+        }
+        Ok(read)
+    }
+
+    /// Hands over what is left of a line whose newline will never come.
+    pub(super) fn finish<F: FnMut(&[u8])>(&mut self, counts: &mut Counts, on_line: &mut F) {
+        if self.end > self.start && self.skip == Skip::No {
+            counts.lines += 1;
+            counts.unterminated += 1;
+            on_line(&self.buffer[self.start..self.end]);
+        }
+        self.pass(self.end);
+    }
+
+    /// Starts anew at the beginning of the same file.
+    pub(super) fn rewind(&mut self) {
+        self.buffer.clear();
+        self.head.clear();
+        (self.start, self.end, self.offset, self.skip) = (0, 0, 0, Skip::No);
+    }
+
+    /// Moves what is still needed to the front of the buffer, and lets it grow for a long line.
+    fn make_room(&mut self) {
+        let keep_from = self.start - self.start.min(FINGERPRINT_BYTES);
+        self.buffer.copy_within(keep_from..self.end, 0);
+        self.start -= keep_from;
+        self.end -= keep_from;
+        // At least half of the buffer is free: a long line makes it grow to about 2 MiB, and no further.
+        let wanted = READ_BYTES.max((2 * self.end).next_power_of_two());
+        if self.buffer.len() != wanted {
+            self.buffer.resize(wanted, 0);
+            self.buffer.shrink_to(wanted);
+        }
+    }
+
+    /// Appends to the buffer. Of a plain file the bytes before are read once more by the same call
+    /// and compared: that is how a file is noticed that was cut and has grown beyond
+    /// the old place since.
+    fn read(&mut self, limit: usize) -> io::Result<Step> {
+        let room = (self.buffer.len() - self.end).min(limit.max(1));
+        match &mut self.input {
+            Input::Plain(file) => {
+                let mut again = [0; FINGERPRINT_BYTES];
+                let known = self.end.min(FINGERPRINT_BYTES);
+                let (old, new) = self.buffer.split_at_mut(self.end);
+                let read = rustix::io::retry_on_intr(|| {
+                    rustix::io::preadv(
+                        &*file,
+                        &mut [IoSliceMut::new(&mut again[..known]), IoSliceMut::new(&mut new[..room])],
+                        self.offset - known as u64,
+                    )
+                })?;
+                if read < known || again[..known] != old[old.len() - known..] {
+                    return Ok(Step::Rewritten);
+                }
+                self.end += read - known;
+                self.offset += (read - known) as u64;
+                Ok(if read == known { Step::End } else { Step::Bytes(read - known) })
+            }
+            Input::Gzip(decoder) => {
+                let read = decoder.read(&mut self.buffer[self.end..self.end + room])?;
+                self.end += read;
+                self.offset += read as u64;
+                Ok(if read == 0 { Step::End } else { Step::Bytes(read) })
+            }
+        }
+    }
+
+    /// Hands over the complete lines; newlines are looked for from `from` on.
+    fn lines<F: FnMut(&[u8])>(&mut self, from: usize, counts: &mut Counts, on_line: &mut F) {
+        let mut line_start = self.start;
+        for newline in memchr::memchr_iter(b'\n', &self.buffer[from..self.end]) {
+            let newline = from + newline;
+            let line = &self.buffer[line_start..newline];
+            if self.skip != Skip::No {
+                self.skip = Skip::No;
+            } else if line.len() > MAX_LINE_BYTES {
+                counts.oversized += 1;
+            } else {
+                counts.lines += 1;
+                on_line(line);
+            }
+            line_start = newline + 1;
+        }
+        if self.skip == Skip::No && self.end - line_start > MAX_LINE_BYTES {
+            counts.oversized += 1;
+            self.skip = Skip::Oversized;
+        }
+        self.pass(if self.skip == Skip::No { line_start } else { self.end });
+    }
+
+    /// Everything before `to` has been dealt with.
+    fn pass(&mut self, to: usize) {
+        let missing = FINGERPRINT_BYTES - self.head.len();
+        let passed_before = self.offset - (self.end - self.start) as u64;
+        if missing > 0 && passed_before == self.head.len() as u64 {
+            let more = (to - self.start).min(missing);
+            self.head.extend_from_slice(&self.buffer[self.start..self.start + more]);
+        }
+        self.start = to;
+    }
+}
