@@ -474,8 +474,7 @@ mod tests {
         population.note(&mut seen, 1, [2; MEASURES]);
         population.advance(1_000_002, false);
         assert_eq!(population.long[0].total(), 2.0);
-        assert_eq!(population.long[0].upper(0.4), 5.0);
-        assert_eq!(population.long[0].upper(0.6), 2.0);
+        assert_eq!(population.long[0].mean_and_stddev(), (3.5, 1.5));
     }
 
     #[test]
