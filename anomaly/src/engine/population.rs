@@ -374,6 +374,11 @@ impl Population {
             save_counts(&self.ring[(self.next + i) % self.ring.len()], w);
         }
         save_counts(&self.now, w);
+        w.uint(self.heard.iter().filter(|n| **n > 0).count() as u64);
+        for (i, n) in self.heard.iter().enumerate().filter(|(_, n)| **n > 0) {
+            w.uint(i as u64);
+            w.raw(&[*n]);
+        }
     }
 
     /// Reads what [`Population::save`] wrote.
@@ -398,6 +403,10 @@ impl Population {
             population.push();
         }
         population.now = load_counts(r)?;
+        for _ in 0..r.count(2)? {
+            let i: usize = r.small()?;
+            *population.heard.get_mut(i).ok_or(BadState)? = r.raw(1)?[0];
+        }
         Ok(population)
     }
 }
