@@ -1,1 +1,477 @@
-//! Filled by its owner.
+//! Slack and webhook against a local sink that answers 200, 429, 500, hangs or closes.
+
+use std::future::Future;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anomaly::config::{Notify, Secret};
+use anomaly::engine::{Ban, Finding, Level, NotEffective, Origin, Rule, Sample, Scope, Source, Unban};
+use anomaly::notify::{Notice, Notifier, NotifyError, Pace, SinkHealth};
+use anomaly::time::Timestamp;
+use ipnet::IpNet;
+use serde_json::Value;
+use tokio::time::Instant;
+
+/// The part of the URL that nobody may ever see.
+const SECRET: &str = "T0SECRET/B0SECRET/abcdefSECRETabcdef";
+
+#[derive(Clone, Copy)]
+enum Reply {
+    /// Status, further headers, body.
+    Status(u16, &'static str, &'static str),
+    /// Accepts the request and never answers.
+    Hang,
+    /// Closes the connection instead of answering.
+    Close,
+}
+
+const OK: Reply = Reply::Status(200, "", "ok");
+
+/// A web server for one test; its thread ends with the last connection of the process.
+struct Sink {
+    url: String,
+    bodies: Arc<Mutex<Vec<Value>>>,
+}
+
+impl Sink {
+    /// Answers the nth request (from 0) as `script` says.
+    fn start(script: impl Fn(usize) -> Reply + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let url = format!("http://{}/services/{SECRET}", listener.local_addr().expect("an address"));
+        let bodies = Arc::new(Mutex::new(Vec::new()));
+        let (seen, script) = (Arc::clone(&bodies), Arc::new(script));
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (seen, script) = (Arc::clone(&seen), Arc::clone(&script));
+                std::thread::spawn(move || serve(stream, &seen, &*script));
+            }
+        });
+        Self { url, bodies }
+    }
+
+    fn bodies(&self) -> Vec<Value> {
+        self.bodies.lock().expect("not poisoned").clone()
+    }
+}
+
+fn serve(stream: TcpStream, seen: &Mutex<Vec<Value>>, script: &dyn Fn(usize) -> Reply) {
+    let mut reader = BufReader::new(stream.try_clone().expect("a second handle"));
+    let mut stream = stream;
+    loop {
+        let mut length = 0;
+        let mut line = String::new();
+        while line != "\r\n" {
+            line.clear();
+            if reader.read_line(&mut line).unwrap_or(0) == 0 {
+                return;
+            }
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().expect("a length");
+            }
+        }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body).expect("the body");
+        let n = {
+            let mut seen = seen.lock().expect("not poisoned");
+            seen.push(serde_json::from_slice(&body).expect("JSON"));
+            seen.len() - 1
+        };
+        match script(n) {
+            Reply::Close => return,
+            Reply::Hang => {
+                // Until the client gives up.
+                let _ = reader.read(&mut [0]);
+                return;
+            }
+            Reply::Status(status, headers, body) => {
+                let answer = format!("HTTP/1.1 {status} X\r\n{headers}content-length: {}\r\n\r\n{body}", body.len());
+                if stream.write_all(answer.as_bytes()).is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn slack(sink: &Sink) -> Notify {
+    Notify {
+        slack_webhook_url: Some(Secret::new(sink.url.clone())),
+        webhook_url: None,
+        dashboard_url: Some("https://status.example.net/anomaly".into()),
+    }
+}
+
+fn fast() -> Pace {
+    Pace {
+        collect: Duration::from_millis(40),
+        collect_max: Duration::from_millis(400),
+        timeout: Duration::from_millis(300),
+        retry: Duration::from_millis(20),
+        retry_max: Duration::from_millis(100),
+        asked_max: Duration::from_secs(2),
+    }
+}
+
+fn at(secs: i64) -> Timestamp {
+    Timestamp::from_secs(1_777_281_951 + secs)
+}
+
+fn finding() -> Finding {
+    Finding {
+        at: at(0),
+        rule: Rule::RateMultiplier,
+        error_surge: false,
+        rate: 14.2,
+        baseline: Level {
+            scope: Scope::Ip,
+            mean: 0.4,
+            stddev: 0.6,
+            error_rate: 0.01,
+            samples: 1234,
+            source: Source::Rolling,
+        },
+        z_score: 23.0,
+        signal: None,
+        limit: 30.0,
+        requests: 852,
+        errors: 0,
+        samples: vec![Sample {
+            at: at(0),
+            method: b"GET"[..].into(),
+            path: b"/<!channel>`*x*`\x1b[2J\n&?token=hidden"[..].into(),
+            status: 200,
+        }],
+    }
+}
+
+fn ban(n: u32) -> Notice {
+    let ban = Ban {
+        prefix: IpNet::from(std::net::IpAddr::from((0x0a00_0000 + n).to_be_bytes())),
+        at: at(0),
+        until: Some(at(600)),
+        offence: 1,
+        origin: Origin::Detector,
+        finding: Some(finding()),
+        note: String::new(),
+        in_past: false,
+    };
+    Notice::Ban { ban: Box::new(ban), enforcer: "xdp".into(), error: None }
+}
+
+fn run<T>(test: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(test)
+}
+
+async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !done() {
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn health(notifier: &Notifier) -> SinkHealth {
+    notifier.health().into_iter().next().expect("a sink")
+}
+
+/// Every text of a Slack message, put together.
+fn words(message: &Value) -> String {
+    match message {
+        Value::String(text) => format!("{text}\n"),
+        Value::Array(all) => all.iter().map(words).collect(),
+        Value::Object(all) => all.values().map(words).collect(),
+        _ => String::new(),
+    }
+}
+
+#[test]
+fn a_ban_is_told_with_condition_rate_baseline_time_duration_offence_and_link() {
+    let sink = Sink::start(|_| OK);
+    run(async {
+        let notifier = Notifier::with_pace(&slack(&sink), fast()).expect("started");
+        notifier.send(ban(1));
+        until("it is sent", || health(&notifier).sent == 1).await;
+        let message = &sink.bodies()[0];
+        assert_eq!(message["text"], "10.0.0.1 banned for 10 min");
+        let words = words(message);
+        for part in [
+            "*Condition*\nrate_multiplier: 14.20 req/s against 0.40 ± 0.60 of clients (rolling), z 23.0",
+            "*Rate*\n14.20 requests/s",
+            "*Baseline*\n0.40 ± 0.60 requests/s (ip, rolling)",
+            "*Time*\n2026-04-27T09:25:51Z",
+            "*Duration*\n10 min",
+            "*Offence*\n1",
+            "<https://status.example.net/anomaly/ip/10.0.0.1|",
+        ] {
+            assert!(words.contains(part), "{part:?} is missing in {words}");
+        }
+        // Text from the log is inert: no mention, no code block that ends early, no control characters, no query.
+        assert!(words.contains("GET /&lt;!channel&gt;'*x*'\\u{1b}[2J\\n&amp; 200"), "{words}");
+        assert!(!words.contains("hidden") && !words.contains('\u{1b}'));
+        assert_eq!(health(&notifier), SinkHealth { name: "slack", sent: 1, delivered: 1, ..SinkHealth::default() });
+    });
+}
+
+#[test]
+fn a_hundred_bans_at_once_are_one_message() {
+    let sink = Sink::start(|_| OK);
+    run(async {
+        let notifier = Notifier::with_pace(&slack(&sink), fast()).expect("started");
+        for n in 0..100 {
+            notifier.send(ban(n));
+        }
+        until("all are told", || health(&notifier).delivered == 100).await;
+        let bodies = sink.bodies();
+        assert_eq!(bodies.len(), 1);
+        assert_eq!(bodies[0]["text"], "100 bans");
+        let words = words(&bodies[0]);
+        assert!(words.contains("10.0.0.99 banned for 10 min") && words.contains("… and 90 more"), "{words}");
+    });
+}
+
+/// A minute at a sixtieth of its length: 10,000 bans in one second, the pace a sixtieth of the default.
+#[test]
+fn ten_thousand_bans_in_a_minute_are_a_few_messages_and_none_is_forgotten() {
+    let sink = Sink::start(|_| OK);
+    run(async {
+        let real = Pace::default();
+        let pace = Pace { collect: real.collect / 60, collect_max: real.collect_max / 60, ..real };
+        let notifier = Notifier::with_pace(&slack(&sink), pace).expect("started");
+        let sender = notifier.clone();
+        let sending = tokio::task::spawn_blocking(move || {
+            let mut longest = Duration::ZERO;
+            for n in 0..10_000 {
+                let before = Instant::now();
+                sender.send(ban(n));
+                longest = longest.max(before.elapsed());
+                if n % 100 == 99 {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            }
+            longest
+        });
+        let longest = sending.await.expect("sent");
+        until("all are told", || health(&notifier).delivered == 10_000).await;
+        let messages = sink.bodies().len();
+        assert!(messages <= 20, "{messages} messages");
+        assert!(longest < Duration::from_millis(100), "one send took {longest:?}");
+        assert_eq!(health(&notifier).lost, 0);
+        let told: u64 = sink
+            .bodies()
+            .iter()
+            .map(|b| b["text"].as_str().and_then(|t| t.split(' ').next()?.parse::<u64>().ok()).expect("a number"))
+            .sum();
+        assert_eq!(told, 10_000);
+        let largest = sink.bodies().iter().map(|b| b.to_string().len()).max().expect("a message");
+        assert!(largest < 20_000, "{largest} bytes");
+    });
+}
+
+#[test]
+fn a_sink_that_is_busy_is_asked_again_when_it_said_so() {
+    let sink = Sink::start(|n| if n == 0 { Reply::Status(429, "retry-after: 1\r\n", "") } else { OK });
+    run(async {
+        let notifier = Notifier::with_pace(&slack(&sink), fast()).expect("started");
+        notifier.send(ban(1));
+        until("it was refused", || health(&notifier).retried == 1).await;
+        let refused = Instant::now();
+        assert_eq!(health(&notifier).failing.expect("failing").1, "HTTP 429 Too Many Requests");
+        notifier.send(ban(2));
+        until("it is sent", || health(&notifier).sent == 1).await;
+        assert!(refused.elapsed() >= Duration::from_millis(900), "asked again after {:?}", refused.elapsed());
+        assert_eq!(sink.bodies().len(), 2);
+        assert_eq!(sink.bodies()[1]["text"], "2 bans", "what came meanwhile is in the same message");
+        assert_eq!(health(&notifier).failing, None);
+    });
+}
+
+#[test]
+fn errors_timeouts_and_broken_connections_are_survived() {
+    let sink = Sink::start(|n| match n {
+        0 => Reply::Status(500, "", "<html>oops</html>"),
+        1 => Reply::Hang,
+        2 => Reply::Close,
+        3 => Reply::Status(503, "", ""),
+        _ => OK,
+    });
+    run(async {
+        let notifier = Notifier::with_pace(&slack(&sink), fast()).expect("started");
+        notifier.send(ban(1));
+        until("it is sent", || health(&notifier).sent == 1).await;
+        let health = health(&notifier);
+        assert_eq!((health.delivered, health.retried, health.lost), (1, 4, 0));
+        assert_eq!(sink.bodies().len(), 5);
+    });
+}
+
+#[test]
+fn an_outage_ends_in_one_message_and_costs_no_memory() {
+    // Bound, but nobody listens behind it: refused at once.
+    let port = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = port.local_addr().expect("an address");
+    drop(port);
+    run(async {
+        let settings =
+            Notify { slack_webhook_url: Some(Secret::new(format!("http://{address}/{SECRET}"))), ..Notify::default() };
+        let notifier = Notifier::with_pace(&settings, fast()).expect("started");
+        for n in 0..50_000 {
+            notifier.send(ban(n));
+        }
+        until("it fails", || health(&notifier).retried >= 2).await;
+        let health = health(&notifier);
+        assert_eq!((health.waiting, health.folded, health.lost), (50_000, 49_990, 0));
+        assert!(health.failing.is_some());
+        // The daemon ends: what cannot be told is counted.
+        let watched = notifier.clone();
+        notifier.finish(Duration::from_millis(200)).await;
+        assert_eq!(self::health(&watched).lost, 50_000);
+        assert_eq!(self::health(&watched).waiting, 0);
+    });
+}
+
+#[test]
+fn a_message_that_is_refused_for_good_is_counted_and_the_next_one_gets_through() {
+    let sink = Sink::start(|n| if n == 0 { Reply::Status(404, "", "no_service") } else { OK });
+    run(async {
+        let notifier = Notifier::with_pace(&slack(&sink), fast()).expect("started");
+        notifier.send(ban(1));
+        until("it is refused", || health(&notifier).lost == 1).await;
+        assert_eq!(health(&notifier).failing.expect("failing").1, "HTTP 404 Not Found (no_service)");
+        notifier.send(ban(2));
+        until("the next is sent", || health(&notifier).sent == 1).await;
+        assert_eq!(health(&notifier).failing, None);
+    });
+}
+
+#[test]
+fn the_end_of_the_daemon_does_not_wait_for_the_window_but_posts_what_waits() {
+    let sink = Sink::start(|_| OK);
+    run(async {
+        let notifier =
+            Notifier::with_pace(&slack(&sink), Pace { collect: Duration::from_secs(60), ..fast() }).expect("started");
+        notifier.send(ban(1));
+        notifier.finish(Duration::from_secs(10)).await;
+        assert_eq!(sink.bodies().len(), 1);
+    });
+}
+
+#[test]
+fn the_webhook_gets_the_rows_of_the_audit_log() {
+    let sink = Sink::start(|_| OK);
+    run(async {
+        let settings = Notify {
+            webhook_url: Some(Secret::new(sink.url.clone())),
+            dashboard_url: Some("http://localhost:8081".into()),
+            slack_webhook_url: None,
+        };
+        let notifier = Notifier::with_pace(&settings, fast()).expect("started");
+        notifier.send(ban(1));
+        let prefix: IpNet = "2001:db8::/64".parse().expect("a prefix");
+        let unban = Unban { prefix, at: at(600), offence: 2, origin: Origin::Operator };
+        notifier.send(Notice::Unban { unban, packets: 12, bytes: 720 });
+        notifier.send(Notice::NotEffective {
+            proof: NotEffective {
+                prefix,
+                client: "2001:db8::1".parse().expect("an address"),
+                peer: Some("192.0.2.1".parse().expect("an address")),
+                banned_at: at(0),
+                at: at(9),
+                records: 3,
+            },
+            reason: "it comes through a proxy".into(),
+        });
+        until("it is sent", || health(&notifier).delivered == 3).await;
+        let body = &sink.bodies()[0];
+        assert_eq!(body["counts"], serde_json::json!({ "ban": 1, "unban": 1, "not_effective": 1 }));
+        assert_eq!(body["omitted"], 0);
+        let events = body["events"].as_array().expect("events");
+        let event = |name: &str| events.iter().find(|e| e["event"] == name).expect("the event");
+        assert_eq!(event("ban")["ip"], "10.0.0.1");
+        assert_eq!(event("ban")["rate"], 14.2);
+        assert_eq!(event("ban")["url"], "http://localhost:8081/ip/10.0.0.1");
+        assert_eq!(event("unban")["packets"], 12);
+        assert_eq!(event("not_effective")["url"], "http://localhost:8081/ip/2001:db8::%2F64");
+        assert_eq!(event("not_effective")["ok"], false);
+    });
+}
+
+#[test]
+fn the_url_is_in_no_log_and_no_error_whatever_goes_wrong() {
+    use tracing::subscriber::with_default;
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("not poisoned").extend(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber =
+        tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(move || writer.clone()).finish();
+    let mut said = Vec::new();
+    with_default(subscriber, || {
+        let closed = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+        let broken = Sink::start(|n| match n {
+            0 => Reply::Status(500, "", ""),
+            1 => Reply::Hang,
+            2 => Reply::Close,
+            3 => Reply::Status(302, "location: http://127.0.0.1:1/x\r\n", ""),
+            4 => Reply::Status(400, "", "abcdef"),
+            _ => Reply::Status(404, "", "T0SECRET/B0SECRET"),
+        });
+        for url in [
+            broken.url.clone(),
+            format!("http://{closed}/services/{SECRET}?key={SECRET}"),
+            format!("http://user:T0SECRET@{closed}/services/{SECRET}"),
+            format!("http://nowhere.invalid/services/{SECRET}"),
+            format!("https://{closed}/services/{SECRET}"),
+            format!("{}x", broken.url.replace("http:", "https:")),
+        ] {
+            run(async {
+                let settings = Notify { slack_webhook_url: Some(Secret::new(url)), ..Notify::default() };
+                said.push(format!("{settings:?}"));
+                let notifier = Notifier::with_pace(&settings, fast()).expect("started");
+                said.push(format!("{notifier:?}"));
+                for n in 0..6 {
+                    notifier.send(ban(n));
+                    let tried = health(&notifier).retried + health(&notifier).lost;
+                    until("it fails", || health(&notifier).retried + health(&notifier).lost > tried).await;
+                    said.push(format!("{:?}", health(&notifier)));
+                }
+                notifier.finish(Duration::from_millis(50)).await;
+            });
+        }
+        run(async {
+            for url in [SECRET.to_owned(), format!("ftp://host/{SECRET}"), format!("http://[{SECRET}")] {
+                let settings = Notify { slack_webhook_url: Some(Secret::new(url)), ..Notify::default() };
+                let error = Notifier::start(&settings).expect_err("not a URL");
+                assert_eq!(error, NotifyError::BadUrl("slack"));
+                said.push(format!("{error} {error:?}"));
+            }
+        });
+    });
+    let log = String::from_utf8(log.0.lock().expect("not poisoned").clone()).expect("UTF-8");
+    assert!(log.contains("notices were refused and are lost"), "the log was caught: {log}");
+    said.push(log);
+    for text in said {
+        for part in ["T0SECRET", "B0SECRET", "abcdef"] {
+            assert!(!text.contains(part), "{part} in {text}");
+        }
+    }
+}
+
+#[test]
+fn without_a_sink_nothing_happens() {
+    let notifier = Notifier::start(&Notify::default()).expect("started without a runtime");
+    notifier.send(ban(1));
+    assert!(notifier.health().is_empty());
+}

@@ -1,1 +1,273 @@
-//! Filled by its owner.
+//! The repository's own rules, as far as a test can hold them: ARCHITECTURE.md's invariants about
+//! what is absent, the layout, and what every file must have. Deliberately text, not syntax: a rule
+//! that needs a parser belongs in clippy.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Longer than 600 lines, and why.
+const LONG: &[(&str, &str)] = &[];
+
+/// May use `unsafe`, and for what.
+const UNSAFE: &[(&str, &str)] = &[("anomaly-ebpf/", "the kernel hands packets over as raw pointers")];
+
+/// May read the clock, and why; everybody else is handed the time.
+const CLOCK: &[(&str, &str)] = &[("tests/lab/clock.rs", "a lab waits for real processes")];
+
+/// Directories of what is built, fetched or found, not written.
+const OTHERS: &[&str] = &["target", ".git", "node_modules", "__pycache__", "corpus", "artifacts"];
+
+struct Source {
+    /// From the top of the repository, with `/`.
+    path: String,
+    text: String,
+}
+
+impl Source {
+    /// Lines of code: without comments, and without the file's own tests.
+    fn code(&self) -> impl Iterator<Item = &str> {
+        let code = self.text.split("#[cfg(test)]").next().unwrap_or_default();
+        code.lines().map(|line| line.split("//").next().unwrap_or_default()).filter(|line| !line.trim().is_empty())
+    }
+
+    fn is_in(&self, list: &[(&str, &str)]) -> bool {
+        list.iter().any(|(path, _)| self.path.starts_with(path))
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package lies in the workspace")
+}
+
+fn files(wanted: impl Fn(&str) -> bool) -> Vec<Source> {
+    fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(dir).expect("a directory of the repository").flatten() {
+            let (path, name) = (entry.path(), entry.file_name());
+            let name = name.to_string_lossy();
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() && !OTHERS.contains(&&*name) => walk(&path, found),
+                Ok(kind) if kind.is_file() => found.push(path),
+                _ => {}
+            }
+        }
+    }
+    let mut paths = Vec::new();
+    walk(root(), &mut paths);
+    paths.sort();
+    let relative = |path: &PathBuf| path.strip_prefix(root()).unwrap_or(path).to_string_lossy().into_owned();
+    let sources = paths.iter().map(|full| (relative(full), full)).filter(|(path, _)| wanted(path));
+    sources.filter_map(|(path, full)| Some(Source { path, text: std::fs::read_to_string(full).ok()? })).collect()
+}
+
+fn rust() -> Vec<Source> {
+    let sources = files(|path| path.ends_with(".rs"));
+    assert!(sources.len() > 30, "the walk has lost its way: {} files", sources.len());
+    sources
+}
+
+/// Fails with one line per finding.
+fn none(rule: &str, findings: Vec<String>) {
+    assert!(findings.is_empty(), "{rule}:\n  {}", findings.join("\n  "));
+}
+
+/// `path:line` of every line of code that holds one of `words`.
+fn mentions<'a>(sources: impl IntoIterator<Item = &'a Source>, words: &[&str]) -> Vec<String> {
+    let mut found = Vec::new();
+    for source in sources {
+        for line in source.code() {
+            found.extend(
+                words
+                    .iter()
+                    .filter(|w| line.contains(**w))
+                    .map(|w| format!("{}: {w} in: {}", source.path, line.trim())),
+            );
+        }
+    }
+    found
+}
+
+/// Invariant 1.
+#[test]
+fn the_engine_is_pure() {
+    let engine: Vec<Source> = rust().into_iter().filter(|s| s.path.starts_with("anomaly/src/engine/")).collect();
+    assert!(engine.len() >= 4, "where is the engine?");
+    let impure = [
+        "tokio",
+        "serde",
+        "tracing::",
+        "std::fs",
+        "std::io",
+        "std::process",
+        "std::thread",
+        "std::env",
+        "Instant",
+        "SystemTime",
+        "::now(",
+        "println!",
+        "eprintln!",
+        "async ",
+        "Mutex",
+        "rand::",
+    ];
+    none("the engine does no I/O, reads no clock, logs nothing", mentions(&engine, &impure));
+    let mut foreign = Vec::new();
+    for source in &engine {
+        for line in source.code() {
+            for (_, rest) in line.match_indices("crate::").map(|(at, m)| line.split_at(at + m.len())) {
+                if !["engine", "record", "time", "{"].iter().any(|known| rest.starts_with(known)) {
+                    foreign.push(format!("{}: {}", source.path, line.trim()));
+                }
+            }
+        }
+    }
+    none("the engine knows records and time, and no other module", foreign);
+}
+
+/// Invariant 2. Clippy refuses the calls; this holds the list of exceptions.
+#[test]
+fn only_the_daemon_reads_the_clock() {
+    let excused = rust().into_iter().filter(|s| s.path != "tests/tidy.rs" && s.text.contains("disallowed_methods"));
+    none(
+        "add no reader of the clock without a reason here",
+        excused.filter(|s| !s.is_in(CLOCK)).map(|s| s.path).collect(),
+    );
+}
+
+/// Invariants 3 and 6: those who act do not decide, those who show do not act.
+#[test]
+fn layers_do_not_reach_across() {
+    let sources = rust();
+    let within = |dir: &'static str| sources.iter().filter(move |s| s.path.starts_with(dir));
+    none("enforcers never decide", mentions(within("anomaly/src/enforce/"), &["crate::engine::Engine", "Engine::"]));
+    let deeds = ["crate::enforce::Enforcer", "Engine::", "Store::open"];
+    none("the dashboard reads snapshots only", mentions(within("anomaly/src/dashboard/"), &deeds));
+    let abi = ["use std::", "extern crate std", "serde"];
+    none("anomaly-common is the ABI and nothing else", mentions(within("anomaly-common/src/"), &abi));
+}
+
+/// Invariant 10.
+#[test]
+fn no_shell_is_ever_started_by_the_daemon() {
+    let sources = rust();
+    let daemon = sources.iter().filter(|s| s.path.starts_with("anomaly/src/"));
+    none("nothing from a log may meet a shell", mentions(daemon, &["\"sh\"", "/bin/sh", "\"bash\"", "\"-c\".into()"]));
+}
+
+#[test]
+fn unsafe_stays_where_it_is_needed() {
+    let sources: Vec<Source> = rust().into_iter().filter(|s| !s.is_in(UNSAFE) && s.path != "tests/tidy.rs").collect();
+    none(
+        "unsafe code lives in two places",
+        mentions(&sources, &["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern"]),
+    );
+}
+
+#[test]
+fn every_module_says_what_it_is() {
+    let silent = rust().into_iter().filter(|s| !s.text.trim_start().starts_with("//!"));
+    none("a module opens with //! on what it is, and is not", silent.map(|s| s.path).collect());
+}
+
+#[test]
+fn files_stay_readable() {
+    let long = rust().into_iter().filter(|s| s.text.lines().count() > 600 && !s.is_in(LONG));
+    none("split by noun at 600 lines, or say why not in LONG", long.map(|s| s.path).collect());
+}
+
+#[test]
+fn nothing_is_left_unfinished_or_switched_off() {
+    let words = [concat!("to", "do!("), concat!("unimple", "mented!("), concat!("db", "g!("), concat!("#[ig", "nore")];
+    none("finish it", mentions(&rust(), &words));
+    let notes = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X:")];
+    let noted = rust().into_iter().filter(|s| notes.iter().any(|n| s.text.contains(n)));
+    none("finish it, or open an issue", noted.map(|s| s.path).collect());
+}
+
+#[test]
+fn no_words_that_name_nothing() {
+    let vague = ["utils", "helpers", "common", "types", "manager", "service"];
+    let named = rust().into_iter().filter(|s| {
+        let mut parts = s.path.trim_end_matches(".rs").split('/');
+        parts.any(|part| vague.contains(&part))
+    });
+    none("name a module after what is in it", named.map(|s| s.path).collect());
+}
+
+#[test]
+fn nothing_of_one_machine_is_in_the_repository() {
+    let all = files(|path| path != ".git");
+    let places = [concat!("/wo", "rk/"), concat!("/ro", "ot/"), concat!("/fa", "rm/"), concat!("/tmp/ba", "sh_jobs")];
+    let mut found = Vec::new();
+    for source in &all {
+        for (number, line) in source.text.lines().enumerate() {
+            found.extend(
+                places.iter().filter(|p| line.contains(**p)).map(|p| format!("{}:{}: {p}", source.path, number + 1)),
+            );
+        }
+    }
+    none("paths of somebody's machine", found);
+}
+
+#[test]
+fn the_usual_files_are_there_and_say_the_usual_things() {
+    let read = |name: &str| std::fs::read_to_string(root().join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    for name in ["LICENSE", "ARCHITECTURE.md", "deny.toml", "clippy.toml", "rustfmt.toml", "Cargo.lock"] {
+        assert!(!read(name).trim().is_empty(), "{name} is empty");
+    }
+    assert!(read("CHANGELOG.md").contains("Unreleased"), "CHANGELOG.md has no Unreleased part");
+    for invariant in 1..=10 {
+        assert!(
+            read("ARCHITECTURE.md").contains(&format!("{invariant}. ")),
+            "ARCHITECTURE.md lacks invariant {invariant}"
+        );
+    }
+    let ci = root().join(".ci/run").metadata().expect(".ci/run exists");
+    assert!(std::os::unix::fs::PermissionsExt::mode(&ci.permissions()) & 0o111 != 0, ".ci/run is not executable");
+}
+
+/// A task that README does not name is a task that nobody finds.
+#[test]
+fn readme_names_every_task_and_command() {
+    let readme = std::fs::read_to_string(root().join("README.md")).expect("README.md");
+    let main = std::fs::read_to_string(root().join("xtask/src/main.rs")).expect("xtask");
+    let tasks = main.split("enum Task {").nth(1).and_then(|rest| rest.split('}').next()).expect("the list of tasks");
+    let names: Vec<String> = tasks.lines().filter_map(|line| Some(kebab(line.trim().split_once('(')?.0))).collect();
+    assert!(names.len() >= 5, "the list of tasks was not understood: {names:?}");
+    let missing = names.into_iter().filter(|task| !readme.contains(&format!("cargo xtask {task}")));
+    none("README does not name these tasks", missing.collect());
+    let commands = ["run", "replay", "status", "bans", "ban", "unban", "config", "off", "down"];
+    let missing = commands.into_iter().filter(|command| !readme.contains(&format!("anomaly {command}")));
+    none("README does not name these commands", missing.map(Into::into).collect());
+}
+
+fn kebab(camel: &str) -> String {
+    let mut text = String::new();
+    for c in camel.chars() {
+        if c.is_ascii_uppercase() && !text.is_empty() {
+            text.push('-');
+        }
+        text.push(c.to_ascii_lowercase());
+    }
+    text
+}
+
+/// The two crates that are built apart must resolve the same dependency versions in every build.
+#[test]
+fn every_workspace_has_its_lock_file() {
+    let manifests = files(|path| path.ends_with("Cargo.toml"));
+    let apart = manifests.iter().filter(|m| m.text.contains("[workspace]"));
+    let unlocked = apart.filter(|m| !root().join(&m.path).with_file_name("Cargo.lock").is_file());
+    none("commit its Cargo.lock", unlocked.map(|m| m.path.clone()).collect());
+}
+
+#[test]
+fn excuses_are_still_needed() {
+    let mut kinds = BTreeMap::new();
+    kinds.insert("LONG", LONG);
+    kinds.insert("UNSAFE", UNSAFE);
+    kinds.insert("CLOCK", CLOCK);
+    let sources = rust();
+    let stale = kinds.into_iter().flat_map(|(kind, list)| list.iter().map(move |(path, _)| (kind, *path)));
+    let stale = stale.filter(|(_, path)| !sources.iter().any(|s| s.path.starts_with(path)));
+    none("nothing there any more", stale.map(|(kind, path)| format!("{kind}: {path}")).collect());
+}

@@ -21,7 +21,7 @@ pub fn parse_ip(text: &str) -> Option<IpNet> {
     text.parse::<std::net::IpAddr>().ok().map(IpNet::from)
 }
 
-fn round(value: f64) -> f64 {
+pub(crate) fn round(value: f64) -> f64 {
     if value.is_finite() { (value * 1000.0).round() / 1000.0 } else { 0.0 }
 }
 

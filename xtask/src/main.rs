@@ -2,8 +2,12 @@
 
 mod bench;
 mod build_ebpf;
+mod cargo;
 mod demo;
 mod eval;
+#[path = "../../tests/lab/mod.rs"]
+#[expect(dead_code, reason = "the end-to-end tests use more of it than the demo does")]
+mod lab;
 mod setup;
 mod test;
 

@@ -19,6 +19,16 @@ pub const fn package(name: &'static str, shows: &'static str) -> Package {
     Package { name, shows }
 }
 
+/// What a lab of namespaces (`tests/lab`) runs.
+pub const LAB: &[Package] = &[
+    package("iproute2", "ip"),
+    package("iptables", "iptables"),
+    package("nginx", "nginx"),
+    package("curl", "curl"),
+    package("util-linux", "nsenter"),
+    package("mount", "mount"),
+];
+
 /// Whether a program is on the PATH or in the sbin directories, or an absolute path exists.
 pub fn is_there(shows: &str) -> bool {
     if shows.starts_with('/') {
@@ -39,7 +49,15 @@ pub fn packages(what: &str, packages: &[Package], yes: bool) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let list = missing.join(" ");
+    install(what, &missing, yes)
+}
+
+/// Installs these Debian packages, for `what`. Asks first, or does not with `yes`.
+///
+/// # Errors
+/// Says exactly which command would install them when it may not be run, or failed.
+pub fn install(what: &str, packages: &[&str], yes: bool) -> Result<()> {
+    let list = packages.join(" ");
     let by_hand = format!("apt-get install --no-install-recommends {list}");
     if !rustix::process::geteuid().is_root() {
         bail!("{what} needs Debian packages that are not installed; as root: {by_hand}");
@@ -47,23 +65,59 @@ pub fn packages(what: &str, packages: &[Package], yes: bool) -> Result<()> {
     if !is_there("apt-get") {
         bail!("{what} needs these Debian packages, and there is no apt-get here: {list}");
     }
-    if !yes {
-        if !std::io::stdin().is_terminal() {
-            bail!("{what} needs: {by_hand}   (run it, or say --yes)");
-        }
-        eprint!("{what} needs: {by_hand}\nInstall them now? [y/N] ");
-        std::io::stderr().flush()?;
-        let mut answer = String::new();
-        std::io::stdin().read_line(&mut answer)?;
-        if !matches!(answer.trim(), "y" | "Y" | "yes") {
-            bail!("not installed: {list}");
-        }
+    if !yes && !std::io::stdin().is_terminal() {
+        bail!("{what} needs: {by_hand}   (run it, or say --yes)");
+    }
+    if !confirm(&format!("{what} needs: {by_hand}"), yes)? {
+        bail!("not installed: {list}");
     }
     eprintln!("installing {list}");
     apt(&["update", "-qq"]).context("apt-get update")?;
     let mut args = vec!["install", "-y", "-qq", "--no-install-recommends"];
-    args.extend(&missing);
-    apt(&args).with_context(|| by_hand.clone())
+    args.extend(packages);
+    apt(&args).with_context(|| by_hand.clone())?;
+    if packages.contains(&"nginx") {
+        stop_service("nginx");
+    }
+    Ok(())
+}
+
+/// Debian starts a service as soon as it is installed; who only wanted to run tests did not ask for
+/// a web server on port 80.
+fn stop_service(name: &str) {
+    if is_there("systemctl") {
+        let stopped = Command::new("systemctl").args(["disable", "--now", name]).stderr(Stdio::null()).status();
+        if stopped.is_ok_and(|status| status.success()) {
+            eprintln!("stopped and disabled the service {name}, which Debian starts on installation");
+        }
+    }
+}
+
+/// Whether apt knows all of these. Updates its lists once when it does not.
+pub fn can_be_installed(packages: &[&str]) -> bool {
+    let known = || {
+        let output = Command::new("apt-cache").args(["show", "--no-all-versions", "-q"]).args(packages).output();
+        output.is_ok_and(|output| {
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            packages.iter().all(|name| text.lines().any(|line| line.strip_prefix("Package: ") == Some(name)))
+        })
+    };
+    known() || (rustix::process::geteuid().is_root() && apt(&["update", "-qq"]).is_ok() && known())
+}
+
+/// Asks whether to do something; true at once with `yes`, false where nobody can answer.
+pub fn confirm(what: &str, yes: bool) -> Result<bool> {
+    if yes {
+        return Ok(true);
+    }
+    if !std::io::stdin().is_terminal() {
+        return Ok(false);
+    }
+    eprint!("{what}\nDo it now? [y/N] ");
+    std::io::stderr().flush()?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 fn apt(args: &[&str]) -> Result<()> {

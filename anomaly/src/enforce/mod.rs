@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::config::{self, Backend};
+
+pub mod both;
 pub mod dry_run;
 pub mod guard;
 pub mod iptables;
@@ -84,12 +87,44 @@ pub enum EnforceError {
     /// Another instance holds the pin directory.
     #[error("{0} is in use by another anomaly (pid {1}); give each instance an enforcer.pin_dir of its own")]
     InUse(String, u32),
+    /// A configured interface does not exist.
+    #[error("there is no interface {0}; `ip link` lists those there are (enforcer.interfaces, --interface)")]
+    NoInterface(String),
+    /// `anomaly off` was said.
+    #[error("dropping is switched off (anomaly off)")]
+    Off,
     /// The map is full and nothing in it may give way.
     #[error("the ban map is full ({capacity} entries)")]
     Full {
         /// Entries it can hold.
         capacity: u32,
     },
+    /// The prefix is, holds or lies in one that is never dropped, and this enforcer cannot except
+    /// it from a wider drop.
+    #[error("{prefix} is not dropped: {entry} must never be dropped")]
+    NeverDrop {
+        /// What was to be dropped.
+        prefix: IpNet,
+        /// The guarded prefix.
+        entry: IpNet,
+    },
+    /// A program that is needed is not installed.
+    #[error("{}", missing_text(program, package, elsewhere.as_deref()))]
+    Missing {
+        /// The program.
+        program: String,
+        /// Debian's package that has it.
+        package: &'static str,
+        /// Where it is, when only PATH is wrong.
+        elsewhere: Option<String>,
+    },
+}
+
+fn missing_text(program: &str, package: &str, elsewhere: Option<&str>) -> String {
+    match elsewhere {
+        None => format!("{program} is not installed: apt-get install {package}"),
+        Some(path) => format!("{program} is in no directory of PATH, but {path} exists: add its directory to PATH"),
+    }
 }
 
 /// Something an enforcer met that the operator must hear of; the daemon audits, counts and shows it.
@@ -210,6 +245,56 @@ pub trait Enforcer: Send {
     fn close(self: Box<Self>, keep: bool) -> Result<(), EnforceError>;
 }
 
+/// Opens what the configuration asks for. `auto` takes the best rung that carries: XDP native, XDP
+/// generic, iptables; each step down is an [`Incident::Fallback`]. Where only some interfaces take XDP,
+/// iptables covers the others.
+///
+/// What an earlier daemon left in the kernel with another enforcer is removed, once the new one works.
+///
+/// # Errors
+/// That of the enforcer asked for, or of the last rung. [`EnforceError::InUse`] and
+/// [`EnforceError::NoInterface`] are final: no lower rung would make them right.
+pub fn open(config: &config::Enforcer) -> Result<(Box<dyn Enforcer>, Vec<Incident>), EnforceError> {
+    match config.backend {
+        Backend::DryRun => Ok((Box::new(dry_run::DryRun::new()), Vec::new())),
+        Backend::Iptables => open_iptables(config),
+        Backend::Xdp => {
+            let (xdp, incidents) = xdp::XdpEnforcer::open(config)?;
+            Ok((Box::new(both::Both::new(Box::new(xdp), None)), incidents))
+        }
+        Backend::Auto => match xdp::XdpEnforcer::open(config) {
+            Ok((xdp, incidents)) => {
+                let lower = config.clone();
+                let open_lower = move || {
+                    let (iptables, incidents) = iptables::IptablesEnforcer::open(&lower)?;
+                    Ok((Box::new(iptables) as Box<dyn Enforcer>, incidents))
+                };
+                Ok((Box::new(both::Both::new(Box::new(xdp), Some(Box::new(open_lower)))), incidents))
+            }
+            Err(error @ (EnforceError::InUse(..) | EnforceError::NoInterface(_))) => Err(error),
+            Err(error) => {
+                let (iptables, mut incidents) = open_iptables(config)?;
+                let (from, to) = ("xdp".into(), "iptables".into());
+                incidents.insert(0, Incident::Fallback { interface: None, from, to, reason: error.to_string() });
+                Ok((iptables, incidents))
+            }
+        },
+    }
+}
+
+fn open_iptables(config: &config::Enforcer) -> Result<(Box<dyn Enforcer>, Vec<Incident>), EnforceError> {
+    let (iptables, mut incidents) = iptables::IptablesEnforcer::open(config)?;
+    match xdp::down(&config.pin_dir) {
+        Ok(removed) if removed == xdp::Removed::default() => {}
+        Ok(removed) => tracing::info!(?removed, "removed what an earlier daemon left in XDP"),
+        Err(error @ EnforceError::InUse(..)) => return Err(error),
+        Err(error) => incidents.push(Incident::Degraded {
+            reason: format!("bans that an earlier daemon left in XDP may stay in force after an unban: {error}"),
+        }),
+    }
+    Ok((Box::new(iptables), incidents))
+}
+
 /// What the kernel holds against what it should hold: bans it lacks are set, entries nobody wants
 /// are removed.
 ///
@@ -252,6 +337,11 @@ pub struct Reconciled {
 /// True when `prefix` and `other` share an address.
 pub fn overlaps(prefix: &IpNet, other: &IpNet) -> bool {
     prefix.contains(other) || other.contains(prefix)
+}
+
+/// The first of `entries` that shares an address with `prefix`.
+pub fn covered_by(prefix: &IpNet, entries: &[IpNet]) -> Option<IpNet> {
+    entries.iter().find(|entry| overlaps(prefix, entry)).copied()
 }
 
 /// The prefix of one address: /32 or /128.

@@ -1,1 +1,799 @@
-//! The XDP program, its maps and pins.
+//! Drops in the kernel: bans are entries of the maps of an XDP program.
+//!
+//! Opening locks the pin directory, takes over what an earlier daemon left there (or makes it anew)
+//! and attaches the program to every interface it can. It decides nothing, and it never takes an
+//! interface away from somebody else's program.
+
+mod attach;
+mod netlink;
+mod pins;
+mod program;
+mod raw;
+mod tables;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+use anomaly_common::{Ban, NEVER, State, switch, tables as bits};
+use aya_log::EbpfLogger;
+use ipnet::IpNet;
+use rustix::thread::CapabilitySet;
+use rustix::time::{ClockId, clock_gettime};
+
+use super::{Attachment, Coverage, Drop, EnforceError, Enforcer, Held, Incident, Name, Totals};
+use crate::config::{self, Backend};
+use attach::Attached;
+use netlink::Watch;
+use pins::{PinDir, pin_error};
+use program::{Kernel, Options, failed};
+use tables::Kind;
+
+pub use attach::owner;
+pub use netlink::Interface;
+pub use program::OBJECT;
+
+/// The enforcer over XDP. Made by [`XdpEnforcer::open`].
+pub struct XdpEnforcer {
+    dir: PinDir,
+    kernel: Kernel,
+    object: Vec<u8>,
+    settings: config::Enforcer,
+    attached: Vec<Attached>,
+    /// Interfaces that should be covered and are not, with the reason.
+    uncovered: BTreeMap<String, String>,
+    watch: Option<Watch>,
+    logger: Option<EbpfLogger<ProbeLog>>,
+    /// Told at the next [`Enforcer::maintain`].
+    incidents: Vec<Incident>,
+    /// By table: those that end first, the next to go last. Some may have been lifted or prolonged since.
+    next_to_go: HashMap<usize, Vec<(IpNet, u64)>>,
+    /// Bans that gave way, with their ends: they do not push others out in turn.
+    gave_way: HashMap<IpNet, u64>,
+    switched_off: bool,
+    /// Calls of [`Enforcer::maintain`].
+    rounds: u64,
+}
+
+/// Interfaces without XDP are tried again after so many calls of [`Enforcer::maintain`].
+const RETRY_ROUNDS: u64 = 10;
+
+impl std::fmt::Debug for XdpEnforcer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("XdpEnforcer")
+            .field("dir", &self.dir)
+            .field("attached", &self.attached)
+            .field("uncovered", &self.uncovered)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What [`down`] took away.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Interfaces the program was detached from.
+    pub interfaces: Vec<String>,
+    /// Pinned maps that were removed.
+    pub maps: usize,
+}
+
+impl XdpEnforcer {
+    /// Locks `enforcer.pin_dir`, loads the program, takes over pinned bans, attaches to the
+    /// interfaces, and turns enforcement on (also after [`off`]).
+    ///
+    /// Succeeds when at least one interface is covered; each one that is not comes back as
+    /// [`Incident::Fallback`] with `interface: Some(..)` and `from: "xdp"`, and has mode `none` in
+    /// [`Enforcer::coverage`]. Generic XDP is reported as a fallback from `xdp native` to `xdp generic`.
+    ///
+    /// # Errors
+    /// [`EnforceError::InUse`]: stop, do not fall back. [`EnforceError::NoInterface`]: a configured
+    /// interface does not exist; also a reason to stop. [`EnforceError::Kernel`]: XDP cannot be had here, with the
+    /// reason and a hint; `auto` takes the iptables rung.
+    pub fn open(settings: &config::Enforcer) -> Result<(Self, Vec<Incident>), EnforceError> {
+        Self::open_object(settings, OBJECT)
+    }
+
+    /// The same with another build of the kernel program, for tests of a fresh one.
+    ///
+    /// # Errors
+    /// As [`XdpEnforcer::open`].
+    pub fn open_object(settings: &config::Enforcer, object: &[u8]) -> Result<(Self, Vec<Incident>), EnforceError> {
+        let slow = check_capabilities()?;
+        let wanted = wanted_interfaces(settings)?;
+        if wanted.is_empty() {
+            return Err(EnforceError::Kernel {
+                doing: "finding the interfaces to cover".into(),
+                source: std::io::ErrorKind::NotFound.into(),
+                hint: Some("no interface carries a default route; name them in enforcer.interfaces".into()),
+            });
+        }
+        let dir = PinDir::lock(&settings.pin_dir)?;
+        // Before looking, so that nothing that happens meanwhile is missed.
+        let watch = Watch::new().map_err(|e| failed("watching interfaces; netlink", "", e)).ok();
+        let stage = dir.fresh_stage()?;
+        let kernel = Kernel::load(&dir, &stage, options(settings, object, [None; 3]))?;
+        let mut enforcer = Self {
+            dir,
+            kernel,
+            object: object.to_vec(),
+            settings: settings.clone(),
+            attached: Vec::new(),
+            uncovered: BTreeMap::new(),
+            watch,
+            logger: None,
+            incidents: slow.into_iter().collect(),
+            next_to_go: HashMap::new(),
+            gave_way: HashMap::new(),
+            switched_off: false,
+            rounds: 0,
+        };
+        enforcer
+            .kernel
+            .switch
+            .set(0, switch::ENFORCE, 0)
+            .map_err(|e| failed("writing", "SWITCH", tables::io_error(e)))?;
+        enforcer.heartbeat()?;
+        enforcer.start_log();
+        let mut refusal = None;
+        for interface in &wanted {
+            if let Err(e) = enforcer.cover(interface) {
+                refusal = Some((interface.name.clone(), e));
+            }
+        }
+        if let (true, Some((interface, refusal))) = (enforcer.attached.is_empty(), refusal) {
+            enforcer.dir.remove()?;
+            return Err(EnforceError::Kernel {
+                doing: format!("attaching XDP to {interface}"),
+                source: refusal.source,
+                hint: Some(refusal.reason),
+            });
+        }
+        enforcer.dir.publish(&stage)?;
+        enforcer.drop_links_of_others(&wanted)?;
+        enforcer.dir.remove_other_versions()?;
+        let incidents = std::mem::take(&mut enforcer.incidents);
+        Ok((enforcer, incidents))
+    }
+
+    /// The loaded program, for `BPF_PROG_TEST_RUN`: with or without support for packets in several
+    /// buffers.
+    ///
+    /// # Errors
+    /// The kernel's, when it refuses the program.
+    pub fn program(&mut self, frags: bool) -> std::io::Result<&mut aya::programs::Xdp> {
+        self.kernel.xdp(frags)
+    }
+
+    /// Counts what would be dropped, and passes it; or drops again.
+    ///
+    /// # Errors
+    /// The kernel's, when the control map cannot be written.
+    pub fn set_monitor(&mut self, monitor: bool) -> Result<(), EnforceError> {
+        let value = if monitor { switch::MONITOR } else { switch::ENFORCE };
+        self.kernel.switch.set(0, value, 0).map_err(|e| failed("writing", "SWITCH", tables::io_error(e)))
+    }
+
+    /// Attaches to one interface, or files why not.
+    fn cover(&mut self, interface: &Interface) -> Result<(), attach::Refusal> {
+        let older: Vec<_> =
+            pins::versions(self.dir.path()).into_iter().filter(|version| *version != self.dir.current()).collect();
+        let covered = attach::cover(&mut self.kernel, interface, self.settings.xdp_mode, &self.dir.current(), &older);
+        let name = interface.name.clone();
+        match covered {
+            Ok(attached) => {
+                tracing::info!(
+                    "{name}: XDP {}{}{}",
+                    mode_of(&attached),
+                    if attached.frags { " with frags" } else { "" },
+                    if attached.taken_over { ", taken over from the daemon before" } else { "" },
+                );
+                if let Some(reason) =
+                    attached.reason.clone().filter(|_| self.settings.xdp_mode == config::XdpMode::Auto)
+                {
+                    self.incidents.push(Incident::Fallback {
+                        interface: Some(name.clone()),
+                        from: "xdp native".into(),
+                        to: "xdp generic".into(),
+                        reason,
+                    });
+                }
+                self.uncovered.remove(&name);
+                self.attached.push(attached);
+                Ok(())
+            }
+            Err(refusal) => {
+                // Said once, not at every try.
+                if self.uncovered.insert(name.clone(), refusal.reason.clone()).as_ref() != Some(&refusal.reason) {
+                    let to = if self.settings.backend == Backend::Auto { "iptables" } else { "none" };
+                    self.incidents.push(Incident::Fallback {
+                        interface: Some(name),
+                        from: "xdp".into(),
+                        to: to.into(),
+                        reason: refusal.reason.clone(),
+                    });
+                }
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Links of interfaces that are no longer asked for would go on dropping by maps nobody writes.
+    fn drop_links_of_others(&mut self, wanted: &[Interface]) -> Result<(), EnforceError> {
+        for version in pins::versions(self.dir.path()) {
+            for (name, pin) in pins::links(&version) {
+                let ours = version == self.dir.current() && self.attached.iter().any(|a| a.interface == name);
+                if !ours {
+                    if wanted.iter().all(|i| i.name != name) {
+                        tracing::info!("{name}: no longer among the interfaces, detached");
+                    }
+                    attach::remove_pinned(&pin)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn heartbeat(&mut self) -> Result<(), EnforceError> {
+        let used = Kind::ALL.into_iter().filter(|kind| self.kernel.tables[*kind as usize].len() > 0);
+        let mut used = used.map(Kind::bit).sum::<u64>();
+        let any = |keys: bool, bit: u64| if keys { bit } else { 0 };
+        used |= any(self.kernel.allow_v4.keys().next().is_some(), bits::ALLOW4);
+        used |= any(self.kernel.allow_v6.keys().next().is_some(), bits::ALLOW6);
+        let state = State { heartbeat_ns: now_ns(), grace_ns: nanos(self.settings.grace), tables: used };
+        self.kernel.state.set(0, state, 0).map_err(|e| failed("writing", "STATE", tables::io_error(e)))
+    }
+
+    fn start_log(&mut self) {
+        if !self.settings.probe_log {
+            return;
+        }
+        match EbpfLogger::init_with_logger(self.kernel.ebpf(), ProbeLog) {
+            Ok(logger) => self.logger = Some(logger),
+            Err(e) => tracing::warn!("the kernel program's log cannot be read: {e}"),
+        }
+    }
+
+    /// Makes room for `fresh` new entries: a larger table while one is allowed. False when it must be
+    /// made by others giving way.
+    fn has_room(&mut self, kind: Kind, fresh: usize) -> Result<bool, EnforceError> {
+        let (len, capacity) = {
+            let table = self.kernel.table(kind);
+            (table.len(), table.capacity() as usize)
+        };
+        let needed = len + fresh;
+        let limit = match kind {
+            Kind::Net4 | Kind::Net6 => capacity,
+            _ => self.settings.max_bans.max(1) as usize,
+        };
+        if needed > capacity.min(limit) && capacity < limit {
+            // Twice what is needed, so that buckets stay short and growing stays rare.
+            let larger = (2 * needed).next_power_of_two().min(limit);
+            let mut capacities = [None; 3];
+            capacities[kind as usize] = Some(larger as u32);
+            self.rebuild(capacities)?;
+        }
+        Ok(needed <= self.kernel.table(kind).capacity().min(limit as u32) as usize)
+    }
+
+    /// Loads the program anew over larger tables, and lets every link run it from the next packet on.
+    fn rebuild(&mut self, capacities: [Option<u32>; 3]) -> Result<(), EnforceError> {
+        let stage = self.dir.fresh_stage()?;
+        let object = std::mem::take(&mut self.object);
+        let loaded = Kernel::load(&self.dir, &stage, options(&self.settings, &object, capacities));
+        self.object = object;
+        let mut kernel = loaded?;
+        for attached in &mut self.attached {
+            // A link that cannot be swapped is of an interface that just went; `maintain` sees to it.
+            if let Err(e) = attached.swap(&mut kernel) {
+                tracing::warn!("{}: {e}", attached.interface);
+            }
+        }
+        self.kernel = kernel;
+        self.next_to_go.clear();
+        self.start_log();
+        self.dir.publish(&stage)
+    }
+
+    /// The soonest to end give way until `needed` entries fit.
+    fn give_way(&mut self, kind: Kind, needed: usize, protect: &HashSet<IpNet>) -> Result<(), EnforceError> {
+        let limit = match kind {
+            Kind::Net4 | Kind::Net6 => self.kernel.table(kind).capacity(),
+            _ => self.settings.max_bans.max(1).min(self.kernel.table(kind).capacity()),
+        };
+        let mut gone = Vec::new();
+        let mut refilled = false;
+        while self.kernel.table(kind).len() + needed > limit as usize {
+            let Some((prefix, until)) = self.next_to_go.entry(kind as usize).or_default().pop() else {
+                if refilled {
+                    return Err(EnforceError::Full { capacity: limit });
+                }
+                refilled = true;
+                let mut all = self.kernel.table(kind).all().map_err(|e| failed("reading", kind.map(), e))?;
+                all.retain(|(prefix, _)| !protect.contains(prefix));
+                all.sort_unstable_by_key(|(_, ban)| ban.until_ns);
+                // Enough for a while, so that a flood of bans does not read a full table for each.
+                all.truncate(needed.max(4096));
+                let ends = all.into_iter().rev().map(|(prefix, ban)| (prefix, ban.until_ns)).collect();
+                self.next_to_go.insert(kind as usize, ends);
+                continue;
+            };
+            // Lifted or prolonged since the list was made.
+            let now_held = self.kernel.table(kind).get(&prefix).map_err(|e| failed("reading", kind.map(), e))?;
+            if now_held.is_some_and(|ban| ban.until_ns == until) && !protect.contains(&prefix) {
+                self.kernel.table(kind).remove(&prefix).map_err(|e| failed("writing", kind.map(), e))?;
+                if until > now_ns() {
+                    self.gave_way.insert(prefix, until);
+                    gone.push(prefix);
+                }
+            }
+        }
+        if !gone.is_empty() {
+            self.incidents.push(Incident::MapFull { gave_way: gone, capacity: limit });
+        }
+        Ok(())
+    }
+
+    /// Sets the bans of one table; none of `protect` gives way to them. Fails as a whole; [`Enforcer::ban`]
+    /// then tries one by one.
+    fn put(&mut self, kind: Kind, drops: &[(IpNet, u64)], protect: &HashSet<IpNet>) -> Result<(), EnforceError> {
+        let reading = |e| failed("reading", kind.map(), e);
+        let prefixes: Vec<IpNet> = drops.iter().map(|(prefix, _)| *prefix).collect();
+        let held = tables::existing(self.kernel.table(kind), &prefixes).map_err(reading)?;
+        let fresh = prefixes.iter().filter(|prefix| !held.contains_key(prefix)).count();
+        if !self.has_room(kind, fresh)? {
+            self.give_way(kind, fresh, protect)?;
+        }
+        let entries: Vec<(IpNet, Ban)> = drops
+            .iter()
+            .map(|(prefix, until_ns)| {
+                let before = held.get(prefix).copied().unwrap_or_default();
+                (*prefix, Ban { until_ns: *until_ns, ..before })
+            })
+            .collect();
+        let table = self.kernel.table(kind);
+        match table.put(&entries, fresh) {
+            Err(partly) if partly.error.raw_os_error().is_some_and(|e| e == libc::E2BIG || e == libc::ENOSPC) => {
+                Err(EnforceError::Full { capacity: table.capacity() })
+            }
+            Err(partly) => Err(failed("writing", kind.map(), partly.error)),
+            Ok(()) => {
+                self.line_up(kind, drops);
+                Ok(())
+            }
+        }
+    }
+
+    /// New bans take their places among those that go next.
+    fn line_up(&mut self, kind: Kind, drops: &[(IpNet, u64)]) {
+        let Some(line) = self.next_to_go.get_mut(&(kind as usize)) else { return };
+        if drops.len() > 64 {
+            line.clear();
+        }
+        for (prefix, until) in drops {
+            let at = line.partition_point(|(_, other)| other > until);
+            // Behind the last of the line there may be others in the table that end before it.
+            if at > 0 {
+                line.insert(at, (*prefix, *until));
+            }
+        }
+    }
+
+    /// A ban that gave way is set again only when it lasts longer than it did, or there is room.
+    fn must_wait(&mut self, kind: Kind, prefix: &IpNet, until_ns: u64) -> bool {
+        let Some(before) = self.gave_way.get(prefix).copied() else { return false };
+        let table = self.kernel.table(kind);
+        let limit = (self.settings.max_bans as usize).min(table.capacity() as usize);
+        let second = 1_000_000_000;
+        if table.len() < limit || until_ns > before.saturating_add(second) {
+            self.gave_way.remove(prefix);
+            return false;
+        }
+        true
+    }
+
+    /// Covers what came, lets go of what went.
+    fn follow_interfaces(&mut self) {
+        let changed = self.watch.as_ref().is_none_or(Watch::changed);
+        let lost: Vec<String> = self.attached.iter().filter(|a| !a.is_alive()).map(|a| a.interface.clone()).collect();
+        // Somebody else's program goes without a word on netlink.
+        self.rounds += 1;
+        let retry = !self.uncovered.is_empty() && self.rounds.is_multiple_of(RETRY_ROUNDS);
+        if !changed && !retry && lost.is_empty() {
+            return;
+        }
+        for name in lost {
+            let Some(at) = self.attached.iter().position(|a| a.interface == name) else { continue };
+            if let Err(e) = self.attached.remove(at).detach() {
+                tracing::debug!("{name}: {e}");
+            }
+            self.uncovered.insert(name.clone(), "the interface is gone".into());
+            self.incidents
+                .push(Incident::Degraded { reason: format!("{name} is gone, or its XDP program was detached") });
+        }
+        let Ok(present) = netlink::interfaces() else { return };
+        for interface in choose(&self.settings, &present) {
+            if self.attached.iter().all(|a| a.interface != interface.name) {
+                // Filed by `cover`; tried again at the next change.
+                let _ = self.cover(&interface);
+            }
+        }
+    }
+
+    /// A trie answers with the longest match: ended entries in it cost time until they are removed.
+    fn sweep_nets(&mut self) {
+        let now = now_ns();
+        for kind in [Kind::Net4, Kind::Net6] {
+            let table = self.kernel.table(kind);
+            if table.len() == 0 {
+                continue;
+            }
+            let Ok(all) = table.all() else { continue };
+            for (prefix, _) in all.iter().filter(|(_, ban)| ban.until_ns <= now) {
+                let _ = table.remove(prefix);
+            }
+        }
+    }
+}
+
+fn options<'a>(settings: &config::Enforcer, object: &'a [u8], capacities: [Option<u32>; 3]) -> Options<'a> {
+    Options { object, log: settings.probe_log, capacities, max_bans: settings.max_bans }
+}
+
+const fn mode_of(attached: &Attached) -> &'static str {
+    if attached.native { "native" } else { "generic" }
+}
+
+/// The interfaces that the configuration means, as they are now.
+fn choose(settings: &config::Enforcer, present: &[Interface]) -> Vec<Interface> {
+    let mut chosen: Vec<Interface> = Vec::new();
+    let mut add = |interface: &Interface| {
+        if chosen.iter().all(|i| i.index != interface.index) {
+            chosen.push(interface.clone());
+        }
+    };
+    for name in &settings.interfaces {
+        if name != "auto" {
+            present.iter().filter(|i| i.name == *name).for_each(|i| add(&below(i, present)));
+            continue;
+        }
+        for index in netlink::default_route_interfaces().unwrap_or_default() {
+            present.iter().filter(|i| i.index == index).for_each(|i| add(&below(i, present)));
+        }
+    }
+    chosen
+}
+
+/// The interface itself; of a VLAN the one it lies on, whose frames the program reads with their tags.
+fn below(interface: &Interface, present: &[Interface]) -> Interface {
+    let mut at = interface;
+    while at.kind.as_deref() == Some("vlan") {
+        match present.iter().find(|i| Some(i.index) == at.below) {
+            Some(parent) if parent.index != at.index => at = parent,
+            _ => break,
+        }
+    }
+    at.clone()
+}
+
+/// The interfaces that `enforcer.interfaces` means now; attaches nothing.
+///
+/// # Errors
+/// [`EnforceError::NoInterface`] for a name that nothing has; the kernel's when it cannot be asked.
+pub fn wanted_interfaces(settings: &config::Enforcer) -> Result<Vec<Interface>, EnforceError> {
+    let present = netlink::interfaces().map_err(|e| EnforceError::Kernel {
+        doing: "listing the interfaces".into(),
+        source: e,
+        hint: None,
+    })?;
+    for name in settings.interfaces.iter().filter(|name| *name != "auto") {
+        if present.iter().all(|i| i.name != *name) {
+            return Err(EnforceError::NoInterface(name.clone()));
+        }
+    }
+    Ok(choose(settings, &present))
+}
+
+/// Names every capability that is missing. Without `CAP_PERFMON` it works, at half the speed.
+fn check_capabilities() -> Result<Option<Incident>, EnforceError> {
+    let have = rustix::thread::capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
+    let admin = have.contains(CapabilitySet::SYS_ADMIN);
+    let mut missing = Vec::new();
+    if !admin && !have.contains(CapabilitySet::BPF) {
+        missing.push("CAP_BPF");
+    }
+    if !have.contains(CapabilitySet::NET_ADMIN) {
+        missing.push("CAP_NET_ADMIN");
+    }
+    let slow = !admin && !have.contains(CapabilitySet::PERFMON);
+    if missing.is_empty() {
+        return Ok(slow.then(|| Incident::Degraded {
+            reason: "CAP_PERFMON is missing: the kernel program runs with speculation barriers, 2 to 3 times slower"
+                .into(),
+        }));
+    }
+    if slow {
+        missing.push("CAP_PERFMON");
+    }
+    Err(EnforceError::Kernel {
+        doing: "using XDP".into(),
+        source: std::io::ErrorKind::PermissionDenied.into(),
+        hint: Some(format!("missing {}; run as root, or give the service or container these", missing.join(", "))),
+    })
+}
+
+/// Stops all dropping at once through the pinned control map, without the daemon. Bans stay in the
+/// maps; the next `run` turns dropping on again. `Ok(false)` when nothing is pinned at `pin_dir`.
+///
+/// # Errors
+/// The kernel's, when the control map cannot be opened or written.
+pub fn off(pin_dir: &Path) -> Result<bool, EnforceError> {
+    let mut found = false;
+    for version in pins::versions(pin_dir) {
+        let pin = version.join("SWITCH");
+        let opened = match raw::get(&pin) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+            other => other.map_err(|e| pin_error("opening", &pin, e))?,
+        };
+        raw::set_first(std::os::fd::AsFd::as_fd(&opened), switch::OFF).map_err(|e| pin_error("writing", &pin, e))?;
+        found = true;
+    }
+    Ok(found)
+}
+
+/// Removes every trace: links, maps, pins, the directory. Works without the daemon.
+///
+/// # Errors
+/// [`EnforceError::InUse`] while a daemon runs on `pin_dir`; the kernel's when something had to stay.
+pub fn down(pin_dir: &Path) -> Result<Removed, EnforceError> {
+    let Some(dir) = PinDir::lock_existing(pin_dir)? else { return Ok(Removed::default()) };
+    take_down(dir)
+}
+
+fn take_down(dir: PinDir) -> Result<Removed, EnforceError> {
+    let mut removed = Removed::default();
+    for version in pins::versions(dir.path()) {
+        for (interface, pin) in pins::links(&version) {
+            attach::remove_pinned(&pin)?;
+            removed.interfaces.push(interface);
+        }
+        removed.maps += std::fs::read_dir(&version).map_or(0, Iterator::count);
+    }
+    dir.remove()?;
+    removed.interfaces.sort();
+    removed.interfaces.dedup();
+    Ok(removed)
+}
+
+/// Nanoseconds of the clock that the kernel program reads. It is part of the ABI of the maps, and decides
+/// nothing here: the engine has its own time.
+fn now_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(NEVER)
+}
+
+/// A ban without time left has ended: the program's clock is up to a tick behind ours, so `now` would not do.
+fn until_ns(left: Option<Duration>, now: u64) -> u64 {
+    match left {
+        None => NEVER,
+        Some(Duration::ZERO) => 0,
+        Some(left) => now.saturating_add(nanos(left)),
+    }
+}
+
+/// Writes what the kernel program logs into our own log.
+#[derive(Debug)]
+struct ProbeLog;
+
+impl log::Log for ProbeLog {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        tracing::debug!(target: "anomaly::probe", "{}", record.args());
+    }
+
+    fn flush(&self) {}
+}
+
+impl Enforcer for XdpEnforcer {
+    fn name(&self) -> Name {
+        Name::Xdp
+    }
+
+    fn ban(&mut self, drops: &[Drop]) -> Vec<Result<(), EnforceError>> {
+        let now = now_ns();
+        let mut answers: Vec<Result<(), EnforceError>> = drops.iter().map(|_| Ok(())).collect();
+        for kind in Kind::ALL {
+            let mut of_kind: Vec<(usize, (IpNet, u64))> = Vec::new();
+            for (n, drop) in drops.iter().enumerate().filter(|(_, drop)| Kind::of(&drop.prefix) == kind) {
+                let (prefix, until) = (drop.prefix.trunc(), until_ns(drop.left, now));
+                if self.must_wait(kind, &prefix, until) {
+                    answers[n] = Err(EnforceError::Full { capacity: self.kernel.table(kind).capacity() });
+                } else {
+                    of_kind.push((n, (prefix, until)));
+                }
+            }
+            if of_kind.is_empty() {
+                continue;
+            }
+            let entries: Vec<(IpNet, u64)> = of_kind.iter().map(|(_, entry)| *entry).collect();
+            let all: HashSet<IpNet> = entries.iter().map(|(prefix, _)| *prefix).collect();
+            if self.put(kind, &entries, &all).is_err() {
+                // One by one, so that each answer says how it went for that one.
+                for (n, entry) in of_kind {
+                    answers[n] = self.put(kind, &[entry], &all);
+                }
+            }
+        }
+        if let Err(e) = self.heartbeat() {
+            // Without it the program may not know that a table is no longer empty.
+            let reason = e.to_string();
+            for answer in &mut answers {
+                *answer = Err(EnforceError::Kernel {
+                    doing: "telling the kernel program".into(),
+                    source: std::io::Error::other(reason.clone()),
+                    hint: None,
+                });
+            }
+        }
+        answers
+    }
+
+    fn unban(&mut self, prefixes: &[IpNet]) -> Vec<Result<(), EnforceError>> {
+        let mut answers: Vec<Result<(), EnforceError>> = prefixes.iter().map(|_| Ok(())).collect();
+        for kind in Kind::ALL {
+            let of_kind: Vec<(usize, IpNet)> = prefixes
+                .iter()
+                .enumerate()
+                .filter(|(_, prefix)| Kind::of(prefix) == kind)
+                .map(|(n, prefix)| (n, prefix.trunc()))
+                .collect();
+            for (_, prefix) in &of_kind {
+                self.gave_way.remove(prefix);
+            }
+            let these: Vec<IpNet> = of_kind.iter().map(|(_, prefix)| *prefix).collect();
+            let table = self.kernel.table(kind);
+            if table.remove_all(&these).is_err() {
+                // One by one, so that each answer says how it went for that one.
+                for (n, prefix) in of_kind {
+                    answers[n] = table.remove(&prefix).map(drop).map_err(|e| failed("writing", kind.map(), e));
+                }
+            }
+        }
+        answers
+    }
+
+    fn banned(&mut self) -> Result<Vec<Held>, EnforceError> {
+        let now = now_ns();
+        let mut held = Vec::new();
+        for kind in Kind::ALL {
+            let table = self.kernel.table(kind);
+            let mut ended = Vec::new();
+            for (prefix, ban) in table.all().map_err(|e| failed("reading", kind.map(), e))? {
+                if ban.until_ns <= now {
+                    // The program no longer drops it, and leaves it to us to remove it.
+                    ended.push(prefix);
+                    continue;
+                }
+                held.push(Held {
+                    prefix,
+                    packets: ban.packets,
+                    bytes: ban.bytes,
+                    last_hit: (ban.last_hit_ns != 0).then(|| Duration::from_nanos(now.saturating_sub(ban.last_hit_ns))),
+                });
+            }
+            table.remove_all(&ended).map_err(|e| failed("writing", kind.map(), e))?;
+        }
+        Ok(held)
+    }
+
+    fn snapshot_text(&mut self) -> Result<String, EnforceError> {
+        /// A dump is for people; beyond this it says how many more there are.
+        const LINES: usize = 10_000;
+        let now = now_ns();
+        let mut text = String::new();
+        for attached in &self.attached {
+            let _ = writeln!(text, "interface {} xdp {}", attached.interface, mode_of(attached));
+        }
+        let mut all = Vec::new();
+        for kind in Kind::ALL {
+            all.extend(self.kernel.table(kind).all().map_err(|e| failed("reading", kind.map(), e))?);
+        }
+        all.retain(|(_, ban)| ban.until_ns > now);
+        all.sort_unstable_by_key(|(prefix, _)| *prefix);
+        for (prefix, ban) in all.iter().take(LINES) {
+            let _ = write!(text, "drop {prefix} packets {} bytes {} left ", ban.packets, ban.bytes);
+            let _ = match ban.until_ns {
+                NEVER => writeln!(text, "permanent"),
+                until => writeln!(text, "{}s", (until - now).div_ceil(1_000_000_000)),
+            };
+        }
+        if all.len() > LINES {
+            let _ = writeln!(text, "and {} more", all.len() - LINES);
+        }
+        let mut never = self.kernel.never_dropped().map_err(|e| failed("reading", "ALLOW", e))?;
+        never.sort_unstable();
+        for prefix in never {
+            let _ = writeln!(text, "never {prefix}");
+        }
+        Ok(text)
+    }
+
+    fn set_never_drop(&mut self, prefixes: &[IpNet]) -> Result<(), EnforceError> {
+        let writing = |e| failed("writing", "ALLOW", e);
+        let wanted: HashSet<IpNet> = prefixes.iter().map(IpNet::trunc).collect();
+        let held: HashSet<IpNet> =
+            self.kernel.never_dropped().map_err(|e| failed("reading", "ALLOW", e))?.into_iter().collect();
+        // First what is added: at no moment is anybody on both lists without protection.
+        for prefix in wanted.difference(&held) {
+            self.kernel.set_never_drop(prefix, true).map_err(writing)?;
+        }
+        for prefix in held.difference(&wanted) {
+            self.kernel.set_never_drop(prefix, false).map_err(writing)?;
+        }
+        self.heartbeat()
+    }
+
+    fn maintain(&mut self) -> Vec<Incident> {
+        self.follow_interfaces();
+        self.sweep_nets();
+        if let Err(e) = self.heartbeat() {
+            self.incidents.push(Incident::Degraded { reason: e.to_string() });
+        }
+        let off = self.kernel.switch.get(&0, 0).is_ok_and(|value| value == switch::OFF);
+        if off && !self.switched_off {
+            self.incidents.push(Incident::Degraded {
+                reason: "dropping was switched off by `anomaly off`; the next start of the daemon turns it on again"
+                    .into(),
+            });
+        }
+        self.switched_off = off;
+        if let Some(logger) = &mut self.logger {
+            logger.flush();
+        }
+        std::mem::take(&mut self.incidents)
+    }
+
+    fn coverage(&mut self) -> Coverage {
+        let covered = self.attached.iter().map(|a| Attachment {
+            interface: a.interface.clone(),
+            mode: mode_of(a),
+            reason: a.reason.clone(),
+        });
+        let uncovered = self.uncovered.iter().map(|(interface, reason)| Attachment {
+            interface: interface.clone(),
+            mode: "none",
+            reason: Some(reason.clone()),
+        });
+        let mut totals = Totals::default();
+        if let Ok(values) = self.kernel.totals.get(&0, 0) {
+            for cpu in values.iter() {
+                totals.dropped_host += cpu.dropped_host;
+                totals.dropped_prefix += cpu.dropped_prefix;
+                totals.dropped_bytes += cpu.dropped_bytes;
+                totals.passed += cpu.passed + cpu.not_enforced;
+                totals.allowlisted += cpu.allowlisted;
+                totals.malformed += cpu.malformed;
+                totals.not_ip += cpu.not_ip;
+            }
+        }
+        Coverage { attachments: covered.chain(uncovered).collect(), totals }
+    }
+
+    fn close(self: Box<Self>, keep: bool) -> Result<(), EnforceError> {
+        if keep {
+            return Ok(());
+        }
+        let Self { dir, attached, .. } = *self;
+        for attached in attached {
+            attached.detach()?;
+        }
+        take_down(dir).map(drop)
+    }
+}

@@ -1,1 +1,234 @@
-//! The rules.
+//! The rules: which figures of a client's window are anomalous.
+//!
+//! Every signal has a floor that no honest client is known to reach, and a limit learned from the population that may
+//! raise it, never lower it. More requests of any kind never make a client less suspicious.
+
+use super::codec::{Reader, Writer};
+use super::contract::{BadState, Rule, Signal};
+use super::population::{Measure, Population, Tail};
+use super::settings::Settings;
+use super::signals::Kind;
+use super::window::Window;
+
+/// Floor of distinct paths answered 4xx in the window, in tenths (CrowdSec's http-probing: 10).
+const ERROR_PATHS_FLOOR: u32 = 100;
+/// Floor of POSTs to one path in the window.
+const POSTS_FLOOR: u32 = 13;
+/// A burst of this many times `min_requests` pages is tolerated at once ...
+const BURST: f64 = 1.75;
+/// ... and this many per second on top, as long as it lasts, again in units of `min_requests`.
+const LEAK: f64 = 1.0 / 15.0;
+/// Errors that mean something, for the words "error surge".
+const SURGE_ERRORS: u32 = 10;
+
+/// How far beyond the population's far tail a signal's limit lies, and the tail index (of a Pareto tail) that is
+/// assumed while little has been seen.
+struct Margin {
+    headroom: f64,
+    prior: f64,
+}
+
+const PAGES: Margin = Margin { headroom: 1.25, prior: 0.25 };
+const ERROR_PATHS: Margin = Margin { headroom: 1.0, prior: 0.1 };
+const POSTS: Margin = Margin { headroom: 3.0, prior: 0.68 };
+const PAGE_ERRORS: Margin = Margin { headroom: 2.0, prior: 0.25 };
+
+/// A limit and the rule it is from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limit {
+    /// At this value it is reached. Tenths for pages and error paths.
+    pub value: u32,
+    /// Which rule says so.
+    pub rule: Rule,
+}
+
+/// The limits of a client without a history, as of the last recalculation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// Weighted page requests (tenths) in a moment ...
+    burst: u32,
+    /// ... and in each second of the span on top.
+    leak: u32,
+    pages_rule: Rule,
+    error_paths: Limit,
+    posts: Limit,
+    page_errors: Limit,
+    hard: u32,
+    span: u32,
+}
+
+/// What was found in a window.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Verdict {
+    /// The rule that fired.
+    pub rule: Rule,
+    /// What it fired for; `None` for the hard limit.
+    pub signal: Option<Signal>,
+    /// The signal's value.
+    pub value: f64,
+    /// The limit it has reached.
+    pub limit: f64,
+    /// How many times the limit it is.
+    pub excess: f64,
+}
+
+impl Limits {
+    /// The limits that follow from what has been learned.
+    pub fn new(population: &Population, error_rate: f64, s: &Settings) -> Self {
+        let floor = f64::from(s.min_requests);
+        let span = f64::from(s.window_secs);
+        let profile = floor * (BURST + LEAK * span);
+        let learned = |measure, margin: &Margin, z| {
+            let tail = population.tail(measure, margin.prior);
+            learned(&tail, margin.headroom, z, s)
+        };
+        let (pages, pages_rule) = learned(Measure::Pages, &PAGES, s.z_score);
+        let scale = (pages / profile).max(1.0);
+        let limit = |floor: f64, (value, rule): (f64, Rule), unit: f64| Limit {
+            value: (floor.max(value) * unit).ceil().min(f64::from(u32::MAX)) as u32,
+            rule,
+        };
+        // Error answers are judged by the tightened thresholds, and from a lower floor: as much lower as they are.
+        let surge_floor = floor
+            * (s.tightened_rate_multiplier / s.rate_multiplier.max(1e-9))
+                .min(1.0)
+                .max(s.error_surge_multiplier * error_rate);
+        Self {
+            burst: (floor * BURST * scale * 10.0).ceil() as u32,
+            leak: (floor * LEAK * scale * 10.0).ceil() as u32,
+            pages_rule,
+            error_paths: limit(
+                f64::from(ERROR_PATHS_FLOOR) / 10.0,
+                learned(Measure::ErrorPaths, &ERROR_PATHS, s.z_score),
+                10.0,
+            ),
+            posts: limit(f64::from(POSTS_FLOOR), learned(Measure::Posts, &POSTS, s.z_score), 1.0),
+            page_errors: limit(surge_floor, learned(Measure::PageErrors, &PAGE_ERRORS, s.tightened_z_score), 1.0),
+            hard: s.hard_limit,
+            span: s.window_secs,
+        }
+    }
+
+    /// Weighted page requests (tenths) in a whole window at which a client without a history is anomalous.
+    pub const fn pages_per_window(&self) -> u32 {
+        self.burst.saturating_add(self.leak.saturating_mul(self.span))
+    }
+
+    /// True where a window is worth keeping evidence of: half-way to a limit.
+    pub fn is_suspicious(&self, window: &Window, posts: u32) -> bool {
+        window.requests() > self.hard
+            || window.pages_tenths() * 2 >= self.burst
+            || window.error_paths_tenths() * 2 >= self.error_paths.value
+            || window.page_errors() * 2 >= self.page_errors.value
+            || posts * 2 >= self.posts.value
+    }
+
+    /// Only the hard limit.
+    pub fn judge_hard(&self, window: &Window) -> Option<Verdict> {
+        let (value, limit) = (f64::from(window.requests()), f64::from(self.hard));
+        (value > limit).then_some(Verdict { rule: Rule::HardLimit, signal: None, value, limit, excess: f64::INFINITY })
+    }
+
+    /// Judges a window after a request of the class `kind` in the second `now`, the `posts`th POST to its path.
+    /// `own` is the limit (tenths of page requests a window) that the client's own history gives it.
+    pub fn judge(&self, window: &Window, kind: Kind, posts: u32, now: u32, own: u32) -> Option<Verdict> {
+        if let Some(verdict) = self.judge_hard(window) {
+            return Some(verdict);
+        }
+        let reached = |signal, value: u32, limit: Limit, unit: f64| {
+            (value >= limit.value).then(|| Verdict {
+                rule: limit.rule,
+                signal: Some(signal),
+                value: f64::from(value) / unit,
+                limit: f64::from(limit.value) / unit,
+                excess: f64::from(value) / f64::from(limit.value.max(1)),
+            })
+        };
+        if kind.is_client_error()
+            && let Some(v) = reached(Signal::ErrorPaths, window.error_paths_tenths(), self.error_paths, 10.0)
+        {
+            return Some(v);
+        }
+        if kind.is_post()
+            && let Some(v) = reached(Signal::PostsToOnePath, posts, self.posts, 1.0)
+        {
+            return Some(v);
+        }
+        if kind.is_error()
+            && let Some(v) = reached(Signal::Errors, window.page_errors(), self.page_errors, 1.0)
+        {
+            return Some(v);
+        }
+        if window.pages_tenths() < self.burst { None } else { self.judge_pages(window, now, own) }
+    }
+
+    /// Page requests over every span up to the window: `burst + leak * span` is what a leaky bucket lets through. It
+    /// tells a person who clicks through an application for a minute from a flood of the same size in 20 s.
+    fn judge_pages(&self, window: &Window, now: u32, own: u32) -> Option<Verdict> {
+        let scale = (f64::from(own) / f64::from(self.pages_per_window().max(1))).max(1.0);
+        let mut worst: Option<(f64, f64)> = None;
+        for (span, tenths) in window.pages_back(now) {
+            let limit = (f64::from(self.burst) + f64::from(self.leak) * f64::from(span)) * scale;
+            let excess = f64::from(tenths) / limit;
+            if excess >= 1.0 && worst.is_none_or(|(e, _)| excess > e) {
+                worst = Some((excess, limit));
+            }
+        }
+        worst.map(|(excess, limit)| Verdict {
+            rule: self.pages_rule,
+            signal: Some(Signal::Pages),
+            value: f64::from(window.pages_tenths()) / 10.0,
+            limit: limit / 10.0,
+            excess,
+        })
+    }
+
+    /// Writes them down: they hold until the next recalculation, also over a restart.
+    pub fn save(&self, w: &mut Writer) {
+        let rules = [self.pages_rule, self.error_paths.rule, self.posts.rule, self.page_errors.rule];
+        let values = [self.error_paths.value, self.posts.value, self.page_errors.value];
+        for value in [self.burst, self.leak, self.hard, self.span].into_iter().chain(values) {
+            w.uint(value.into());
+        }
+        rules.iter().for_each(|rule| w.uint(u64::from(*rule == Rule::ZScore)));
+    }
+
+    /// Reads what [`Limits::save`] wrote.
+    ///
+    /// # Errors
+    /// [`BadState`] where it is something else.
+    pub fn load(r: &mut Reader<'_>) -> Result<Self, BadState> {
+        let [burst, leak, hard, span, paths, posts, errors] =
+            [r.small()?, r.small()?, r.small()?, r.small()?, r.small()?, r.small()?, r.small()?];
+        let mut rule = || Ok(if r.uint()? == 0 { Rule::RateMultiplier } else { Rule::ZScore });
+        Ok(Self {
+            burst,
+            leak,
+            hard,
+            span,
+            pages_rule: rule()?,
+            error_paths: Limit { value: paths, rule: rule()? },
+            posts: Limit { value: posts, rule: rule()? },
+            page_errors: Limit { value: errors, rule: rule()? },
+        })
+    }
+
+    /// Whether a window's errors are a surge: many times the site's usual share.
+    pub fn is_error_surge(window: &Window, error_rate: f64, s: &Settings) -> bool {
+        window.errors() >= SURGE_ERRORS
+            && f64::from(window.errors()) >= s.error_surge_multiplier * error_rate * f64::from(window.requests())
+    }
+}
+
+/// The limit that a far tail gives, and the rule it follows from, whichever is lower.
+///
+/// The z-score is one on log scale: with `headroom` times the tail being 3 deviations above the median,
+/// `z` deviations are median * (headroom * far / median)^(z / 3). The multiple is `rate_multiplier` times the far tail
+/// itself: of a heavy-tailed population the mean says nothing. Both are 0 where nothing has been seen.
+fn learned(tail: &Tail, headroom: f64, z: f64, s: &Settings) -> (f64, Rule) {
+    let median = tail.median.max(1.0);
+    let far = (tail.far * headroom).max(median);
+    let by_z = if tail.far > 0.0 { median * (far / median).powf(z / 3.0) } else { 0.0 };
+    let by_multiple = s.rate_multiplier * tail.far;
+    if by_z <= by_multiple { (by_z, Rule::ZScore) } else { (by_multiple, Rule::RateMultiplier) }
+}

@@ -1,1 +1,466 @@
 //! Offences, bans and their ends.
+//!
+//! The ledger knows who is banned until when and how often that happened before; it does not know why. Whatever it is
+//! told twice (a log read again after a crash), it counts once. Bans end on the time of `now`; a ban that was over when
+//! it was decided (a backlog) is kept aside until log time has passed it, so that one misdeed stays one offence.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
+use ipnet::IpNet;
+
+use super::contract::{Ban, BanLength, Finding, Offence, Origin, Unban};
+use super::settings::Settings;
+use crate::time::Timestamp;
+
+/// The brake counts automatic bans over this span.
+const BRAKE_SPAN: Duration = Duration::from_secs(60);
+
+/// A ban in force, and whether it works.
+#[derive(Clone, Debug)]
+struct Active {
+    ban: Ban,
+    /// Records that came although it should drop them.
+    through: u64,
+    reported: bool,
+}
+
+/// How often, and when last.
+#[derive(Clone, Copy, Debug)]
+struct Count {
+    count: u32,
+    last: Timestamp,
+}
+
+/// The prefixes of the bans, for the question that every record asks.
+#[derive(Clone, Debug, Default)]
+struct Lengths {
+    v4: BTreeMap<u8, u32>,
+    v6: BTreeMap<u8, u32>,
+}
+
+impl Lengths {
+    fn of(&mut self, prefix: &IpNet) -> &mut BTreeMap<u8, u32> {
+        match prefix {
+            IpNet::V4(_) => &mut self.v4,
+            IpNet::V6(_) => &mut self.v6,
+        }
+    }
+
+    fn add(&mut self, prefix: &IpNet) {
+        *self.of(prefix).entry(prefix.prefix_len()).or_insert(0) += 1;
+    }
+
+    fn remove(&mut self, prefix: &IpNet) {
+        let len = prefix.prefix_len();
+        let counts = self.of(prefix);
+        if let Some(count) = counts.get_mut(&len) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&len);
+            }
+        }
+    }
+}
+
+/// The ledger.
+#[derive(Clone, Debug, Default)]
+pub struct Ledger {
+    bans: HashMap<IpNet, Active, RandomState>,
+    lengths: Lengths,
+    ends: BTreeSet<(Timestamp, IpNet)>,
+    /// Bans that were over when they were decided, until log time has passed them.
+    past: BTreeMap<IpNet, Timestamp>,
+    offences: HashMap<IpNet, Count, RandomState>,
+    by_age: BTreeSet<(Timestamp, IpNet)>,
+    grace: BTreeMap<IpNet, Timestamp>,
+    recent: VecDeque<Timestamp>,
+}
+
+impl Ledger {
+    /// The ban that covers an address, widest last.
+    pub fn covering(&self, address: IpAddr) -> Option<IpNet> {
+        if self.bans.is_empty() {
+            return None;
+        }
+        let lengths = if address.is_ipv4() { &self.lengths.v4 } else { &self.lengths.v6 };
+        lengths.keys().rev().find_map(|len| {
+            let prefix = IpNet::new(address, *len).ok()?.trunc();
+            self.bans.contains_key(&prefix).then_some(prefix)
+        })
+    }
+
+    /// Whether an address lies in a ban that was over when it was decided, and log time has not passed it yet.
+    pub fn in_past(&mut self, prefix: &IpNet, at: Timestamp) -> bool {
+        match self.past.get(prefix) {
+            None => false,
+            Some(until) if *until > at => true,
+            Some(_) => {
+                self.past.remove(prefix);
+                false
+            }
+        }
+    }
+
+    /// True where nobody needs to ask [`Ledger::in_past`].
+    pub fn has_no_past(&self) -> bool {
+        self.past.is_empty()
+    }
+
+    /// Counts a record of a banned client; (when the ban was decided, records so far) once it is time to say that
+    /// the ban has no effect.
+    pub fn came_through(&mut self, prefix: &IpNet, at: Timestamp) -> Option<(Timestamp, u64)> {
+        const GRACE: Duration = Duration::from_secs(15);
+        const ENOUGH: u64 = 5;
+        let active = self.bans.get_mut(prefix)?;
+        if active.reported || at <= active.ban.at.plus(GRACE) {
+            return None;
+        }
+        active.through += 1;
+        active.reported = active.through >= ENOUGH;
+        active.reported.then_some((active.ban.at, active.through))
+    }
+
+    /// The bans in force, oldest first.
+    pub fn bans(&self) -> Vec<Ban> {
+        let mut bans: Vec<&Ban> = self.bans.values().map(|a| &a.ban).collect();
+        bans.sort_by_key(|b| (b.at, b.prefix));
+        bans.into_iter().cloned().collect()
+    }
+
+    /// How many bans are in force.
+    pub fn len(&self) -> usize {
+        self.bans.len()
+    }
+
+    /// When the next ban ends.
+    pub fn next_end(&self) -> Option<Timestamp> {
+        self.ends.first().map(|(at, _)| *at)
+    }
+
+    /// Offences that have not decayed.
+    pub fn offences(&self) -> Vec<Offence> {
+        let mut all: Vec<Offence> =
+            self.offences.iter().map(|(p, c)| Offence { prefix: *p, count: c.count, last: c.last }).collect();
+        all.sort_by_key(|o| (o.last, o.prefix));
+        all
+    }
+
+    /// Offences of a prefix up to now: one is forgiven for each `offence_decay` without a new one.
+    fn count(&self, prefix: &IpNet, at: Timestamp, settings: &Settings) -> u32 {
+        let Some(count) = self.offences.get(prefix) else { return 0 };
+        let decay = settings.offence_decay.as_millis().max(1);
+        let forgiven = at.since(count.last).as_millis() / decay;
+        count.count.saturating_sub(u32::try_from(forgiven).unwrap_or(u32::MAX))
+    }
+
+    /// Whether this was decided before: the log is read again after a crash.
+    pub fn is_old_news(&self, prefix: &IpNet, at: Timestamp) -> bool {
+        self.offences.get(prefix).is_some_and(|c| c.last >= at)
+    }
+
+    /// Whether an operator freed this so lately that only the hard limit may ban it.
+    pub fn has_grace(&mut self, prefix: &IpNet, at: Timestamp) -> bool {
+        if self.grace.is_empty() {
+            return false;
+        }
+        self.grace.retain(|_, until| *until > at);
+        self.grace.keys().any(|p| p.contains(prefix) || prefix.contains(p))
+    }
+
+    /// Automatic bans in the newest minute.
+    pub fn bans_last_minute(&mut self, at: Timestamp) -> u32 {
+        while self.recent.front().is_some_and(|t| *t <= at.minus(BRAKE_SPAN)) {
+            self.recent.pop_front();
+        }
+        self.recent.len() as u32
+    }
+
+    /// Bans a prefix: the next step of the ladder, or `length`.
+    pub fn ban(&mut self, prefix: IpNet, request: BanRequest, now: Timestamp, settings: &Settings) -> Ban {
+        let at = request.at;
+        let replaced = self.bans.get(&prefix).map(|a| a.ban.offence).filter(|_| request.length.is_some());
+        // Another length for a ban in force is no new offence.
+        let offence = replaced.unwrap_or_else(|| self.count(&prefix, at, settings).saturating_add(1));
+        let step = settings.durations.get(offence as usize - 1).or(settings.durations.last());
+        let length = request.length.or(step.copied()).unwrap_or(BanLength::Permanent);
+        let until = match length {
+            BanLength::Timed(duration) => Some(at.plus(duration)),
+            BanLength::Permanent => None,
+        };
+        let in_past = until.is_some_and(|until| until <= now);
+        let ban = Ban {
+            prefix,
+            at,
+            until,
+            offence,
+            origin: request.origin,
+            finding: request.finding,
+            note: request.note,
+            in_past,
+        };
+        if replaced.is_none() {
+            self.remember(Offence { prefix, count: offence, last: at }, settings);
+        }
+        if request.origin == Origin::Detector {
+            self.recent.push_back(at);
+        }
+        match until {
+            Some(until) if in_past => {
+                self.past.insert(prefix, until);
+            }
+            _ => self.hold(ban.clone()),
+        }
+        ban
+    }
+
+    /// Puts a ban in force.
+    pub fn hold(&mut self, ban: Ban) {
+        let prefix = ban.prefix;
+        self.drop(&prefix);
+        self.lengths.add(&prefix);
+        if let Some(until) = ban.until {
+            self.ends.insert((until, prefix));
+        }
+        self.bans.insert(prefix, Active { ban, through: 0, reported: false });
+    }
+
+    fn drop(&mut self, prefix: &IpNet) -> Option<Ban> {
+        let active = self.bans.remove(prefix)?;
+        self.lengths.remove(prefix);
+        if let Some(until) = active.ban.until {
+            self.ends.remove(&(until, *prefix));
+        }
+        Some(active.ban)
+    }
+
+    /// Sets a prefix's offences. Beyond as many prefixes as clients are followed, the oldest is forgotten.
+    pub fn remember(&mut self, offence: Offence, settings: &Settings) {
+        let Offence { prefix, count, last } = offence;
+        if let Some(old) = self.offences.insert(prefix, Count { count, last }) {
+            self.by_age.remove(&(old.last, prefix));
+        }
+        self.by_age.insert((last, prefix));
+        while self.offences.len() > settings.max_tracked_ips.max(1) {
+            let Some((_, oldest)) = self.by_age.pop_first() else { break };
+            self.offences.remove(&oldest);
+        }
+    }
+
+    /// Ends what has run out.
+    pub fn expire(&mut self, now: Timestamp, settings: &Settings, mut ended: impl FnMut(Unban)) {
+        while let Some((until, prefix)) = self.ends.first().copied() {
+            if until > now {
+                break;
+            }
+            if let Some(ban) = self.drop(&prefix) {
+                ended(Unban { prefix, at: until, offence: ban.offence, origin: Origin::Detector });
+            }
+        }
+        // The oldest offence tells whether any has decayed altogether.
+        while let Some((last, prefix)) = self.by_age.first().copied() {
+            if now.since(last) < settings.offence_decay {
+                break;
+            }
+            let left = self.count(&prefix, now, settings);
+            self.by_age.pop_first();
+            if left == 0 {
+                self.offences.remove(&prefix);
+            } else {
+                let last = last.plus(settings.offence_decay);
+                self.offences.insert(prefix, Count { count: left, last });
+                self.by_age.insert((last, prefix));
+            }
+        }
+    }
+
+    /// When [`Ledger::expire`] has work to do.
+    pub fn is_due(&self, now: Timestamp, settings: &Settings) -> bool {
+        self.ends.first().is_some_and(|(until, _)| *until <= now)
+            || self.by_age.first().is_some_and(|(last, _)| now.since(*last) >= settings.offence_decay)
+    }
+
+    /// Lifts every ban that covers `prefix`, takes back its offence, and gives grace. Ends of bans, widest first.
+    pub fn lift(&mut self, prefix: &IpNet, now: Timestamp, settings: &Settings) -> Vec<Unban> {
+        let mut covering: Vec<IpNet> = self.bans.keys().filter(|p| p.contains(prefix)).copied().collect();
+        covering.sort();
+        let unbans: Vec<Unban> = covering.iter().filter_map(|p| self.free(p, now, settings)).collect();
+        if !unbans.is_empty() {
+            self.grace.insert(*prefix, now.plus(settings.unban_grace));
+        }
+        unbans
+    }
+
+    fn free(&mut self, prefix: &IpNet, now: Timestamp, settings: &Settings) -> Option<Unban> {
+        let ban = self.drop(prefix)?;
+        if let Some(count) = self.offences.get(prefix).copied() {
+            let left = count.count.saturating_sub(1);
+            if left == 0 {
+                self.offences.remove(prefix);
+                self.by_age.remove(&(count.last, *prefix));
+            } else {
+                self.remember(Offence { prefix: *prefix, count: left, last: count.last }, settings);
+            }
+        }
+        Some(Unban { prefix: *prefix, at: now, offence: ban.offence, origin: Origin::Operator })
+    }
+
+    /// Lifts the bans that `allowed` says must not be.
+    pub fn lift_where(&mut self, now: Timestamp, settings: &Settings, allowed: impl Fn(&IpNet) -> bool) -> Vec<Unban> {
+        let mut wrong: Vec<IpNet> = self.bans.keys().filter(|p| allowed(p)).copied().collect();
+        wrong.sort();
+        wrong.iter().filter_map(|p| self.free(p, now, settings)).collect()
+    }
+
+    /// Offences of a prefix as counted, decayed or not.
+    pub fn offences_of(&self, prefix: &IpNet) -> u32 {
+        self.offences.get(prefix).map_or(0, |c| c.count)
+    }
+
+    /// When the automatic bans of the newest minute were decided, for the store.
+    pub fn recent(&self) -> impl ExactSizeIterator<Item = &Timestamp> {
+        self.recent.iter()
+    }
+
+    /// Restores what [`Ledger::recent`] gave.
+    pub fn set_recent(&mut self, recent: Vec<Timestamp>) {
+        self.recent = recent.into();
+    }
+
+    /// The grace periods, for the store.
+    pub fn grace(&self) -> impl ExactSizeIterator<Item = (&IpNet, &Timestamp)> {
+        self.grace.iter()
+    }
+
+    /// Restores a grace period.
+    pub fn set_grace(&mut self, prefix: IpNet, until: Timestamp) {
+        self.grace.insert(prefix, until);
+    }
+
+    /// Bans that were over when they were decided, for the store.
+    pub fn past(&self) -> impl ExactSizeIterator<Item = (&IpNet, &Timestamp)> {
+        self.past.iter()
+    }
+
+    /// Restores what [`Ledger::past`] gave.
+    pub fn set_past(&mut self, prefix: IpNet, until: Timestamp) {
+        self.past.insert(prefix, until);
+    }
+}
+
+/// A ban that is wanted.
+#[derive(Debug)]
+pub struct BanRequest {
+    /// When it was decided.
+    pub at: Timestamp,
+    /// By whom.
+    pub origin: Origin,
+    /// How long; `None` is the ladder's next step.
+    pub length: Option<BanLength>,
+    /// Why.
+    pub finding: Option<Finding>,
+    /// The operator's words.
+    pub note: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(text: &str) -> IpNet {
+        text.parse().expect("a prefix")
+    }
+
+    fn request(at: i64) -> BanRequest {
+        BanRequest {
+            at: Timestamp::from_secs(at),
+            origin: Origin::Detector,
+            length: None,
+            finding: None,
+            note: String::new(),
+        }
+    }
+
+    fn ended(ledger: &mut Ledger, now: i64) -> Vec<Unban> {
+        let mut unbans = Vec::new();
+        ledger.expire(Timestamp::from_secs(now), &Settings::default(), |u| unbans.push(u));
+        unbans
+    }
+
+    #[test]
+    fn climbs_the_ladder_and_forgives() {
+        let s = Settings::default();
+        let mut ledger = Ledger::default();
+        let x = net("192.0.2.1/32");
+        let mut at = 1000;
+        for (offence, secs) in [(1, Some(600)), (2, Some(1800)), (3, Some(7200)), (4, None)] {
+            let ban = ledger.ban(x, request(at), Timestamp::from_secs(at), &s);
+            assert_eq!((ban.offence, ban.duration_secs()), (offence, secs));
+            if let Some(secs) = secs {
+                at += secs as i64;
+                assert_eq!(ended(&mut ledger, at - 1), []);
+                assert_eq!(ended(&mut ledger, at).len(), 1);
+                assert_eq!(ended(&mut ledger, at), []);
+            }
+        }
+        let month = 30 * 86_400;
+        let y = net("192.0.2.2/32");
+        ledger.ban(y, request(at), Timestamp::from_secs(at), &s);
+        ended(&mut ledger, at + 600);
+        ledger.ban(y, request(at + 700), Timestamp::from_secs(at + 700), &s);
+        ended(&mut ledger, at + 700 + 1800);
+        // One of two is forgiven after a month, the other after two.
+        let ban = ledger.clone().ban(y, request(at + 800 + month), Timestamp::from_secs(at + 800 + month), &s);
+        assert_eq!(ban.offence, 2);
+        ended(&mut ledger, at + 800 + month);
+        assert_eq!(ledger.offences().iter().find(|o| o.prefix == y).map(|o| o.count), Some(1));
+        ended(&mut ledger, at + 800 + 2 * month);
+        assert!(ledger.offences().iter().all(|o| o.prefix != y));
+    }
+
+    #[test]
+    fn a_ban_in_the_past_is_an_offence_and_nothing_else() {
+        let s = Settings::default();
+        let mut ledger = Ledger::default();
+        let x = net("192.0.2.1/32");
+        let ban = ledger.ban(x, request(1000), Timestamp::from_secs(90_000), &s);
+        assert!(ban.in_past);
+        assert_eq!((ledger.len(), ledger.next_end()), (0, None));
+        assert!(ledger.in_past(&x, Timestamp::from_secs(1599)));
+        assert!(!ledger.in_past(&x, Timestamp::from_secs(1600)));
+        assert_eq!(ledger.ban(x, request(89_999), Timestamp::from_secs(90_000), &s).offence, 2);
+    }
+
+    #[test]
+    fn lifting_covers_takes_back_and_gives_grace() {
+        let s = Settings::default();
+        let mut ledger = Ledger::default();
+        let now = Timestamp::from_secs(1000);
+        ledger.ban(net("192.0.2.1/32"), request(1000), now, &s);
+        ledger.ban(net("192.0.2.0/24"), request(1000), now, &s);
+        ledger.ban(net("192.0.2.2/32"), request(1000), now, &s);
+        let lifted = ledger.lift(&net("192.0.2.1/32"), now, &s);
+        assert_eq!(lifted.iter().map(|u| u.prefix).collect::<Vec<_>>(), [net("192.0.2.0/24"), net("192.0.2.1/32")]);
+        assert_eq!(ledger.covering("192.0.2.1".parse().expect("an address")), None);
+        assert_eq!(ledger.covering("192.0.2.2".parse().expect("an address")), Some(net("192.0.2.2/32")));
+        assert!(ledger.has_grace(&net("192.0.2.1/32"), now));
+        assert!(!ledger.has_grace(&net("192.0.2.1/32"), Timestamp::from_secs(1300)));
+        assert_eq!(ledger.offences().len(), 1);
+        assert_eq!(ledger.lift(&net("198.51.100.1/32"), now, &s), []);
+    }
+
+    #[test]
+    fn offences_are_bounded() {
+        let s = Settings { max_tracked_ips: 100, ..Settings::default() };
+        let mut ledger = Ledger::default();
+        for i in 0..1000u32 {
+            let prefix = IpNet::from(IpAddr::from(i.to_be_bytes()));
+            ledger.remember(Offence { prefix, count: 1, last: Timestamp::from_secs(i.into()) }, &s);
+        }
+        let left = ledger.offences();
+        assert_eq!((left.len(), left[0].last), (100, Timestamp::from_secs(900)));
+    }
+}

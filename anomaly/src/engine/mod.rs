@@ -5,553 +5,684 @@
 //! neither tokio nor serde. Everything is deterministic: the same inputs give
 //! the same outputs.
 
-use std::net::IpAddr;
-use std::time::Duration;
+mod codec;
+mod contract;
+mod detector;
+mod histogram;
+mod key;
+mod known;
+mod ledger;
+mod population;
+mod settings;
+mod signals;
+mod site;
+mod state;
+mod table;
+mod top;
+mod waiting;
+mod window;
 
+use std::hash::BuildHasher;
+use std::net::IpAddr;
+
+use foldhash::fast::{FixedState, RandomState};
 use ipnet::IpNet;
+
+pub use contract::*;
+pub use settings::Settings;
 
 use crate::record::Record;
 use crate::time::Timestamp;
+use detector::{Limits, Verdict};
+use key::Exempt;
+use known::Known;
+use ledger::{BanRequest, Ledger};
+use population::Population;
+use signals::Kind;
+use site::Site;
+use table::Table;
+use top::{Evidence, Top};
+use waiting::{JUMP, Queue, Waiting};
 
-/// What the engine is told.
-#[derive(Debug)]
-pub enum Input<'a> {
-    /// A log record. Windows and baselines advance on its time.
-    Record(&'a Record<'a>),
-    /// Nothing but `now`: lets bans end and, once the log has been read to its end, windows run
-    /// empty. Sent at [`Engine::next_deadline`] or later.
-    Tick,
-    /// An operator's wish.
-    Command(Command),
-}
-
-/// What an operator can ask for.
-#[derive(Clone, Debug)]
-pub enum Command {
-    /// Ban exactly this prefix.
-    Ban {
-        /// What to ban.
-        prefix: IpNet,
-        /// How long; `None` takes the ladder's next step for this prefix.
-        length: Option<BanLength>,
-        /// The operator's words.
-        reason: String,
-        /// Ban prefixes shorter than /16 (IPv4) or /32 (IPv6) too.
-        force: bool,
-    },
-    /// Lift every ban that covers this prefix.
-    Unban {
-        /// What to free.
-        prefix: IpNet,
-    },
-    /// Take new settings without losing a window or a ban.
-    Configure(Box<Settings>),
-}
-
-/// What the engine says.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Output {
-    /// A ban or an unban; the only thing that is ever enforced.
-    Decision(Decision),
-    /// The site as a whole is unusual; alerts only.
-    GlobalAnomaly(Finding),
-    /// The baseline was recomputed.
-    Baseline(BaselineUpdate),
-    /// Records of a banned address keep coming, long after its ban.
-    NotEffective(NotEffective),
-    /// A level that was held out of the baseline has lasted so long that it is normal now.
-    LevelAccepted(LevelAccepted),
-    /// The mass-ban brake held a ban back.
-    Braked(Braked),
-    /// A command could not be done.
-    Refused(Refusal),
-}
-
-/// A ban or an unban.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Decision {
-    /// Drop this prefix.
-    Ban(Box<Ban>),
-    /// Stop dropping it.
-    Unban(Unban),
-}
-
-/// Why and how long a prefix is dropped.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Ban {
-    /// What is dropped.
-    pub prefix: IpNet,
-    /// When it was decided: log time for the detector, wall time for an operator.
-    pub at: Timestamp,
-    /// When it ends; `None` is permanent.
-    pub until: Option<Timestamp>,
-    /// The nth ban of this prefix, from 1.
-    pub offence: u32,
-    /// Who wanted it.
-    pub origin: Origin,
-    /// The numbers at the moment of the ban; `None` when an operator banned a
-    /// client the engine knows nothing of.
-    pub finding: Option<Finding>,
-    /// The operator's words; empty for the detector.
-    pub note: String,
-    /// It had already ended when it was decided (a backlog was read): it counts as
-    /// an offence and is neither enforced nor notified.
-    pub in_past: bool,
-}
-
-/// The end of a ban.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unban {
-    /// What was dropped.
-    pub prefix: IpNet,
-    /// When.
-    pub at: Timestamp,
-    /// The nth ban of this prefix.
-    pub offence: u32,
-    /// `Detector` where the ban ran out, `Operator` where it was lifted by hand.
-    pub origin: Origin,
-}
-
-/// How long a ban lasts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BanLength {
-    /// For this long.
-    Timed(Duration),
-    /// Until an operator lifts it.
-    Permanent,
-}
-
-/// Who wanted a decision.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Origin {
-    /// The rules.
-    Detector,
-    /// A human.
-    Operator,
-}
-
-/// The rule that fired.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Rule {
-    /// z-score above its threshold.
-    ZScore,
-    /// Rate above a multiple of the mean.
-    RateMultiplier,
-    /// More requests in the window than any client may make.
-    HardLimit,
-}
-
-/// Whose baseline a finding was judged by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Scope {
-    /// The population of single clients (raised by a client's own history, where mature).
-    Ip,
-    /// The site as a whole.
-    Global,
-}
-
-/// Where a baseline's figures come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Source {
-    /// Not enough has been learned; the configured floors stand in.
-    Floor,
-    /// The rolling history.
-    Rolling,
-    /// This hour of the day, over past days.
-    Hour,
-    /// The longer memory that stands beside both.
-    Long,
-    /// The address's own history.
-    Own,
-}
-
-/// Mean and spread, in requests/s over the window.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Level {
-    /// Whose.
-    pub scope: Scope,
-    /// Requests/s.
-    pub mean: f64,
-    /// Requests/s; never below the configured floor.
-    pub stddev: f64,
-    /// Share of requests with status >= 400, 0 to 1.
-    pub error_rate: f64,
-    /// Number of samples behind the figures.
-    pub samples: u64,
-    /// Which history they are from.
-    pub source: Source,
-}
-
-/// A signal beside the raw request rate. `signal_value` is in the signal's own unit, per window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Signal {
-    /// Requests for pages; static assets weigh less.
-    Pages,
-    /// Distinct paths that were answered 4xx.
-    ErrorPaths,
-    /// POSTs to one path.
-    PostsToOnePath,
-    /// Error answers.
-    Errors,
-}
-
-/// The numbers behind an anomaly.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Finding {
-    /// Log time.
-    pub at: Timestamp,
-    /// Which rule fired.
-    pub rule: Rule,
-    /// Judged by the tightened thresholds.
-    pub error_surge: bool,
-    /// Requests/s over the window.
-    pub rate: f64,
-    /// What it was compared with.
-    pub baseline: Level,
-    /// `(rate - mean) / stddev`, in requests/s.
-    pub z_score: f64,
-    /// What fired, where it was not the request rate.
-    pub signal: Option<(Signal, f64)>,
-    /// The limit that was crossed, in the unit of the signal (or requests per window).
-    pub limit: f64,
-    /// Requests in the window.
-    pub requests: u64,
-    /// Requests with status >= 400 in the window.
-    pub errors: u64,
-    /// Newest requests of the client, oldest first; at most a handful.
-    pub samples: Vec<Sample>,
-}
-
-/// One request, kept as evidence. Text is raw log bytes, cut to a bounded length.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sample {
-    /// Log time.
-    pub at: Timestamp,
-    /// As in the log.
-    pub method: Box<[u8]>,
-    /// As in the log.
-    pub path: Box<[u8]>,
-    /// HTTP status.
-    pub status: u16,
-}
-
-/// The baseline after a recalculation.
-#[derive(Clone, Debug, PartialEq)]
-pub struct BaselineUpdate {
-    /// Log time.
-    pub at: Timestamp,
-    /// The site's.
-    pub global: Level,
-    /// The population of clients'.
-    pub ip: Level,
-}
-
-/// A banned prefix whose requests still reach the log.
-#[derive(Clone, Debug, PartialEq)]
-pub struct NotEffective {
-    /// The banned prefix.
-    pub prefix: IpNet,
-    /// The client that got through.
-    pub client: IpAddr,
-    /// Its TCP peer, where the log has it: another address says that it comes through a proxy.
-    pub peer: Option<IpAddr>,
-    /// When the ban was decided.
-    pub banned_at: Timestamp,
-    /// Log time of the record that proves it.
-    pub at: Timestamp,
-    /// Records since the ban plus grace.
-    pub records: u64,
-}
-
-/// A new level that became normal.
-#[derive(Clone, Debug, PartialEq)]
-pub struct LevelAccepted {
-    /// Log time.
-    pub at: Timestamp,
-    /// Whose level.
-    pub scope: Scope,
-    /// The baseline before.
-    pub before: Level,
-    /// The baseline from now on.
-    pub after: Level,
-}
-
-/// A ban that the brake held back.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Braked {
-    /// Who would have been banned.
-    pub prefix: IpNet,
-    /// Why.
-    pub finding: Finding,
-    /// Automatic bans in the newest minute.
-    pub bans_last_minute: u32,
-}
-
-/// Why a command was not done.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// The prefix is, holds, or lies in an allow-listed one.
-    AllowListed {
-        /// What was asked for.
-        prefix: IpNet,
-        /// The entry of the allow-list.
-        entry: IpNet,
-    },
-    /// The prefix is, holds, or lies in one that must never be banned (own
-    /// address, gateway, resolver, trusted proxy, live SSH peer, ...).
-    NeverBan {
-        /// What was asked for.
-        prefix: IpNet,
-        /// The guarded prefix.
-        entry: IpNet,
-    },
-    /// So wide that it needs `--force`.
-    TooWide {
-        /// What was asked for.
-        prefix: IpNet,
-    },
-    /// No ban covers it.
-    NotBanned {
-        /// What was asked for.
-        prefix: IpNet,
-    },
-}
-
-/// Everything the engine can be told to do differently. Plain values: `config.rs` checks them.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
-    /// Length of the sliding window in whole seconds. Default 60.
-    pub window_secs: u32,
-    /// Rolling history in seconds. Default 1800.
-    pub history_secs: u32,
-    /// Seconds of log time between recalculations. Default 60.
-    pub recalc_secs: u32,
-    /// Samples an hour slot needs before it is preferred. Default 300.
-    pub min_hour_samples: u64,
-    /// Seconds of log time during which only the hard limit bans. Default 120.
-    pub warmup_secs: u32,
-    /// z-score above which a rate is anomalous. Default 3.0.
-    pub z_score: f64,
-    /// Multiple of the mean above which a rate is anomalous. Default 5.0.
-    pub rate_multiplier: f64,
-    /// Multiple of the baseline's error rate from which a client is judged by
-    /// the tightened thresholds. Default 3.0.
-    pub error_surge_multiplier: f64,
-    /// Default 2.0.
-    pub tightened_z_score: f64,
-    /// Default 3.0.
-    pub tightened_rate_multiplier: f64,
-    /// Floor of the mean in requests/s. Default 0.2.
-    pub min_mean_rps: f64,
-    /// Floor of the standard deviation in requests/s. Default 0.05.
-    pub min_stddev_rps: f64,
-    /// Floor of the error rate, 0 to 1. Default 0.01.
-    pub min_error_rate: f64,
-    /// Fewer requests than this in the window are never an anomaly.
-    pub min_requests: u32,
-    /// More requests than this in the window always are, also during the warm-up. Default 1200.
-    pub hard_limit: u32,
-    /// A global z anomaly needs at least this multiple of the mean. Default 1.6.
-    pub global_min_ratio: f64,
-    /// Seconds of log time between two global anomalies. Default 120.
-    pub global_cooldown_secs: u32,
-    /// First, second, ... ban; the last one repeats. Default 10 min, 30 min, 2 h, permanent.
-    pub durations: Vec<BanLength>,
-    /// Addresses that are followed at once. Default 1,000,000.
-    pub max_tracked_ips: usize,
-    /// Prefix length of automatic IPv6 bans, 48 to 128. Default 64.
-    pub ipv6_prefix: u8,
-    /// An offence is forgiven after this quiet time. Default 30 days.
-    pub offence_decay: Duration,
-    /// For this long after an unban by hand only the hard limit bans again. Default 300 s.
-    pub unban_grace: Duration,
-    /// Automatic bans a minute from which the brake holds. Default 20; 0 switches the brake off.
-    pub brake_per_minute: u32,
-    /// Share of the active clients (0 to 1) above which the brake holds.
-    pub brake_share: f64,
-    /// Never banned by anyone.
-    pub allowlist: Vec<IpNet>,
-    /// Never banned because the host lives on them; found at start, empty in replay.
-    pub never_ban: Vec<IpNet>,
-    /// Report records of banned addresses ([`Output::NotEffective`]); off in replay.
-    pub self_proof: bool,
-    /// Past records are judged live (`replay`): a jump forward in log time must be
-    /// confirmed by the next records. Otherwise (`run`) a record more than 60 s ahead of `now` is not
-    /// believed.
-    pub replay: bool,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        let minutes = |m: u64| BanLength::Timed(Duration::from_secs(60 * m));
-        Self {
-            window_secs: 60,
-            history_secs: 1800,
-            recalc_secs: 60,
-            min_hour_samples: 300,
-            warmup_secs: 120,
-            z_score: 3.0,
-            rate_multiplier: 5.0,
-            error_surge_multiplier: 3.0,
-            tightened_z_score: 2.0,
-            tightened_rate_multiplier: 3.0,
-            min_mean_rps: 0.2,
-            min_stddev_rps: 0.05,
-            min_error_rate: 0.01,
-            min_requests: 60,
-            hard_limit: 1200,
-            global_min_ratio: 1.6,
-            global_cooldown_secs: 120,
-            durations: vec![minutes(10), minutes(30), minutes(120), BanLength::Permanent],
-            max_tracked_ips: 1_000_000,
-            ipv6_prefix: 64,
-            offence_decay: Duration::from_secs(30 * 86_400),
-            unban_grace: Duration::from_secs(300),
-            brake_per_minute: 20,
-            brake_share: 0.05,
-            allowlist: Vec::new(),
-            never_ban: Vec::new(),
-            self_proof: true,
-            replay: false,
-        }
-    }
-}
-
-/// What people see of the engine: a copy, made at most once a second.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Snapshot {
-    /// Log time.
-    pub at: Timestamp,
-    /// Records handled since the start.
-    pub records: u64,
-    /// Records older than the window: counted, in no window.
-    pub late: u64,
-    /// Records whose stamp was too far ahead to be believed.
-    pub early: u64,
-    /// Records of banned addresses.
-    pub blocked: u64,
-    /// Requests/s of the site over the window.
-    pub global_rate: f64,
-    /// Requests in the newest complete second of log time.
-    pub last_second: u64,
-    /// Share of errors in the window, 0 to 1.
-    pub global_error_ratio: f64,
-    /// The site's baseline.
-    pub global: Level,
-    /// Site rate above which a global anomaly is raised, requests/s.
-    pub global_limit: f64,
-    /// The population's baseline.
-    pub ip: Level,
-    /// Rate above which an unknown client is banned, requests/s.
-    pub ip_limit: f64,
-    /// Seconds of log time until the warm-up ends; 0 when it is over.
-    pub warmup_left_secs: u32,
-    /// The 24 hour slots of the site, UTC; `None` while a slot is empty.
-    pub hours: [Option<Level>; 24],
-    /// Addresses followed now.
-    pub tracked_ips: usize,
-    /// Most ever.
-    pub tracked_ips_peak: usize,
-    /// Addresses dropped from the table because it was full.
-    pub evicted: u64,
-    /// Busiest clients in the window, busiest first.
-    pub top: Vec<Client>,
-    /// Active bans, oldest first.
-    pub bans: Vec<Ban>,
-}
-
-/// One client in the window.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Client {
-    /// The address, or for IPv6 the prefix it is counted by.
-    pub prefix: IpNet,
-    /// Requests in the window.
-    pub requests: u64,
-    /// Errors in the window.
-    pub errors: u64,
-    /// Requests/s over the window.
-    pub rate: f64,
-    /// `(rate - mean) / stddev` against the population.
-    pub z_score: f64,
-    /// Rate above which this client is banned, requests/s.
-    pub limit: f64,
-    /// Covered by a ban.
-    pub banned: bool,
-}
-
-/// How often a prefix has been banned.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Offence {
-    /// Which prefix.
-    pub prefix: IpNet,
-    /// How often, decayed ones not included.
-    pub count: u32,
-    /// When the newest ban was decided.
-    pub last: Timestamp,
-}
-
-/// All state that outlives a restart. The byte strings are the engine's own versioned encoding.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct State {
-    /// Bans in force.
-    pub bans: Vec<Ban>,
-    /// Offences that have not decayed.
-    pub offences: Vec<Offence>,
-    /// What has been learned.
-    pub baseline: Vec<u8>,
-    /// The windows as of the last record.
-    pub windows: Vec<u8>,
-}
-
-/// Bytes in a [`State`] that are not of this engine's making.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BadState;
+/// With the log at its end, log time follows the clock at this distance: lines that are just being written are not late.
+const LAG_SECS: i64 = 2;
+/// So many late records in a row say that log time itself is wrong (a clock was set back).
+const LATE_RUN: u32 = 100;
+/// Idle clients looked at when a second begins.
+const SWEEP_PER_SECOND: usize = 256;
+/// An operator needs `force` for prefixes shorter than these.
+const WIDE: (u8, u8) = (16, 32);
 
 /// The detector and the ledger of bans behind one entrance.
 #[derive(Clone, Debug)]
-pub struct Engine {}
+pub struct Engine {
+    settings: Settings,
+    exempt: Exempt,
+    table: Table,
+    top: Top,
+    evidence: Evidence,
+    site: Site,
+    population: Population,
+    known: Known,
+    ledger: Ledger,
+    limits: Limits,
+    /// The population's level, as of the last recalculation.
+    level: Level,
+    /// The newest believed stamp.
+    clock: Timestamp,
+    recalculated: i64,
+    /// When the warm-up ends; `None` before log time has begun.
+    warm_at: Option<i64>,
+    alerted: Option<i64>,
+    /// The present minute has an anomalous second.
+    minute_held: bool,
+    late_run: u32,
+    waiting: Queue,
+    paths: FixedState,
+    path_seed: u64,
+    records: u64,
+    late: u64,
+    early: u64,
+    blocked: u64,
+    /// Outputs of a call that had nowhere to put them.
+    owed: Vec<Output>,
+}
 
 impl Engine {
     /// An engine that has learned nothing.
     pub fn new(settings: Settings) -> Self {
-        let _ = settings;
-        Self {}
+        // Who writes paths into our log must not know how they hash; a replay must not differ from the next.
+        let seed = if settings.replay { 0 } else { RandomState::default().hash_one(0u64) };
+        let site = Site::new(&settings);
+        let population = Population::new(&settings);
+        let limits = Limits::new(&population, settings.min_error_rate, &settings);
+        Self {
+            exempt: Exempt::new(&settings.allowlist, &settings.never_ban, settings.ipv6_prefix),
+            table: Table::new(settings.max_tracked_ips),
+            top: Top::default(),
+            evidence: Evidence::default(),
+            known: Known::default(),
+            ledger: Ledger::default(),
+            limits,
+            level: population.level(&settings, settings.min_error_rate),
+            clock: Timestamp::MIN,
+            recalculated: i64::MIN,
+            warm_at: None,
+            alerted: None,
+            minute_held: false,
+            late_run: 0,
+            waiting: Queue::default(),
+            paths: FixedState::with_seed(seed),
+            path_seed: seed,
+            records: 0,
+            late: 0,
+            early: 0,
+            blocked: 0,
+            owed: Vec::new(),
+            site,
+            population,
+            settings,
+        }
     }
 
     /// Takes one input and appends what follows from it to `out`.
     pub fn handle(&mut self, now: Timestamp, input: Input<'_>, out: &mut Vec<Output>) {
-        let _ = (now, input, out);
+        if !self.owed.is_empty() {
+            out.append(&mut self.owed);
+        }
+        match input {
+            Input::Record(record) if self.settings.replay => self.replay_record(record, out),
+            Input::Record(record) => self.live_record(now, record, out),
+            Input::Tick { caught_up } => self.tick(now, caught_up, out),
+            Input::Command(command) => {
+                self.expire(self.wall(now), out);
+                self.command(self.wall(now), command, out);
+            }
+        }
     }
 
     /// When the next [`Input::Tick`] is due, in the time of `now`; `None` when only records matter.
     pub fn next_deadline(&self) -> Option<Timestamp> {
-        None
+        self.ledger.next_end()
+    }
+
+    /// The time that bans end on: `now`, but a replay has no clock but the log's.
+    fn wall(&self, now: Timestamp) -> Timestamp {
+        if self.settings.replay && self.clock != Timestamp::MIN { self.clock } else { now }
+    }
+
+    fn replay_record(&mut self, record: &Record<'_>, out: &mut Vec<Output>) {
+        let begun = self.clock != Timestamp::MIN;
+        if begun && self.waiting.is_empty() && record.time <= self.clock.plus(JUMP) {
+            self.record(record, record.time, record.time.max(self.clock), out);
+            return;
+        }
+        self.waiting.push(Waiting::new(record));
+        self.settle(false, out);
+    }
+
+    /// Handles the records that need wait no longer.
+    fn settle(&mut self, ended: bool, out: &mut Vec<Output>) {
+        loop {
+            let now = (self.clock != Timestamp::MIN).then_some(self.clock);
+            let believed = match self.waiting.verdict(now, ended) {
+                waiting::Verdict::Open => return,
+                waiting::Verdict::Believed => true,
+                waiting::Verdict::Wrong => false,
+            };
+            let Some(waiting) = self.waiting.pop() else { return };
+            let record = waiting.record();
+            if believed {
+                self.record(&record, record.time, record.time.max(self.clock), out);
+            } else {
+                self.early += 1;
+                // Its stamp is wrong, but the request was made.
+                if let Some(now) = now {
+                    self.record(&record, now, now, out);
+                } else {
+                    self.records += 1;
+                }
+            }
+        }
+    }
+
+    fn live_record(&mut self, now: Timestamp, record: &Record<'_>, out: &mut Vec<Output>) {
+        if self.clock > now.plus(JUMP) {
+            // The clock was set back, and log time with it.
+            self.step_back(now);
+        }
+        let mut time = record.time;
+        if time > now.plus(JUMP) {
+            self.early += 1;
+            time = if self.clock == Timestamp::MIN { now } else { self.clock };
+        }
+        self.record(record, time, now, out);
+    }
+
+    fn tick(&mut self, now: Timestamp, caught_up: bool, out: &mut Vec<Output>) {
+        if caught_up {
+            self.settle(true, out);
+            if !self.settings.replay {
+                let idle = Timestamp::from_secs(now.as_secs().saturating_sub(LAG_SECS));
+                if idle > self.clock && idle.as_secs() > self.clock.as_secs() {
+                    self.advance(idle, out);
+                }
+            }
+        }
+        self.expire(self.wall(now), out);
+    }
+
+    fn expire(&mut self, now: Timestamp, out: &mut Vec<Output>) {
+        if self.ledger.is_due(now, &self.settings) {
+            self.ledger.expire(now, &self.settings, |unban| out.push(Output::Decision(Decision::Unban(unban))));
+        }
+    }
+
+    /// The oldest second of the window, wrapped.
+    fn oldest(&self) -> u32 {
+        let now = self.site.now().unwrap_or(0);
+        (now + 1 - i64::from(self.settings.window_secs)) as u32
+    }
+
+    /// Moves log time forward.
+    fn advance(&mut self, to: Timestamp, out: &mut Vec<Output>) {
+        self.clock = to;
+        let sec = to.as_secs();
+        if self.site.now().is_none() {
+            self.site.start(sec);
+            self.population.advance(sec.div_euclid(60), false);
+            self.recalculated = sec;
+            self.warm_at.get_or_insert(sec.saturating_add(i64::from(self.settings.warmup_secs)));
+            self.recalculate(out, sec);
+            return;
+        }
+        while let Some(at) = self.site.now().filter(|at| *at < sec) {
+            if self.site.requests() == 0 && sec - at > 1 {
+                self.end_minutes(sec);
+                self.site.skip_to(sec);
+                break;
+            }
+            let closed = self.site.close_second(&self.settings);
+            self.minute_held |= closed.held;
+            if let Some(accepted) = closed.accepted {
+                self.population.accept();
+                let (before, after) = (accepted.before, accepted.after);
+                out.push(Output::LevelAccepted(LevelAccepted { at: to, scope: Scope::Global, before, after }));
+            }
+            if !self.site.is_holding() {
+                self.population.forget_held();
+            }
+            self.end_minutes(at + 1);
+        }
+        let oldest = self.oldest();
+        self.top.refresh(oldest, &mut self.table);
+        let (top, evidence) = (&mut self.top, &mut self.evidence);
+        self.table.sweep(SWEEP_PER_SECOND, oldest, &mut |index, client| forget(top, evidence, index, client));
+        if sec - self.recalculated >= i64::from(self.settings.recalc_secs) {
+            self.recalculate(out, sec);
+        }
+    }
+
+    fn end_minutes(&mut self, sec: i64) {
+        let minute = sec.div_euclid(60);
+        if minute > self.population.minute() {
+            self.population.advance(minute, std::mem::take(&mut self.minute_held));
+        }
+    }
+
+    fn recalculate(&mut self, out: &mut Vec<Output>, sec: i64) {
+        self.recalculated = sec;
+        self.site.recalculate(&self.settings);
+        let error_rate = self.site.level().error_rate;
+        self.level = self.population.level(&self.settings, error_rate);
+        self.limits = Limits::new(&self.population, error_rate, &self.settings);
+        out.push(Output::Baseline(BaselineUpdate { at: self.clock, global: *self.site.level(), ip: self.level }));
+    }
+
+    /// Log time was in the future: begins anew at `to` with empty windows and everything that was learned.
+    fn step_back(&mut self, to: Timestamp) {
+        let sec = to.as_secs();
+        self.clock = to;
+        self.site.restart(sec);
+        self.population.restart(sec.div_euclid(60));
+        let mut table = Table::new(self.settings.max_tracked_ips);
+        table.inherit(&self.table);
+        self.table = table;
+        self.top = Top::default();
+        self.evidence = Evidence::default();
+        self.recalculated = sec;
+        self.alerted = None;
+        self.warm_at = self.warm_at.map(|at| at.min(sec + i64::from(self.settings.warmup_secs)));
+    }
+
+    /// Handles a record that happened at `time`.
+    fn record(&mut self, record: &Record<'_>, time: Timestamp, now: Timestamp, out: &mut Vec<Output>) {
+        self.records += 1;
+        if time > self.clock {
+            if time.as_secs() > self.clock.as_secs() {
+                self.advance(time, out);
+            } else {
+                self.clock = time;
+            }
+        }
+        self.expire(now, out);
+        let sec = time.as_secs();
+        let oldest = self.site.now().unwrap_or(sec) - i64::from(self.settings.window_secs) + 1;
+        if sec < oldest {
+            self.late += 1;
+            self.late_run += 1;
+            if self.late_run < LATE_RUN {
+                return;
+            }
+            self.step_back(time);
+        }
+        self.late_run = 0;
+        if let Some(prefix) = self.ledger.covering(record.client) {
+            self.came_through(prefix, record, time, out);
+            return;
+        }
+        if !self.ledger.has_no_past() {
+            let prefix = self.exempt.ban_prefix(record.client);
+            if self.ledger.in_past(&prefix, self.clock) {
+                self.blocked += 1;
+                return;
+            }
+        }
+        let kind = Kind::of(record.method, record.path, record.status);
+        self.site.add(sec, kind.is_error());
+        self.alert(out);
+        self.follow(record, kind, sec as u32, now, out);
+    }
+
+    fn came_through(&mut self, prefix: IpNet, record: &Record<'_>, at: Timestamp, out: &mut Vec<Output>) {
+        self.blocked += 1;
+        if self.settings.self_proof
+            && let Some((banned_at, records)) = self.ledger.came_through(&prefix, at)
+        {
+            let (client, peer) = (record.client, record.peer);
+            out.push(Output::NotEffective(NotEffective { prefix, client, peer, banned_at, at, records }));
+        }
+    }
+
+    fn is_warm(&self) -> bool {
+        match (self.warm_at, self.site.now()) {
+            (Some(warm_at), Some(now)) => now >= warm_at,
+            _ => false,
+        }
+    }
+
+    /// Says so when the whole site is anomalous.
+    fn alert(&mut self, out: &mut Vec<Output>) {
+        if !self.site.is_anomalous() || !self.is_warm() {
+            return;
+        }
+        let Some(now) = self.site.now() else { return };
+        if self.alerted.is_some_and(|at| now - at < i64::from(self.settings.global_cooldown_secs)) {
+            return;
+        }
+        self.alerted = Some(now);
+        let baseline = *self.site.level();
+        let requests = u64::from(self.site.requests());
+        let rate = requests as f64 / f64::from(self.settings.window_secs);
+        let z_score = (rate - baseline.mean) / baseline.stddev;
+        out.push(Output::GlobalAnomaly(Finding {
+            at: self.clock,
+            rule: if z_score > self.settings.z_score { Rule::ZScore } else { Rule::RateMultiplier },
+            error_surge: false,
+            rate,
+            baseline,
+            z_score,
+            signal: None,
+            limit: self.site.limit(),
+            requests,
+            errors: u64::from(self.site.errors()),
+            samples: Vec::new(),
+        }));
+    }
+
+    /// Counts a record in its client's window, learns from it, and judges.
+    fn follow(&mut self, record: &Record<'_>, kind: Kind, sec: u32, now: Timestamp, out: &mut Vec<Output>) {
+        let oldest = self.oldest();
+        let key = self.exempt.key(record.client);
+        let (top, evidence) = (&mut self.top, &mut self.evidence);
+        let (index, new) = self.table.entry(key, oldest, |index, client| forget(top, evidence, index, client));
+        let path = if kind.is_named() { self.paths.hash_one(record.path) as u32 } else { 0 };
+        let founding = !self.is_warm();
+        let client = self.table.get_mut(index);
+        if new {
+            if self.exempt.covers(record.client) {
+                client.flags |= table::Client::EXEMPT;
+            }
+        } else {
+            if client.window.pages_tenths() >= known::HEAVY_PAGES
+                && !client.is(table::Client::EXEMPT)
+                && self.population.is_over(&client.seen)
+            {
+                self.known.note(key, self.population.minute(), client.window.pages_tenths(), founding);
+                client.flags |= table::Client::KNOWN;
+            }
+            client.window.expire(oldest);
+        }
+        client.last = oldest.wrapping_add(self.settings.window_secs - 1);
+        let posts = client.window.add(sec, kind, path);
+        let exempt = client.is(table::Client::EXEMPT);
+        if !exempt {
+            let w = &client.window;
+            let values =
+                [w.requests(), (w.pages_tenths() + 5) / 10, (w.error_paths_tenths() + 5) / 10, posts, w.page_errors()];
+            self.population.note(&mut client.seen, values);
+        }
+        let suspicious = !exempt && self.limits.is_suspicious(&client.window, posts);
+        if suspicious {
+            let own = if client.is(table::Client::KNOWN) || client.window.pages_tenths() >= known::HEAVY_PAGES {
+                self.known.limit(&key)
+            } else {
+                0
+            };
+            let verdict = if founding {
+                self.limits.judge_hard(&client.window)
+            } else {
+                let now = (oldest.wrapping_add(self.settings.window_secs)).wrapping_sub(1);
+                self.limits.judge(&client.window, kind, posts, now, own)
+            };
+            if let Some(verdict) = verdict
+                && self.anomalous(index, verdict, record, now, out)
+            {
+                return;
+            }
+            let client = self.table.get_mut(index);
+            if self.evidence.keep(index, record, self.clock) {
+                client.flags |= table::Client::WATCHED;
+            }
+        }
+        self.top.offer(index, &mut self.table);
+    }
+
+    /// Acts on a verdict; true when the client is banned and no longer followed.
+    fn anomalous(
+        &mut self,
+        index: u32,
+        verdict: Verdict,
+        record: &Record<'_>,
+        now: Timestamp,
+        out: &mut Vec<Output>,
+    ) -> bool {
+        // Two addresses of an IPv6 prefix can differ in this: one may be allow-listed by hand.
+        if self.exempt.covers(record.client) {
+            return false;
+        }
+        let client = self.table.get_mut(index);
+        self.population.leave_out(&mut client.seen);
+        let prefix = self.exempt.ban_prefix(record.client);
+        let hard = verdict.rule == Rule::HardLimit;
+        if self.ledger.is_old_news(&prefix, self.clock) || (!hard && self.ledger.has_grace(&prefix, now)) {
+            return false;
+        }
+        let bans_last_minute = self.ledger.bans_last_minute(self.clock);
+        if !hard && verdict.excess < 3.0 && self.brake_holds(bans_last_minute) {
+            if !self.table.get(index).is(table::Client::BRAKED) {
+                let finding = self.finding(index, verdict, record);
+                self.table.get_mut(index).flags |= table::Client::BRAKED;
+                out.push(Output::Braked(Braked { prefix, finding, bans_last_minute }));
+            }
+            return false;
+        }
+        let finding = self.finding(index, verdict, record);
+        let key = self.table.get(index).key;
+        self.known.forget(&key);
+        forget(&mut self.top, &mut self.evidence, index, self.table.get(index));
+        self.table.remove(index);
+        let request = BanRequest {
+            at: self.clock,
+            origin: Origin::Detector,
+            length: None,
+            finding: Some(finding),
+            note: String::new(),
+        };
+        let ban = self.ledger.ban(prefix, request, now, &self.settings);
+        out.push(Output::Decision(Decision::Ban(Box::new(ban))));
+        true
+    }
+
+    /// From `brake_per_minute` bans a minute on, or where it is more, a share of the active clients.
+    fn brake_holds(&self, bans_last_minute: u32) -> bool {
+        let s = &self.settings;
+        s.brake_per_minute > 0
+            && bans_last_minute >= s.brake_per_minute
+            && f64::from(bans_last_minute) >= s.brake_share * self.table.len() as f64
+    }
+
+    fn finding(&mut self, index: u32, verdict: Verdict, record: &Record<'_>) -> Finding {
+        let samples = self.evidence.take(index, record, self.clock);
+        let window = &self.table.get(index).window;
+        let span = f64::from(self.settings.window_secs);
+        let rate = f64::from(window.requests()) / span;
+        let baseline = self.level;
+        Finding {
+            at: self.clock,
+            rule: verdict.rule,
+            error_surge: Limits::is_error_surge(window, baseline.error_rate, &self.settings),
+            rate,
+            baseline,
+            z_score: (rate - baseline.mean) / baseline.stddev,
+            signal: verdict.signal.map(|s| (s, verdict.value)),
+            limit: verdict.limit,
+            requests: u64::from(window.requests()),
+            errors: u64::from(window.errors()),
+            samples,
+        }
+    }
+
+    fn command(&mut self, now: Timestamp, command: Command, out: &mut Vec<Output>) {
+        match command {
+            Command::Ban { prefix, length, reason, force } => {
+                let prefix = prefix.trunc();
+                let outcome = match self.refuse(&prefix, force) {
+                    Some(refusal) => Output::Refused(refusal),
+                    None => Output::Decision(Decision::Ban(Box::new(self.ban_by_hand(now, prefix, length, reason)))),
+                };
+                out.push(outcome);
+            }
+            Command::Unban { prefix } => {
+                let prefix = prefix.trunc();
+                let unbans = self.ledger.lift(&prefix, now, &self.settings);
+                if unbans.is_empty() {
+                    out.push(Output::Refused(Refusal::NotBanned { prefix }));
+                }
+                self.clear(&prefix);
+                out.extend(unbans.into_iter().map(|u| Output::Decision(Decision::Unban(u))));
+            }
+            Command::Configure(settings) => self.configure(now, *settings, out),
+        }
+    }
+
+    fn refuse(&self, prefix: &IpNet, force: bool) -> Option<Refusal> {
+        let overlap = |entries: &[IpNet]| entries.iter().find(|e| e.contains(prefix) || prefix.contains(*e)).copied();
+        let prefix = *prefix;
+        if let Some(entry) = overlap(&self.settings.allowlist) {
+            return Some(Refusal::AllowListed { prefix, entry });
+        }
+        if let Some(entry) = overlap(&self.settings.never_ban) {
+            return Some(Refusal::NeverBan { prefix, entry });
+        }
+        let shortest = if prefix.addr().is_ipv4() { WIDE.0 } else { WIDE.1 };
+        (prefix.prefix_len() < shortest && !force).then_some(Refusal::TooWide { prefix })
+    }
+
+    fn ban_by_hand(&mut self, now: Timestamp, prefix: IpNet, length: Option<BanLength>, note: String) -> Ban {
+        let index = self.table.find(&self.exempt.key(prefix.addr()));
+        let finding = index.filter(|i| self.table.get(*i).key.prefix().contains(&prefix)).map(|index| {
+            let window = &self.table.get(index).window;
+            let rate = f64::from(window.requests()) / f64::from(self.settings.window_secs);
+            Finding {
+                at: now,
+                rule: Rule::RateMultiplier,
+                error_surge: Limits::is_error_surge(window, self.level.error_rate, &self.settings),
+                rate,
+                baseline: self.level,
+                z_score: (rate - self.level.mean) / self.level.stddev,
+                signal: None,
+                limit: 0.0,
+                requests: u64::from(window.requests()),
+                errors: u64::from(window.errors()),
+                samples: self.evidence.peek(index),
+            }
+        });
+        self.clear(&prefix);
+        let request = BanRequest { at: now, origin: Origin::Operator, length, finding, note };
+        self.ledger.ban(prefix, request, now, &self.settings)
+    }
+
+    /// Forgets the windows of the clients inside a prefix, where that is one client.
+    fn clear(&mut self, prefix: &IpNet) {
+        if let Some(index) = self.table.find(&self.exempt.key(prefix.addr())) {
+            forget(&mut self.top, &mut self.evidence, index, self.table.get(index));
+            self.table.remove(index);
+        }
+    }
+
+    fn configure(&mut self, now: Timestamp, settings: Settings, out: &mut Vec<Output>) {
+        let old = std::mem::replace(&mut self.settings, settings);
+        let s = &self.settings;
+        self.exempt = Exempt::new(&s.allowlist, &s.never_ban, s.ipv6_prefix);
+        self.table.set_capacity(s.max_tracked_ips);
+        if (old.window_secs, old.history_secs) != (s.window_secs, s.history_secs) {
+            self.site.resize(s);
+            self.population.resize(s);
+        }
+        if old.warmup_secs != s.warmup_secs {
+            let shift = i64::from(s.warmup_secs) - i64::from(old.warmup_secs);
+            self.warm_at = self.warm_at.map(|at| at + shift);
+        }
+        for index in self.table.places_in_use() {
+            let client = self.table.get_mut(index);
+            let prefix = client.key.prefix();
+            let exempt = prefix.prefix_len() == prefix.max_prefix_len() && self.exempt.covers(prefix.addr());
+            client.flags = client.flags & !table::Client::EXEMPT | if exempt { table::Client::EXEMPT } else { 0 };
+        }
+        let exempt = &self.exempt;
+        let unbans = self.ledger.lift_where(now, &self.settings, |p| exempt.overlap(p).is_some());
+        out.extend(unbans.into_iter().map(|u| Output::Decision(Decision::Unban(u))));
+        if let Some(sec) = self.site.now() {
+            self.recalculate(out, sec);
+        } else {
+            self.site.recalculate(&self.settings);
+            self.limits = Limits::new(&self.population, self.site.level().error_rate, &self.settings);
+        }
     }
 
     /// What people see, with at most `top` clients.
     pub fn snapshot(&self, top: usize) -> Snapshot {
-        let _ = top;
-        unreachable!("replaced by the engine")
+        let s = &self.settings;
+        let span = f64::from(s.window_secs);
+        let requests = self.site.requests();
+        let mut clients: Vec<Client> =
+            if top == 0 { Vec::new() } else { self.top.places().iter().map(|i| self.client_at(*i)).collect() };
+        clients.retain(|c| c.requests > 0);
+        clients.sort_by(|a, b| b.requests.cmp(&a.requests).then(a.prefix.cmp(&b.prefix)));
+        clients.truncate(top);
+        let warmup_left = match (self.warm_at, self.site.now()) {
+            (Some(warm_at), Some(now)) => (warm_at - now).clamp(0, i64::from(u32::MAX)) as u32,
+            (Some(_), None) => 0,
+            (None, _) => s.warmup_secs,
+        };
+        Snapshot {
+            at: self.clock,
+            records: self.records,
+            late: self.late,
+            early: self.early,
+            blocked: self.blocked,
+            global_rate: f64::from(requests) / span,
+            last_second: u64::from(self.site.last_second()),
+            global_error_ratio: f64::from(self.site.errors()) / f64::from(requests.max(1)),
+            global: *self.site.level(),
+            global_limit: self.site.limit_rps(s),
+            ip: self.level,
+            ip_limit: self.limit_rps(0),
+            warmup_left_secs: warmup_left,
+            hours: std::array::from_fn(|hour| self.site.slot(hour, s)),
+            tracked_ips: self.table.len(),
+            tracked_ips_peak: self.table.peak(),
+            evicted: self.table.evicted(),
+            top: clients,
+            bans: self.ledger.bans(),
+        }
+    }
+
+    /// Rate of page requests over a whole window above which a client is banned.
+    fn limit_rps(&self, own_tenths: u32) -> f64 {
+        let tenths = self.limits.pages_per_window().max(own_tenths);
+        f64::from(tenths) / 10.0 / f64::from(self.settings.window_secs)
+    }
+
+    fn client_at(&self, index: u32) -> Client {
+        let client = self.table.get(index);
+        let (requests, errors) = client.window.since(self.oldest());
+        let rate = f64::from(requests) / f64::from(self.settings.window_secs);
+        Client {
+            prefix: client.key.prefix(),
+            requests: u64::from(requests),
+            errors: u64::from(errors),
+            rate,
+            z_score: (rate - self.level.mean) / self.level.stddev,
+            limit: self.limit_rps(self.known.limit(&client.key)),
+            banned: false,
+        }
     }
 
     /// The newest figures of one client; `None` when it is not followed.
     pub fn client(&self, address: IpAddr) -> Option<Client> {
-        let _ = address;
-        None
+        let index = self.table.find(&self.exempt.key(address))?;
+        Some(Client { banned: self.ledger.covering(address).is_some(), ..self.client_at(index) })
     }
+}
 
-    /// All state that must outlive a restart.
-    pub fn save(&self) -> State {
-        State::default()
+/// A client goes: nobody else may keep its place.
+fn forget(top: &mut Top, evidence: &mut Evidence, index: u32, client: &table::Client) {
+    if client.is(table::Client::TOP) {
+        top.forget(index);
     }
-
-    /// Puts saved state back into a new engine.
-    ///
-    /// # Errors
-    /// [`BadState`] where the baseline's or the windows' bytes cannot be read; bans and
-    /// offences are restored all the same.
-    pub fn restore(&mut self, state: State) -> Result<(), BadState> {
-        let _ = state;
-        Ok(())
+    if client.is(table::Client::WATCHED) {
+        evidence.forget(index);
     }
 }

@@ -54,6 +54,12 @@ pub enum Reject {
     NoTime,
 }
 
+impl Reject {
+    /// Every reason, in the order of their values.
+    pub const ALL: [Self; 6] =
+        [Self::Empty, Self::TooLong, Self::NotAnObject, Self::NoAddress, Self::BadAddress, Self::NoTime];
+}
+
 /// A line longer than this is [`Reject::TooLong`]: 1 MiB.
 pub const MAX_LINE_BYTES: usize = 1 << 20;
 

@@ -1,1 +1,0 @@
-//! The audit log (JSON Lines) and the firewall snapshots, both rotated by size.

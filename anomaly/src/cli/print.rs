@@ -1,0 +1,343 @@
+//! How answers look to people: tables, with colour on a terminal only.
+//!
+//! Everything printed comes from the daemon's JSON, so `--json` shows the same figures.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write};
+
+use anomaly::report::inert;
+use serde_json::Value;
+
+/// Writes text for people to standard output.
+pub struct Printer {
+    colour: bool,
+}
+
+/// What a piece of text says of itself by its colour.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Tone {
+    /// No colour.
+    Plain,
+    /// Headings and labels.
+    Dim,
+    /// As it should be.
+    Good,
+    /// Look at this.
+    Warn,
+    /// Act.
+    Bad,
+}
+
+impl Tone {
+    fn code(self) -> &'static str {
+        match self {
+            Self::Plain => "",
+            Self::Dim => "\x1b[2m",
+            Self::Good => "\x1b[32m",
+            Self::Warn => "\x1b[33m",
+            Self::Bad => "\x1b[31m",
+        }
+    }
+}
+
+/// A cell of a table.
+pub type Cell = (String, Tone);
+
+/// A plain cell.
+pub fn cell(text: impl Into<String>) -> Cell {
+    (text.into(), Tone::Plain)
+}
+
+impl Printer {
+    /// Colour when standard output is a terminal and `NO_COLOR` is not set.
+    pub fn new() -> Self {
+        Self { colour: io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none() }
+    }
+
+    fn paint(&self, text: &str, tone: Tone) -> String {
+        if self.colour && tone != Tone::Plain { format!("{}{text}\x1b[0m", tone.code()) } else { text.to_owned() }
+    }
+
+    /// A table; columns whose heading starts with `>` are aligned right. The last column is not padded.
+    pub fn table(&self, headings: &[&str], rows: &[Vec<Cell>]) -> String {
+        let plain: Vec<&str> = headings.iter().map(|h| h.trim_start_matches('>')).collect();
+        let mut widths: Vec<usize> = plain.iter().map(|h| h.chars().count()).collect();
+        for row in rows {
+            for (width, (text, _)) in widths.iter_mut().zip(row) {
+                *width = (*width).max(text.chars().count());
+            }
+        }
+        let mut out = String::new();
+        let mut line = |cells: Vec<(&str, Tone)>| {
+            for (i, (text, tone)) in cells.iter().enumerate() {
+                let pad = widths[i].saturating_sub(text.chars().count());
+                let last = i + 1 == cells.len();
+                let painted = self.paint(text, *tone);
+                if headings[i].starts_with('>') {
+                    let _ = write!(out, "{:pad$}{painted}", "");
+                } else if last {
+                    out.push_str(&painted);
+                } else {
+                    let _ = write!(out, "{painted}{:pad$}", "");
+                }
+                out.push_str(if last { "\n" } else { "  " });
+            }
+        };
+        line(plain.iter().map(|h| (*h, Tone::Dim)).collect());
+        for row in rows {
+            line(row.iter().map(|(t, tone)| (t.as_str(), *tone)).collect());
+        }
+        out
+    }
+
+    /// `anomaly status`.
+    pub fn status(&self, status: &Value) -> String {
+        let mut out = String::new();
+        let degraded = status["degraded"].as_array().map(Vec::as_slice).unwrap_or_default();
+        for row in degraded {
+            let line = format!("! {}: {} (since {})", text(&row["what"]), text(&row["reason"]), text(&row["since"]));
+            let _ = writeln!(out, "{}", self.paint(&line, Tone::Bad));
+        }
+        let mode = text(&status["xdp_mode"]);
+        let enforcer =
+            if mode.is_empty() { text(&status["enforcer"]) } else { format!("{} ({mode})", text(&status["enforcer"])) };
+        let interfaces: Vec<String> = (status["interfaces"].as_array().into_iter().flatten())
+            .map(|i| match text(&i["reason"]) {
+                reason if reason.is_empty() => format!("{} {}", text(&i["name"]), text(&i["mode"])),
+                reason => format!("{} {} — {reason}", text(&i["name"]), text(&i["mode"])),
+            })
+            .collect();
+        let ratio = number(&status["enforcement_ratio"]);
+        let warmup = number(&status["warmup_left_secs"]);
+        let baseline = &status["baseline"];
+        let mut line = |label: &str, value: String, tone: Tone| {
+            let _ = writeln!(out, "{}{}", self.paint(&format!("{label:<13}"), Tone::Dim), self.paint(&value, tone));
+        };
+        line(
+            "version",
+            format!("{}, up {}", text(&status["version"]), span(number(&status["uptime_secs"]))),
+            Tone::Plain,
+        );
+        let ratio_tone = if ratio >= 1.0 { Tone::Good } else { Tone::Bad };
+        line("enforcer", format!("{enforcer}, {:.1} % of the bans enforced", ratio * 100.0), ratio_tone);
+        for interface in interfaces {
+            line("interface", interface, Tone::Plain);
+        }
+        line(
+            "bans",
+            format!("{} active, {} packets dropped", status["active_bans"], status["dropped_packets"]),
+            Tone::Plain,
+        );
+        let records = format!(
+            "{} records, {} rejected, {} late, {} of banned clients",
+            status["records"], status["rejected"], status["late"], status["blocked"]
+        );
+        line("log", records, Tone::Plain);
+        line(
+            "rate",
+            format!(
+                "{:.2} req/s, {:.1} % errors",
+                number(&status["global_rate"]),
+                100.0 * number(&status["error_ratio"])
+            ),
+            Tone::Plain,
+        );
+        let normal = format!(
+            "{:.2} ± {:.2} req/s ({}), limit {:.1}; unknown clients up to {:.1}",
+            number(&baseline["mean"]),
+            number(&baseline["stddev"]),
+            text(&baseline["source"]),
+            number(&baseline["limit"]),
+            number(&status["ip_limit"])
+        );
+        line("baseline", normal, Tone::Plain);
+        if warmup > 0.0 {
+            line(
+                "warming up",
+                format!("{} more of log time; until then only the hard limit bans", span(warmup)),
+                Tone::Warn,
+            );
+        }
+        let load = format!(
+            "{:.1} % of a core, {:.1} MiB",
+            100.0 * number(&status["cpu"]),
+            number(&status["memory_bytes"]) / f64::from(1 << 20)
+        );
+        line("load", load, Tone::Plain);
+        out
+    }
+
+    /// `anomaly bans`.
+    pub fn bans(&self, bans: &Value) -> String {
+        let rows: Vec<Vec<Cell>> = (bans.as_array().into_iter().flatten())
+            .map(|ban| {
+                let until = text(&ban["until"]);
+                vec![
+                    cell(text(&ban["ip"])),
+                    cell(text(&ban["since"])),
+                    if until.is_empty() { ("permanent".into(), Tone::Warn) } else { cell(until) },
+                    cell(ban["offence"].to_string()),
+                    cell(ban["packets"].to_string()),
+                    cell(text(&ban["origin"])),
+                    cell(text(&ban["reason"])),
+                ]
+            })
+            .collect();
+        if rows.is_empty() {
+            return "Nobody is banned.\n".into();
+        }
+        self.table(&["IP", "SINCE", "UNTIL", ">OFFENCE", ">PACKETS", "ORIGIN", "REASON"], &rows)
+    }
+
+    /// `anomaly top`.
+    pub fn top(&self, top: &Value) -> String {
+        let rows: Vec<Vec<Cell>> = (top.as_array().into_iter().flatten())
+            .map(|client| {
+                let (rate, limit) = (number(&client["rate"]), number(&client["limit"]));
+                let banned = client["banned"].as_bool().unwrap_or(false);
+                let tone = if banned {
+                    Tone::Bad
+                } else if rate > 0.7 * limit {
+                    Tone::Warn
+                } else {
+                    Tone::Plain
+                };
+                vec![
+                    (text(&client["ip"]), tone),
+                    cell(format!("{rate:.2}")),
+                    cell(format!("{limit:.2}")),
+                    cell(format!("{:.1}", number(&client["z_score"]))),
+                    cell(format!("{:.1} %", 100.0 * number(&client["error_ratio"]))),
+                    cell(format!("{:.1} %", 100.0 * number(&client["share"]))),
+                    if banned { ("banned".into(), Tone::Bad) } else { cell("") },
+                ]
+            })
+            .collect();
+        if rows.is_empty() {
+            return "No requests in the window.\n".into();
+        }
+        self.table(&["IP", ">REQ/S", ">LIMIT", ">Z", ">ERRORS", ">SHARE", ""], &rows)
+    }
+
+    /// `anomaly explain`.
+    pub fn explain(&self, card: &Value) -> String {
+        let mut out = String::new();
+        let ip = text(&card["ip"]);
+        if let Some(entry) = card["allowlisted_by"].as_str() {
+            let _ = writeln!(out, "{ip} is on the allow-list ({entry}): it is never banned.");
+        }
+        match card["now"].as_object() {
+            Some(now) => {
+                let _ = writeln!(
+                    out,
+                    "Now: {:.2} req/s in the window (limit {:.2}), z {:.1}, {:.1} % errors.",
+                    number(&now["rate"]),
+                    number(&now["limit"]),
+                    number(&now["z_score"]),
+                    100.0 * number(&now["error_ratio"])
+                );
+            }
+            None => out.push_str("Now: no requests in the window.\n"),
+        }
+        let bans = card["bans"].as_array().map(Vec::as_slice).unwrap_or_default();
+        if bans.is_empty() {
+            let _ = writeln!(out, "No ban of {ip} is on record.");
+        }
+        for ban in bans {
+            let until = ban["until"].as_str().map_or_else(|| "for ever".to_owned(), |t| format!("until {t}"));
+            let title =
+                format!("\n{} banned {} {until} ({})", text(&ban["ip"]), text(&ban["time"]), text(&ban["state"]));
+            let _ = writeln!(out, "{}", self.paint(&title, Tone::Warn));
+            let _ = writeln!(out, "  why       {}", text(&ban["reason"]));
+            let _ = writeln!(out, "  offence   {}, by {}", ban["offence"], text(&ban["origin"]));
+            if ban["rule"].is_string() {
+                let _ = writeln!(
+                    out,
+                    "  window    {} requests, {} errors, {:.2} req/s; baseline {:.2} ± {:.2} ({}), z {:.1}",
+                    ban["requests"],
+                    ban["errors"],
+                    number(&ban["rate"]),
+                    number(&ban["baseline"]["mean"]),
+                    number(&ban["baseline"]["stddev"]),
+                    text(&ban["baseline"]["source"]),
+                    number(&ban["z_score"])
+                );
+            }
+            let _ = writeln!(out, "  dropped   {} packets, {} bytes", ban["packets"], ban["bytes"]);
+            if let Some(ended) = ban["ended"].as_str() {
+                let _ = writeln!(out, "  ended     {ended}");
+            }
+            for sample in ban["samples"].as_array().into_iter().flatten() {
+                let line = format!(
+                    "{} {} {} -> {}",
+                    text(&sample["time"]),
+                    text(&sample["method"]),
+                    text(&sample["path"]),
+                    sample["status"]
+                );
+                let _ = writeln!(out, "  request   {}", self.paint(&line, Tone::Dim));
+            }
+        }
+        out
+    }
+}
+
+/// Prints to standard output; a reader that went away (`| head`) is no error.
+///
+/// # Errors
+/// When standard output cannot be written for another reason.
+pub fn show(text: &str) -> io::Result<()> {
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}
+
+/// The string of a JSON value, made inert; empty for null and absent.
+fn text(value: &Value) -> String {
+    value.as_str().map(|s| inert(s.as_bytes())).unwrap_or_default()
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or(0.0)
+}
+
+/// Seconds as people say them: `4d 2h`, `3h 5m`, `12m 30s`, `45s`.
+pub fn span(secs: f64) -> String {
+    let s = secs.max(0.0) as u64;
+    match s {
+        0..60 => format!("{s}s"),
+        60..3600 => format!("{}m {}s", s / 60, s % 60),
+        3600..86_400 => format!("{}h {}m", s / 3600, s % 3600 / 60),
+        _ => format!("{}d {}h", s / 86_400, s % 86_400 / 3600),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const PLAIN: Printer = Printer { colour: false };
+
+    #[test]
+    fn tables_line_up() {
+        let rows = vec![vec![cell("192.0.2.1"), cell("7")], vec![cell("::1"), cell("12345")]];
+        assert_eq!(PLAIN.table(&["IP", ">N"], &rows), "IP             N\n192.0.2.1      7\n::1        12345\n");
+    }
+
+    #[test]
+    fn what_a_log_says_moves_no_cursor() {
+        let card = json!({"ip": "192.0.2.1", "bans": [{"ip": "192.0.2.1", "samples": [
+            {"time": "t", "method": "GET", "path": "/\u{1b}[2J\r\n\u{202e}x", "status": 200}]}]});
+        let shown = PLAIN.explain(&card);
+        assert!(!shown.contains('\u{1b}') && !shown.contains('\r') && !shown.contains('\u{202e}'), "{shown:?}");
+    }
+
+    #[test]
+    fn spans_are_short() {
+        assert_eq!(span(59.9), "59s");
+        assert_eq!(span(3700.0), "1h 1m");
+        assert_eq!(span(90_000.0), "1d 1h");
+    }
+}

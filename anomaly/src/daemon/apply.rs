@@ -1,0 +1,715 @@
+//! The apply thread: for each decision persist, then enforce, then audit the outcome, then notify.
+//!
+//! It may block (a disk, an `iptables` that hangs) without the hot thread noticing. None of
+//! the sinks can stop another one: what fails is counted, shown as degraded, and tried again.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use tokio::sync::{broadcast, oneshot};
+use tracing::{error, info, warn};
+
+use super::clock::{now, stopwatch};
+use super::hot::{Shared, publish};
+use super::{Event, RequestError, off};
+use crate::audit::{self, Audit, AuditError, Change, Snapshots};
+use crate::config::{self, Config, OnStop};
+use crate::enforce::{Coverage, Drop, EnforceError, Enforcer, Incident, Name, reconcile};
+use crate::engine::{Ban, Decision, Output, Refusal, State, Unban};
+use crate::metrics::Metrics;
+use crate::notify::{Notice, Notifier};
+use crate::report::{BanRow, DecisionRow, Explanation, HistoryPoint, PastBan, TopRow, ip_text};
+use crate::store::{BanState, Reader, Store, StoreError};
+use crate::tail::Checkpoint;
+use crate::time::Timestamp;
+
+/// How often the enforcer is looked after and the picture renewed.
+const MAINTAIN_EVERY: Duration = Duration::from_secs(1);
+/// Counts of bans are read at least this often, and otherwise as often as reading takes less than a fiftieth of the time.
+const COUNT_EVERY: Duration = Duration::from_secs(60);
+/// Counts of active bans reach the store this often.
+const STORE_COUNTS_EVERY: Duration = Duration::from_secs(60);
+const PRUNE_EVERY: Duration = Duration::from_secs(3600);
+/// Bans in an explanation.
+const MAX_EXPLAINED: usize = 50;
+
+/// What the hot thread hands over.
+pub enum Work {
+    /// What the engine said, and who waits for it.
+    Outputs {
+        /// In order.
+        outputs: Vec<Output>,
+        /// Answered when everything is done.
+        reply: Option<Reply>,
+    },
+    /// State and checkpoints for the store; the flag is cleared when done.
+    Save(Progress, Arc<AtomicBool>),
+    /// Every ban that should be enforced.
+    Reconcile(Vec<Ban>),
+    /// The why-card.
+    Explain {
+        /// Of whom.
+        prefix: IpNet,
+        /// Its figures now.
+        client: Option<TopRow>,
+        /// Who allows it.
+        allowlisted_by: Option<IpNet>,
+        /// Active bans that cover it.
+        active: Vec<Ban>,
+        /// Who asked.
+        reply: oneshot::Sender<Result<Explanation, RequestError>>,
+    },
+    /// A new configuration, or why it was refused.
+    Reloaded(Result<Box<Config>, String>),
+    /// A point of the graph for the store.
+    History(HistoryPoint),
+    /// The end.
+    Stop(Box<Progress>),
+}
+
+/// Who waits for the outcome of a command.
+pub enum Reply {
+    /// Of a ban.
+    Ban(oneshot::Sender<Result<BanRow, RequestError>>),
+    /// Of an unban.
+    Unban(oneshot::Sender<Result<Vec<DecisionRow>, RequestError>>),
+}
+
+/// What a restart continues from.
+pub struct Progress {
+    /// The engine's.
+    pub state: State,
+    /// How far each log has been read.
+    pub checkpoints: Vec<Checkpoint>,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// What the apply thread shows.
+#[derive(Clone, Debug)]
+pub struct ApplyPicture {
+    /// Who drops.
+    pub enforcer: Name,
+    /// How, and totals.
+    pub coverage: Coverage,
+    /// Packets and bytes dropped per ban.
+    pub counts: Arc<HashMap<IpNet, (u64, u64)>>,
+    /// Share of the wanted bans that the kernel holds.
+    pub enforcement_ratio: f64,
+    /// Word, reason, since.
+    pub degraded: Vec<(String, String, Timestamp)>,
+    /// When this was made; an old picture means that the enforcer or the disk hangs.
+    pub at: Timestamp,
+}
+
+/// Everything the apply thread owns.
+pub struct Apply {
+    /// Bans and progress.
+    pub store: Store,
+    /// For explanations.
+    pub reader: Reader,
+    /// Who drops.
+    pub enforcer: Box<dyn Enforcer>,
+    /// For people.
+    pub audit: Audit,
+    /// Proof.
+    pub snapshots: Snapshots,
+    /// Slack and webhook.
+    pub notifier: Notifier,
+    /// For those who watch.
+    pub events: broadcast::Sender<Event>,
+    /// For Prometheus.
+    pub metrics: Arc<Metrics>,
+    /// Where the picture goes.
+    pub picture: Shared<ApplyPicture>,
+    /// As it is now.
+    pub config: Box<Config>,
+    /// Never dropped because the host lives on them.
+    pub guarded: Vec<IpNet>,
+    /// The bans that should be enforced, with their ends.
+    pub wanted: HashMap<IpNet, Option<Timestamp>>,
+    /// Packets and bytes per ban, as last read.
+    pub counts: Arc<HashMap<IpNet, (u64, u64)>>,
+    /// Wanted bans that the enforcer held when it was last asked.
+    pub held: usize,
+    /// `anomaly off` was said: nothing is dropped until the next start.
+    pub off: bool,
+    /// What is not as it should be: word -> reason, since.
+    pub degraded: BTreeMap<String, (String, Timestamp)>,
+}
+
+impl Apply {
+    /// Runs until [`Work::Stop`].
+    pub fn run(mut self, work: &Receiver<Work>) {
+        let clock = stopwatch();
+        let (mut maintain_at, mut count_at) = (Duration::ZERO, Duration::ZERO);
+        let (mut store_counts_at, mut prune_at) = (STORE_COUNTS_EVERY, Duration::from_secs(30));
+        loop {
+            let wait = maintain_at.saturating_sub(clock());
+            match work.recv_timeout(wait) {
+                Ok(Work::Stop(progress)) => return self.stop(*progress),
+                Ok(item) => self.work(item),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            let at = clock();
+            if at < maintain_at {
+                continue;
+            }
+            maintain_at = at + MAINTAIN_EVERY;
+            self.notice_off();
+            self.maintain();
+            if at >= count_at {
+                self.count();
+                count_at = at + ((clock() - at) * 50).clamp(MAINTAIN_EVERY, COUNT_EVERY);
+            }
+            if at >= store_counts_at {
+                store_counts_at = at + STORE_COUNTS_EVERY;
+                let counts: Vec<_> = self.counts.iter().map(|(prefix, (p, b))| (*prefix, *p, *b)).collect();
+                self.with_store(|store| store.update_counts(&counts));
+            }
+            if at >= prune_at {
+                let more = self.with_store(|store| store.prune(now())).unwrap_or(false);
+                prune_at = at + if more { MAINTAIN_EVERY } else { PRUNE_EVERY };
+            }
+            if self.store.unwritten() > 0 {
+                self.with_store(Store::retry);
+            }
+            if self.snapshots.due(now()) {
+                self.snapshot(&[]);
+            }
+            self.look_after_sinks();
+            self.publish();
+        }
+    }
+
+    fn work(&mut self, work: Work) {
+        match work {
+            Work::Outputs { outputs, reply } => self.outputs(outputs, reply),
+            Work::Save(progress, done) => {
+                self.save(&progress);
+                done.store(false, Ordering::Release);
+            }
+            Work::Reconcile(bans) => {
+                self.wanted = bans.iter().filter(|b| !b.in_past).map(|b| (b.prefix, b.until)).collect();
+                self.reconcile(true);
+            }
+            Work::Explain { prefix, client, allowlisted_by, active, reply } => {
+                let _ = reply.send(self.explain(&prefix, client, allowlisted_by, &active));
+            }
+            Work::Reloaded(outcome) => self.reloaded(outcome),
+            Work::History(point) => {
+                self.with_store(|store| store.add_history(&point));
+            }
+            Work::Stop(_) => {}
+        }
+    }
+
+    fn drop_for(&self, prefix: IpNet, until: Option<Timestamp>) -> Drop {
+        let wall = now();
+        Drop { prefix, left: until.map(|until| until.since(wall)) }
+    }
+
+    /// Applies outputs in order; bans that follow one another are enforced in one go.
+    fn outputs(&mut self, outputs: Vec<Output>, reply: Option<Reply>) {
+        let (mut lifted, mut banned, mut refused) = (Vec::new(), None, None);
+        let mut outputs = outputs.into_iter().peekable();
+        while let Some(output) = outputs.next() {
+            self.metrics.output(&output);
+            match output {
+                Output::Decision(Decision::Ban(ban)) => {
+                    let mut bans = vec![ban];
+                    while let Some(Output::Decision(Decision::Ban(_))) = outputs.peek() {
+                        if let Some(output @ Output::Decision(Decision::Ban(_))) = outputs.next() {
+                            self.metrics.output(&output);
+                            if let Output::Decision(Decision::Ban(ban)) = output {
+                                bans.push(ban);
+                            }
+                        }
+                    }
+                    self.ban(&bans);
+                    banned = bans.pop();
+                }
+                Output::Decision(Decision::Unban(unban)) => {
+                    lifted.push(DecisionRow::unban(&unban));
+                    self.unban(unban);
+                }
+                Output::Refused(refusal) => refused = Some(refusal),
+                other => self.tell(&other),
+            }
+        }
+        self.answer(reply, banned.as_deref(), lifted, refused);
+    }
+
+    fn answer(&self, reply: Option<Reply>, ban: Option<&Ban>, lifted: Vec<DecisionRow>, refused: Option<Refusal>) {
+        let refused = refused.map(RequestError::Refused);
+        match reply {
+            Some(Reply::Ban(reply)) => {
+                let row = ban.map(|ban| BanRow::new(ban, self.enforcer.name().as_str(), 0, 0));
+                let _ = reply.send(row.ok_or_else(|| refused.unwrap_or(RequestError::Stopping)));
+            }
+            Some(Reply::Unban(reply)) => {
+                let _ = reply.send(refused.map_or(Ok(lifted), Err));
+            }
+            None => {}
+        }
+    }
+
+    fn ban(&mut self, bans: &[Box<Ban>]) {
+        for ban in bans {
+            self.with_store(|store| store.record_ban(ban));
+        }
+        let wall = now();
+        let live: Vec<&Ban> = bans.iter().filter(|b| !b.in_past).map(AsRef::as_ref).collect();
+        let drops: Vec<Drop> = live.iter().map(|ban| self.drop_for(ban.prefix, ban.until)).collect();
+        let outcomes = if self.passes_all() {
+            drops.iter().map(|_| Err(EnforceError::Off)).collect()
+        } else if drops.is_empty() {
+            Vec::new()
+        } else {
+            self.enforcer.ban(&drops)
+        };
+        let mut changes = Vec::new();
+        for ((ban, drop), outcome) in live.iter().zip(&drops).zip(outcomes) {
+            let failure = outcome.err().map(|e| e.to_string());
+            self.wanted.insert(ban.prefix, ban.until);
+            let (ip, reason) = (ip_text(&ban.prefix), ban.reason());
+            match &failure {
+                None => {
+                    self.held += 1;
+                    self.metrics.enforcement_duration.observe(now().since(ban.at.min(wall)).as_secs_f64());
+                    info!("ban {ip} (offence {}, {}): {reason}", ban.offence, length_text(ban));
+                    changes.push(Change::Ban(drop.prefix, drop.left));
+                }
+                Some(failure) => {
+                    self.metrics.enforcer_errors.inc();
+                    error!("ban {ip} is NOT enforced: {failure}; it is tried again every minute");
+                }
+            }
+            self.write(&audit::Event::Ban { ban, error: failure.as_deref() });
+            let _ = self.events.send(Event { row: DecisionRow::ban(ban), reason });
+            self.notifier.send(Notice::Ban {
+                ban: Box::new((*ban).clone()),
+                enforcer: self.enforcer.name().as_str().to_owned(),
+                error: failure,
+            });
+        }
+        for ban in bans.iter().filter(|b| b.in_past) {
+            // It had ended before it was decided: on record, and nothing else.
+            tracing::debug!("{} would have been banned at {}: {}", ip_text(&ban.prefix), ban.at, ban.reason());
+        }
+        if !changes.is_empty() {
+            self.maintain();
+            self.snapshot(&changes);
+        }
+    }
+
+    fn unban(&mut self, unban: Unban) {
+        let ended_in_past = !self.wanted.contains_key(&unban.prefix);
+        let (packets, bytes) = self.counts_of(&unban.prefix);
+        self.with_store(|store| store.record_unban(&unban, packets, bytes));
+        if ended_in_past {
+            return;
+        }
+        let failure = self.enforcer.unban(&[unban.prefix]).into_iter().find_map(Result::err).map(|e| e.to_string());
+        self.wanted.remove(&unban.prefix);
+        self.held = self.held.min(self.wanted.len());
+        Arc::make_mut(&mut self.counts).remove(&unban.prefix);
+        let ip = ip_text(&unban.prefix);
+        match &failure {
+            None => info!("unban {ip} (by the {}): {packets} packets were dropped", unban.origin.as_str()),
+            Some(failure) => {
+                self.metrics.enforcer_errors.inc();
+                error!("{ip} is STILL dropped: {failure}; it is tried again every minute");
+            }
+        }
+        self.write(&audit::Event::Unban { unban: &unban, packets, bytes, error: failure.as_deref() });
+        let _ = self.events.send(Event { row: DecisionRow::unban(&unban), reason: String::new() });
+        let change = Change::Unban(unban.prefix);
+        self.notifier.send(Notice::Unban { unban, packets, bytes });
+        if failure.is_none() {
+            self.snapshot(&[change]);
+        }
+    }
+
+    /// Packets and bytes of a ban, fresh where that is cheap.
+    fn counts_of(&mut self, prefix: &IpNet) -> (u64, u64) {
+        if self.wanted.len() <= 1000 {
+            self.count();
+        }
+        self.counts.get(prefix).copied().unwrap_or_default()
+    }
+
+    /// What is told and not enforced.
+    fn tell(&mut self, output: &Output) {
+        match output {
+            Output::GlobalAnomaly(finding) => {
+                warn!("the whole site is unusual: {}", finding.reason());
+                self.write(&audit::Event::GlobalAnomaly(finding));
+                let _ = self.events.send(Event { row: DecisionRow::global_anomaly(finding), reason: finding.reason() });
+                self.notifier.send(Notice::GlobalAnomaly(Box::new(finding.clone())));
+            }
+            Output::Baseline(update) => self.write(&audit::Event::Baseline(update)),
+            Output::NotEffective(proof) => {
+                let reason = super::log_watch::why_not_effective(proof);
+                warn!("the ban of {} does not hold: {reason}", ip_text(&proof.prefix));
+                self.write(&audit::Event::NotEffective { proof, reason: &reason });
+                self.degrade("not_effective", Some(format!("{}: {reason}", ip_text(&proof.prefix))));
+                self.notifier.send(Notice::NotEffective { proof: proof.clone(), reason });
+            }
+            Output::LevelAccepted(accepted) => {
+                info!(
+                    "a new level of the {} is normal now: {:.2} req/s (was {:.2})",
+                    accepted.scope.as_str(),
+                    accepted.after.mean,
+                    accepted.before.mean
+                );
+                self.write(&audit::Event::LevelAccepted(accepted));
+                self.notifier.send(Notice::LevelAccepted(accepted.clone()));
+            }
+            Output::Braked(braked) => {
+                warn!("the brake holds: {} is not banned ({})", ip_text(&braked.prefix), braked.finding.reason());
+                self.write(&audit::Event::Braked(braked));
+                self.notifier.send(Notice::Braked(Box::new(braked.clone())));
+            }
+            Output::Decision(_) | Output::Refused(_) => {}
+        }
+    }
+
+    /// Audits, shows and tells what the enforcer met.
+    pub fn incidents(&mut self, incidents: Vec<Incident>) {
+        for incident in incidents {
+            self.metrics.incident(&incident);
+            let at = now();
+            match incident {
+                Incident::Fallback { interface, from, to, reason } => {
+                    let place = interface.as_deref().map(|i| format!("{i}: ")).unwrap_or_default();
+                    warn!("{place}{from} cannot be used, {to} is: {reason}");
+                    self.write(&audit::Event::Fallback {
+                        interface: interface.as_deref(),
+                        from: &from,
+                        to: &to,
+                        reason: &reason,
+                    });
+                    let word = format!("fallback{}", interface.as_deref().map(|i| format!(":{i}")).unwrap_or_default());
+                    self.degraded.insert(word, (format!("{place}{from} cannot be used, {to} is: {reason}"), at));
+                    self.notifier.send(Notice::Fallback { at, interface, from, to, reason });
+                }
+                Incident::Repaired { missing, orphans } => self.repaired(&missing, &orphans),
+                Incident::MapFull { gave_way, capacity } => {
+                    let text = format!("the ban map is full ({capacity}); {} bans gave way", gave_way.len());
+                    error!("{text}");
+                    self.write(&audit::Event::MapFull { gave_way: &gave_way, capacity });
+                    self.degrade("map_full", Some(text.clone()));
+                    self.notifier.send(Notice::Other { at, event: "map_full".into(), text });
+                }
+                Incident::Degraded { reason } => self.degrade("enforcement", Some(reason)),
+            }
+        }
+    }
+
+    fn repaired(&mut self, missing: &[IpNet], orphans: &[IpNet]) {
+        warn!(
+            "the kernel was not as it should be: {} bans were missing, {} were unwanted; repaired",
+            missing.len(),
+            orphans.len()
+        );
+        self.write(&audit::Event::Repaired { missing, orphans });
+        let text =
+            format!("{} bans were missing in the kernel, {} were unwanted; repaired", missing.len(), orphans.len());
+        self.notifier.send(Notice::Other { at: now(), event: "repaired".into(), text });
+    }
+
+    /// Makes the kernel hold exactly what is wanted; `tell` audits what had to be repaired.
+    pub fn reconcile(&mut self, tell: bool) {
+        if self.passes_all() {
+            return;
+        }
+        let wall = now();
+        let wanted: Vec<Drop> = (self.wanted.iter())
+            .filter(|(_, until)| until.is_none_or(|until| until > wall))
+            .map(|(prefix, until)| Drop { prefix: *prefix, left: until.map(|until| until.since(wall)) })
+            .collect();
+        match reconcile(self.enforcer.as_mut(), &wanted) {
+            Ok(done) => {
+                self.held = done.enforced;
+                if tell && !(done.missing.is_empty() && done.orphans.is_empty()) {
+                    self.repaired(&done.missing, &done.orphans);
+                }
+                let failed = done.failed.map(|e| e.to_string());
+                if let Some(failure) = &failed {
+                    error!("{} of {} bans are NOT enforced: {failure}", done.wanted - done.enforced, done.wanted);
+                    self.write(&audit::Event::EnforceFailed { prefix: None, error: failure });
+                }
+                self.degrade("enforcement", failed);
+            }
+            Err(failure) => {
+                let failure = failure.to_string();
+                error!("the enforcer cannot be compared with what is wanted: {failure}");
+                self.metrics.enforcer_errors.inc();
+                self.write(&audit::Event::EnforceFailed { prefix: None, error: &failure });
+                self.degrade("enforcement", Some(failure));
+            }
+        }
+        self.maintain();
+    }
+
+    /// Lets the enforcer look after itself, and tells what it met.
+    fn maintain(&mut self) {
+        if !self.passes_all() {
+            let incidents = self.enforcer.maintain();
+            self.incidents(incidents);
+        }
+    }
+
+    /// True when nothing may be given to the enforcer because `anomaly off` was said. XDP takes bans all the same: its
+    /// program has been told to pass everything.
+    fn passes_all(&self) -> bool {
+        self.off && self.enforcer.name() != Name::Xdp
+    }
+
+    fn notice_off(&mut self) {
+        if self.off || !off::is_off(&self.config.dashboard.socket) {
+            return;
+        }
+        self.off = true;
+        error!("`anomaly off` was said: nothing is dropped until `anomaly run` is started again");
+        self.write(&audit::Event::Off);
+        let reason = "dropping was switched off by `anomaly off`; restart the daemon to drop again".to_owned();
+        self.degrade_quietly("off", reason.clone());
+        self.notifier.send(Notice::Other { at: now(), event: "off".into(), text: reason });
+    }
+
+    /// Reads what each ban has dropped, and how many of the wanted ones are held.
+    fn count(&mut self) {
+        match self.enforcer.banned() {
+            Ok(held) => {
+                self.held = held.iter().filter(|h| self.wanted.contains_key(&h.prefix)).count();
+                self.counts = Arc::new(held.into_iter().map(|h| (h.prefix, (h.packets, h.bytes))).collect());
+            }
+            Err(failure) => {
+                self.metrics.enforcer_errors.inc();
+                self.degrade("enforcement", Some(failure.to_string()));
+            }
+        }
+    }
+
+    fn explain(
+        &mut self,
+        prefix: &IpNet,
+        now: Option<TopRow>,
+        allowlisted_by: Option<IpNet>,
+        active: &[Ban],
+    ) -> Result<Explanation, RequestError> {
+        let name = self.enforcer.name().as_str();
+        let counts = Arc::clone(&self.counts);
+        let count = |prefix: &IpNet| counts.get(prefix).copied().unwrap_or_default();
+        let recorded = self.reader.explain(prefix, MAX_EXPLAINED).map_err(|e| RequestError::Store(e.to_string()))?;
+        let bans = recorded.iter().map(|r| {
+            let (packets, bytes) =
+                if r.state == BanState::Active { count(&r.ban.prefix) } else { (r.packets, r.bytes) };
+            PastBan::new(&r.ban, r.state.as_str(), r.ended, packets.max(r.packets), bytes.max(r.bytes))
+        });
+        Ok(Explanation {
+            ip: ip_text(prefix),
+            active: (active.iter())
+                .map(|ban| {
+                    let (packets, bytes) = count(&ban.prefix);
+                    BanRow::new(ban, name, packets, bytes)
+                })
+                .collect(),
+            now,
+            bans: bans.collect(),
+            allowlisted_by: allowlisted_by.map(|p| ip_text(&p)),
+        })
+    }
+
+    fn save(&mut self, progress: &Progress) {
+        let checkpoints: BTreeMap<PathBuf, Vec<u8>> =
+            (progress.checkpoints.iter()).filter_map(|c| Some((c.path.clone(), serde_json::to_vec(c).ok()?))).collect();
+        self.with_store(|store| store.save_progress(progress.at, &progress.state, &checkpoints));
+    }
+
+    /// Calls the store; a failure is counted and shown, and over when a call works again.
+    fn with_store<T>(&mut self, call: impl FnOnce(&mut Store) -> Result<T, StoreError>) -> Option<T> {
+        match call(&mut self.store) {
+            Ok(value) => {
+                self.degrade("store", None);
+                Some(value)
+            }
+            Err(failure) => {
+                self.metrics.store_errors.inc();
+                self.degrade("store", Some(failure.to_string()));
+                None
+            }
+        }
+    }
+
+    /// Writes an event to the audit log.
+    pub fn write(&mut self, event: &audit::Event<'_>) {
+        let outcome = self.audit.write(now(), self.enforcer.name().as_str(), event);
+        self.audited(outcome);
+    }
+
+    fn snapshot(&mut self, changes: &[Change]) {
+        let name = self.enforcer.name().as_str();
+        let enforcer = &mut self.enforcer;
+        let full = || enforcer.snapshot_text().map_err(|e| e.to_string());
+        let outcome = self.snapshots.write(now(), name, changes, full);
+        self.audited(outcome);
+    }
+
+    fn audited(&mut self, outcome: Result<(), AuditError>) {
+        if let Err(failure) = outcome {
+            self.metrics.audit_errors.inc();
+            self.degrade_quietly("audit", failure.to_string());
+        }
+    }
+
+    /// Marks `what` as degraded with a reason, or as good again with none. Only changes are logged and told.
+    pub fn degrade(&mut self, what: &str, reason: Option<String>) {
+        match reason {
+            Some(reason) => {
+                if !self.degraded.contains_key(what) {
+                    self.degrade_quietly(what, reason.clone());
+                    self.write(&audit::Event::Degraded { what, reason: &reason, recovered: false });
+                    self.notifier.send(Notice::Degraded { at: now(), what: what.to_owned(), reason });
+                } else if let Some(known) = self.degraded.get_mut(what) {
+                    known.0 = reason;
+                }
+            }
+            None => {
+                let Some((reason, since)) = self.degraded.remove(what) else { return };
+                info!("{what} is as it should be again");
+                self.write(&audit::Event::Degraded { what, reason: &reason, recovered: true });
+                let after = now().since(since);
+                self.notifier.send(Notice::Recovered { at: now(), what: what.to_owned(), after });
+            }
+        }
+    }
+
+    /// As [`Apply::degrade`], for what cannot be written to the audit log because that is what fails.
+    fn degrade_quietly(&mut self, what: &str, reason: String) {
+        if !self.degraded.contains_key(what) {
+            error!("{what}: {reason}");
+        }
+        let since = self.degraded.get(what).map_or_else(now, |(_, since)| *since);
+        self.degraded.insert(what.to_owned(), (reason, since));
+    }
+
+    fn look_after_sinks(&mut self) {
+        if self.audit.failing().is_none() && self.snapshots.failing().is_none() {
+            self.degrade("audit", None);
+        }
+        let sinks = self.notifier.health();
+        self.metrics.sinks(&sinks);
+        for sink in sinks {
+            let reason = sink.failing.map(|(lasts, why)| format!("nothing delivered for {} s: {why}", lasts.as_secs()));
+            self.degrade(sink.name, reason);
+        }
+        let forget = |since: &Timestamp| now().since(*since) > Duration::from_secs(600);
+        for what in ["not_effective", "map_full"] {
+            if self.degraded.get(what).is_some_and(|(_, since)| forget(since)) {
+                self.degrade(what, None);
+            }
+        }
+    }
+
+    /// Renews the picture.
+    pub fn publish(&mut self) {
+        let wanted = self.wanted.len();
+        let ratio = match wanted {
+            0 => 1.0,
+            _ if self.off => 0.0,
+            _ => self.held.min(wanted) as f64 / wanted as f64,
+        };
+        publish(
+            &self.picture,
+            ApplyPicture {
+                enforcer: self.enforcer.name(),
+                coverage: self.enforcer.coverage(),
+                counts: Arc::clone(&self.counts),
+                enforcement_ratio: ratio,
+                degraded: (self.degraded.iter())
+                    .map(|(what, (reason, since))| {
+                        (what.split(':').next().unwrap_or(what).to_owned(), reason.clone(), *since)
+                    })
+                    .collect(),
+                at: now(),
+            },
+        );
+    }
+
+    fn reloaded(&mut self, outcome: Result<Box<Config>, String>) {
+        match outcome {
+            Ok(config) => {
+                self.metrics.config_reloads.inc();
+                self.audit.reopen(&config.audit.path, config.audit.max_bytes);
+                self.snapshots.reopen(&config.audit.snapshot_path, config.audit.max_bytes);
+                self.config = config;
+                self.set_never_drop();
+                info!("the configuration was read again and is in force");
+                self.write(&audit::Event::ConfigReloaded { error: None });
+            }
+            Err(problem) => {
+                self.metrics.config_reload_errors.inc();
+                self.audit.reopen(&self.config.audit.path, self.config.audit.max_bytes);
+                self.snapshots.reopen(&self.config.audit.snapshot_path, self.config.audit.max_bytes);
+                error!("the new configuration is not used, the old one stays in force: {problem}");
+                self.write(&audit::Event::ConfigReloaded { error: Some(&problem) });
+            }
+        }
+    }
+
+    /// Hands the allow-list and the guarded addresses to the enforcer.
+    pub fn set_never_drop(&mut self) {
+        let mut prefixes = self.guarded.clone();
+        prefixes.extend(&self.config.allowlist);
+        prefixes.extend(&self.config.trusted_proxies);
+        prefixes.sort();
+        prefixes.dedup();
+        if let Err(failure) = self.enforcer.set_never_drop(&prefixes) {
+            self.degrade("enforcement", Some(format!("the allow-list could not be set: {failure}")));
+        }
+    }
+
+    fn stop(mut self, progress: Progress) {
+        self.save(&progress);
+        let keep = self.config.enforcer.on_stop == OnStop::Keep;
+        let counts: Vec<_> = self.counts.iter().map(|(prefix, (p, b))| (*prefix, *p, *b)).collect();
+        self.with_store(|store| store.update_counts(&counts));
+        self.write(&audit::Event::Stopped { keep });
+        if let Err(failure) = self.enforcer.close(keep) {
+            error!("something of ours stays in the kernel: {failure}");
+        }
+        info!(
+            "stopped; bans {}",
+            if keep { "stay enforced until they run out" } else { "were taken out of the kernel" }
+        );
+    }
+}
+
+fn length_text(ban: &Ban) -> String {
+    match (ban.until, ban.duration_secs()) {
+        (Some(until), Some(secs)) => format!("{secs} s, until {until}"),
+        _ => "permanent".to_owned(),
+    }
+}
+
+/// The keys of `old` and `new` that differ and need a restart.
+pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
+    let config::Enforcer { on_stop, .. } = new.enforcer;
+    let enforcer = config::Enforcer { on_stop, ..old.enforcer.clone() };
+    let differ = [
+        ("enforcer", enforcer != new.enforcer),
+        ("store.path", old.store_path != new.store_path),
+        ("notify", old.notify != new.notify),
+        ("dashboard", old.dashboard != new.dashboard),
+    ];
+    differ.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
+}

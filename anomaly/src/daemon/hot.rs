@@ -1,0 +1,533 @@
+//! The hot thread: read, split, parse, judge. Nothing here waits for a disk, a process or the network,
+//! and no record crosses a thread; only the engine's outputs do.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tracing::{error, info, warn};
+
+use super::Request;
+use super::apply::{Progress, Reply, Work};
+use super::clock::{now, stopwatch};
+use super::log_watch::LogWatch;
+use crate::config::Config;
+use crate::enforce::{covered_by, overlaps};
+use crate::engine::{Command, Engine, Input, Output, Snapshot};
+use crate::metrics::reject_word;
+use crate::record::{Parser, Record, Reject};
+use crate::report::{TopRow, inert};
+use crate::tail::{Checkpoint, Counts, Presence, Start, Tail, TailError, Watcher};
+use crate::time::Timestamp;
+
+/// Bytes of one log that are read before anything else gets its turn: a few milliseconds of work.
+const CHUNK: usize = 1 << 20;
+/// Clients in the picture.
+const TOP: usize = 100;
+/// How often people get a new picture.
+const PICTURE_EVERY: Duration = Duration::from_secs(1);
+/// How often state and checkpoint are saved: what a crash makes us read again.
+const SAVE_EVERY: Duration = Duration::from_secs(5);
+/// How often the kernel is compared with what is wanted.
+const RECONCILE_EVERY: Duration = Duration::from_secs(60);
+/// Outputs that wait while the apply thread is busy; beyond it the oldest are lost and counted.
+const MAX_WAITING: usize = 100_000;
+/// One rejected line in this time is logged.
+const SAMPLE_EVERY: Duration = Duration::from_secs(10);
+
+/// What the hot thread shows: replaced once a second.
+#[derive(Clone, Debug)]
+pub struct HotPicture {
+    /// The engine's figures.
+    pub snapshot: Snapshot,
+    /// Lines that gave no record, by reason.
+    pub rejected: Vec<(Reject, u64)>,
+    /// What happened to the logs since the start.
+    pub totals: Counts,
+    /// Bytes that are written and not read.
+    pub backlog_bytes: u64,
+    /// Reads that failed.
+    pub read_errors: u64,
+    /// Outputs that were lost because the apply thread did not keep up.
+    pub lost_outputs: u64,
+    /// What is not as it should be with the logs: word and reason.
+    pub degraded: Vec<(&'static str, String)>,
+    /// When this was made (wall clock).
+    pub at: Timestamp,
+}
+
+/// One followed log.
+#[derive(Clone, Debug)]
+pub struct LogPicture {
+    /// Its path.
+    pub path: PathBuf,
+    /// Whether it can be read.
+    pub presence: Presence,
+    /// Since when that is so (wall clock).
+    pub since: Timestamp,
+}
+
+/// The newest picture, shared with whoever shows it.
+pub type Shared<T> = Arc<Mutex<Option<Arc<T>>>>;
+
+/// Replaces a shared picture.
+pub fn publish<T>(slot: &Shared<T>, picture: T) {
+    *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(picture));
+}
+
+/// The newest picture.
+pub fn newest<T>(slot: &Shared<T>) -> Option<Arc<T>> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+struct Log {
+    tail: Tail,
+    parser: Parser,
+    /// Log time of its newest record.
+    newest: Timestamp,
+    at_end: bool,
+    presence: Presence,
+    presence_since: Timestamp,
+}
+
+/// Everything the hot thread owns.
+pub struct Hot {
+    engine: Engine,
+    logs: Vec<Log>,
+    health: LogWatch,
+    watcher: Option<Watcher>,
+    woken: Arc<AtomicBool>,
+    requests: Receiver<Request>,
+    wake: SyncSender<Request>,
+    outbox: Outbox,
+    picture: Shared<HotPicture>,
+    config: Box<Config>,
+    out: Vec<Output>,
+    counts: LineCounts,
+    read_errors: u64,
+    /// Set while the state is on its way to the disk, so that saves do not queue up.
+    saving: Arc<AtomicBool>,
+}
+
+/// Lines by what became of them.
+#[derive(Debug, Default)]
+struct LineCounts {
+    rejected: [u64; Reject::ALL.len()],
+    records: u64,
+    /// A line to show, and how many went before it unshown.
+    sample: Option<(Reject, String)>,
+    unshown: u64,
+}
+
+impl LineCounts {
+    fn reject(&mut self, reject: Reject, line: &[u8]) {
+        self.rejected[reject as usize] += 1;
+        if reject != Reject::Empty {
+            self.unshown += 1;
+            self.sample.get_or_insert_with(|| (reject, inert(&line[..line.len().min(200)])));
+        }
+    }
+
+    fn total_rejected(&self) -> u64 {
+        Reject::ALL.iter().filter(|r| **r != Reject::Empty).map(|r| self.rejected[*r as usize]).sum()
+    }
+}
+
+/// What goes to the apply thread: never waits, loses the oldest only when far too much is waiting.
+struct Outbox {
+    sender: SyncSender<Work>,
+    waiting: VecDeque<Work>,
+    lost: u64,
+}
+
+impl Outbox {
+    fn send(&mut self, work: Work) {
+        self.waiting.push_back(work);
+        self.flush();
+        while self.waiting.len() > MAX_WAITING {
+            self.waiting.pop_front();
+            self.lost += 1;
+        }
+    }
+
+    fn flush(&mut self) {
+        while let Some(work) = self.waiting.pop_front() {
+            match self.sender.try_send(work) {
+                Ok(()) => {}
+                Err(TrySendError::Full(work)) => {
+                    self.waiting.push_front(work);
+                    return;
+                }
+                Err(TrySendError::Disconnected(_)) => self.lost += 1,
+            }
+        }
+    }
+
+    /// Waits until everything is handed over; for the end.
+    fn drain(&mut self) {
+        for work in self.waiting.drain(..) {
+            if self.sender.send(work).is_err() {
+                self.lost += 1;
+            }
+        }
+    }
+}
+
+/// What [`Hot::new`] needs beside the configuration.
+pub struct Parts {
+    /// The engine, with its state restored.
+    pub engine: Engine,
+    /// Where each log was read to.
+    pub checkpoints: Vec<Checkpoint>,
+    /// Requests from people and wake-ups.
+    pub requests: Receiver<Request>,
+    /// The other end of `requests`, for wake-ups.
+    pub wake: SyncSender<Request>,
+    /// To the apply thread.
+    pub work: SyncSender<Work>,
+    /// Where the picture goes.
+    pub picture: Shared<HotPicture>,
+}
+
+impl Hot {
+    /// Opens the logs and the watcher.
+    ///
+    /// # Errors
+    /// A log path that is no regular file.
+    pub fn new(config: Config, parts: Parts) -> Result<Self, TailError> {
+        let Parts { engine, checkpoints, requests, wake, work, picture } = parts;
+        let mut hot = Self {
+            engine,
+            logs: Vec::new(),
+            health: LogWatch::default(),
+            watcher: None,
+            woken: Arc::new(AtomicBool::new(false)),
+            requests,
+            wake,
+            outbox: Outbox { sender: work, waiting: VecDeque::new(), lost: 0 },
+            picture,
+            config: Box::new(config),
+            out: Vec::new(),
+            counts: LineCounts::default(),
+            read_errors: 0,
+            saving: Arc::new(AtomicBool::new(false)),
+        };
+        for path in hot.config.log.paths.clone() {
+            let checkpoint = checkpoints.iter().find(|c| c.path == path).cloned();
+            hot.logs.push(hot.open(path, checkpoint)?);
+        }
+        hot.watch();
+        Ok(hot)
+    }
+
+    fn open(&self, path: PathBuf, checkpoint: Option<Checkpoint>) -> Result<Log, TailError> {
+        let mut parser = Parser::new();
+        let fresh = checkpoint.is_none();
+        let back = self.config.log.backfill;
+        let start = match checkpoint {
+            Some(checkpoint) => Start::At(checkpoint),
+            None if back.is_zero() => Start::End,
+            None => Start::Beginning,
+        };
+        let mut tail = Tail::open(path, start)?;
+        if fresh && !back.is_zero() {
+            let mut time_of = |line: &[u8]| parser.parse(line).ok().map(|r| r.time);
+            if let Err(error) = tail.seek_back(back, &mut time_of) {
+                warn!("{error}; reading starts at the beginning of the log");
+            }
+        }
+        let backlog = tail.backlog_bytes();
+        if backlog > 0 {
+            let how = if fresh { "to learn from" } else { "written since the last stop" };
+            info!("{}: {:.1} MiB {how}", tail.path().display(), backlog as f64 / f64::from(1 << 20));
+        }
+        Ok(Log {
+            tail,
+            parser: Parser::new(),
+            newest: Timestamp::MIN,
+            at_end: false,
+            presence: Presence::Reading,
+            presence_since: now(),
+        })
+    }
+
+    fn watch(&mut self) {
+        let (woken, wake) = (Arc::clone(&self.woken), self.wake.clone());
+        let wake = move || {
+            // One wake-up in the queue is enough, and a full queue wakes as well.
+            if !woken.swap(true, Ordering::AcqRel) {
+                let _ = wake.try_send(Request::LogWritten);
+            }
+        };
+        // Half a millisecond: at 10,000 lines/s that is one wake-up for five lines.
+        self.watcher = match Watcher::new(&self.config.log.paths, Duration::from_micros(500), wake) {
+            Ok(watcher) => Some(watcher),
+            Err(error) => {
+                warn!("{error}; the logs are looked at every 100 ms instead");
+                None
+            }
+        };
+    }
+
+    /// Runs until [`Request::Stop`].
+    pub fn run(mut self) {
+        let clock = stopwatch();
+        let (mut picture_at, mut save_at, mut reconcile_at) = (Duration::ZERO, SAVE_EVERY, RECONCILE_EVERY);
+        let mut sample_at = Duration::ZERO;
+        loop {
+            let behind = self.logs.iter().any(|log| !log.at_end);
+            let wait = if behind || !self.outbox.waiting.is_empty() {
+                Duration::ZERO
+            } else {
+                let tick = self.engine.next_deadline().map_or(PICTURE_EVERY, |at| at.since(now()));
+                let poll = if self.watcher.is_some() { PICTURE_EVERY } else { Duration::from_millis(100) };
+                tick.min(poll).min(picture_at.saturating_sub(clock())).max(Duration::from_micros(100))
+            };
+            let mut next = match self.requests.recv_timeout(wait) {
+                Ok(request) => Some(request),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => Some(Request::Stop),
+            };
+            while let Some(request) = next {
+                if matches!(request, Request::Stop) {
+                    return self.stop();
+                }
+                self.request(request);
+                next = self.requests.try_recv().ok();
+            }
+            self.woken.store(false, Ordering::Release);
+            self.read();
+            // Log time may only follow the wall clock when there is nothing older left to read.
+            let caught_up = self.logs.iter().all(|log| log.at_end);
+            self.engine.handle(now(), Input::Tick { caught_up }, &mut self.out);
+            self.send_outputs(None);
+            self.outbox.flush();
+            let at = clock();
+            if at >= picture_at {
+                picture_at = at + PICTURE_EVERY;
+                self.refresh();
+            }
+            if at >= save_at && !self.saving.load(Ordering::Acquire) {
+                self.save();
+                // Saving may cost at most a twentieth of the time, however large the state.
+                save_at = clock() + SAVE_EVERY.max((clock() - at) * 20);
+            }
+            if at >= reconcile_at {
+                reconcile_at = at + RECONCILE_EVERY;
+                self.outbox.send(Work::Reconcile(self.engine.snapshot(0).bans));
+            }
+            if at >= sample_at
+                && let Some((reject, line)) = self.counts.sample.take()
+            {
+                sample_at = at + SAMPLE_EVERY;
+                let more = std::mem::take(&mut self.counts.unshown);
+                warn!("{more} log lines gave no record; one of them ({}): {line}", reject_word(reject));
+            }
+        }
+    }
+
+    /// Reads each log a chunk further. While several are behind, the one with the oldest records goes first, so that
+    /// log time advances evenly over them.
+    fn read(&mut self) {
+        let behind = self.logs.iter().filter(|log| !log.at_end).count();
+        if behind > 1 {
+            let oldest = self.logs.iter_mut().filter(|log| !log.at_end).min_by_key(|log| log.newest);
+            if let Some(log) = oldest {
+                let (engine, out, counts) = (&mut self.engine, &mut self.out, &mut self.counts);
+                self.read_errors += read_log(log, engine, out, counts, self.config.log.log_requests, CHUNK / 16);
+            }
+            return;
+        }
+        for log in &mut self.logs {
+            let (engine, out, counts) = (&mut self.engine, &mut self.out, &mut self.counts);
+            self.read_errors += read_log(log, engine, out, counts, self.config.log.log_requests, CHUNK);
+        }
+    }
+
+    fn send_outputs(&mut self, reply: Option<Reply>) {
+        if !self.out.is_empty() || reply.is_some() {
+            self.outbox.send(Work::Outputs { outputs: std::mem::take(&mut self.out), reply });
+        }
+    }
+
+    fn request(&mut self, request: Request) {
+        // What was decided before the request is not its outcome.
+        self.send_outputs(None);
+        match request {
+            Request::LogWritten | Request::Stop => {}
+            Request::Ban { prefix, length, reason, force, reply } => {
+                let command = Command::Ban { prefix, length, reason, force };
+                self.engine.handle(now(), Input::Command(command), &mut self.out);
+                self.send_outputs(Some(Reply::Ban(reply)));
+            }
+            Request::Unban { prefix, reply } => {
+                self.engine.handle(now(), Input::Command(Command::Unban { prefix }), &mut self.out);
+                self.send_outputs(Some(Reply::Unban(reply)));
+            }
+            Request::Explain { prefix, reply } => {
+                let Snapshot { global_rate, bans, .. } = self.engine.snapshot(0);
+                let client = self.engine.client(prefix.addr()).map(|c| TopRow::new(&c, global_rate));
+                let allowlisted_by = covered_by(&prefix, &self.config.allowlist);
+                let active = bans.into_iter().filter(|b| overlaps(&b.prefix, &prefix)).collect();
+                self.outbox.send(Work::Explain { prefix, client, allowlisted_by, active, reply });
+            }
+            Request::Configure { config, reply } => {
+                let outcome = self.configure(*config);
+                let _ = reply.send(outcome);
+            }
+        }
+    }
+
+    /// Takes a new configuration: settings, allow-list and logs; windows and bans stay.
+    fn configure(&mut self, config: Config) -> Result<(), TailError> {
+        let mut logs = Vec::new();
+        for path in &config.log.paths {
+            if !self.logs.iter().any(|log| log.tail.path() == path) {
+                logs.push(self.open(path.clone(), None)?);
+            }
+        }
+        self.logs.retain(|log| config.log.paths.iter().any(|p| p == log.tail.path()));
+        self.logs.append(&mut logs);
+        let paths_changed = config.log.paths != self.config.log.paths;
+        self.engine.handle(now(), Input::Command(Command::Configure(Box::new(config.engine.clone()))), &mut self.out);
+        *self.config = config;
+        if paths_changed {
+            self.watch();
+        }
+        self.send_outputs(None);
+        Ok(())
+    }
+
+    /// Makes the picture of the second, and looks after the logs.
+    fn refresh(&mut self) {
+        let wall = now();
+        if let Some(watcher) = &mut self.watcher {
+            for (path, reason) in watcher.refresh() {
+                tracing::debug!("{} is not watched ({reason}); it is looked at once a second", path.display());
+            }
+        }
+        let snapshot = self.engine.snapshot(TOP);
+        let mut totals = Counts::default();
+        for log in &self.logs {
+            totals.add(&log.tail.totals());
+        }
+        let logs: Vec<LogPicture> = (self.logs.iter())
+            .map(|log| LogPicture {
+                path: log.tail.path().to_path_buf(),
+                presence: log.presence.clone(),
+                since: log.presence_since,
+            })
+            .collect();
+        let degraded = self.health.judge(wall, &snapshot, &logs, self.counts.total_rejected() + totals.oversized);
+        let mut rejected: Vec<(Reject, u64)> =
+            Reject::ALL.iter().map(|r| (*r, self.counts.rejected[*r as usize])).collect();
+        for (reject, count) in &mut rejected {
+            if *reject == Reject::TooLong {
+                *count += totals.oversized;
+            }
+        }
+        publish(
+            &self.picture,
+            HotPicture {
+                snapshot,
+                rejected,
+                totals,
+                backlog_bytes: self.logs.iter().map(|log| log.tail.backlog_bytes()).sum(),
+                read_errors: self.read_errors,
+                lost_outputs: self.outbox.lost,
+                degraded,
+                at: wall,
+            },
+        );
+    }
+
+    fn progress(&self) -> Progress {
+        Progress {
+            state: self.engine.save(),
+            checkpoints: self.logs.iter().map(|log| log.tail.checkpoint()).collect(),
+            at: now(),
+        }
+    }
+
+    fn save(&mut self) {
+        self.saving.store(true, Ordering::Release);
+        let saved = Arc::clone(&self.saving);
+        self.outbox.send(Work::Save(self.progress(), saved));
+    }
+
+    fn stop(mut self) {
+        self.send_outputs(None);
+        let progress = self.progress();
+        self.outbox.send(Work::Stop(Box::new(progress)));
+        self.outbox.drain();
+    }
+}
+
+/// Reads one log a chunk further; the number of failed reads.
+fn read_log(
+    log: &mut Log,
+    engine: &mut Engine,
+    out: &mut Vec<Output>,
+    counts: &mut LineCounts,
+    log_requests: bool,
+    limit: usize,
+) -> u64 {
+    let wall = now();
+    let Log { tail, parser, newest, .. } = log;
+    let polled = tail.poll(wall, limit, &mut |line| match parser.parse(line) {
+        Ok(record) => {
+            counts.records += 1;
+            *newest = record.time;
+            if log_requests {
+                log_request(&record);
+            }
+            engine.handle(wall, Input::Record(&record), out);
+        }
+        Err(reject) => counts.reject(reject, line),
+    });
+    match polled {
+        Ok(progress) => {
+            log.at_end = progress.at_end;
+            let path = tail.path().display();
+            if progress.counts.rotations > 0 {
+                info!("{path}: rotated; the new file is being read");
+            }
+            if progress.counts.truncations > 0 {
+                info!("{path}: truncated; reading from its beginning");
+            }
+            if progress.counts.lost_files > 0 {
+                error!("{path}: what was written before the last stop can no longer be found; lines may be lost");
+            }
+            if progress.presence != log.presence {
+                match &progress.presence {
+                    Presence::Reading => info!("{path}: reading"),
+                    Presence::Missing => warn!("{path} does not exist; waiting for it"),
+                    Presence::Unreadable(why) => error!("{path} cannot be read: {why}"),
+                }
+                log.presence = progress.presence;
+                log.presence_since = wall;
+            }
+            0
+        }
+        Err(failure) => {
+            log.at_end = true;
+            error!("{failure}");
+            1
+        }
+    }
+}
+
+fn log_request(record: &Record<'_>) {
+    info!(
+        "request {} {} {} {} {} {}",
+        record.time,
+        record.client,
+        inert(record.method),
+        inert(record.path),
+        record.status,
+        record.response_size
+    );
+}

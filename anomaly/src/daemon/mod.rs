@@ -1,0 +1,140 @@
+//! The daemon: starts everything, and holds the two threads that do the work together.
+//!
+//! The hot thread (`hot.rs`) reads and judges, the apply thread (`apply.rs`) carries out; a
+//! small async runtime serves people and takes signals. Only this module (`clock.rs`) reads the clock.
+
+use std::sync::{Arc, Mutex};
+
+use ipnet::IpNet;
+use tokio::sync::{broadcast, oneshot, watch};
+
+use crate::config::{Config, Secret};
+use crate::engine::{BanLength, Refusal};
+use crate::report::{BanRow, BaselineRow, DecisionRow, Explanation, Status, TopRow};
+use crate::tail::TailError;
+
+mod apply;
+mod clock;
+mod hot;
+mod log_watch;
+mod off;
+mod picture;
+mod start;
+
+pub use clock::{now, stopwatch};
+pub use off::mark_off;
+pub use start::run;
+
+/// What the daemon shows: made anew about once a second, read by dashboard, API, metrics and CLI.
+#[derive(Clone, Debug)]
+pub struct Live {
+    /// `GET /api/v1/status`.
+    pub status: Status,
+    /// `GET /api/v1/bans`.
+    pub bans: Vec<BanRow>,
+    /// `GET /api/v1/top`.
+    pub top: Vec<TopRow>,
+    /// `GET /api/v1/baseline`.
+    pub baseline: BaselineRow,
+    /// False when the log or the enforcer is lost; then `/healthz` answers 503 with the reason.
+    pub healthy: Result<(), String>,
+}
+
+/// An event for those who watch: a decision (`ban`, `unban`) or a global anomaly.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// What was decided.
+    pub row: DecisionRow,
+    /// In words.
+    pub reason: String,
+}
+
+/// What people ask of the running daemon.
+#[derive(Debug)]
+pub enum Request {
+    /// Ban exactly this prefix.
+    Ban {
+        /// What to ban.
+        prefix: IpNet,
+        /// How long; `None` takes the ladder's next step.
+        length: Option<BanLength>,
+        /// The operator's words.
+        reason: String,
+        /// Wide prefixes too.
+        force: bool,
+        /// The ban.
+        reply: oneshot::Sender<Result<BanRow, RequestError>>,
+    },
+    /// Lift every ban that covers this prefix.
+    Unban {
+        /// What to free.
+        prefix: IpNet,
+        /// The bans that were lifted, at least one.
+        reply: oneshot::Sender<Result<Vec<DecisionRow>, RequestError>>,
+    },
+    /// Something was written to a log.
+    LogWritten,
+    /// Take this configuration.
+    Configure {
+        /// Checked.
+        config: Box<Config>,
+        /// Whether it is in force, or why not.
+        reply: oneshot::Sender<Result<(), TailError>>,
+    },
+    /// End the hot thread.
+    Stop,
+    /// The why-card of an address or prefix.
+    Explain {
+        /// Which.
+        prefix: IpNet,
+        /// The card.
+        reply: oneshot::Sender<Result<Explanation, RequestError>>,
+    },
+}
+
+/// Why a request was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// The engine refused.
+    #[error("{}", refusal_text(.0))]
+    Refused(Refusal),
+    /// The daemon is stopping.
+    #[error("the daemon is stopping")]
+    Stopping,
+    /// The store could not be asked.
+    #[error("the state database could not be read: {0}")]
+    Store(String),
+}
+
+fn refusal_text(refusal: &Refusal) -> String {
+    match refusal {
+        Refusal::AllowListed { prefix, entry } => format!("{prefix} is not banned: {entry} is on the allow-list"),
+        Refusal::NeverBan { prefix, entry } => {
+            format!(
+                "{prefix} is not banned: {entry} must never be dropped (own address, gateway, resolver, proxy or SSH peer)"
+            )
+        }
+        Refusal::TooWide { prefix } => format!("{prefix} is wider than /16 (IPv6: /32); say --force if you mean it"),
+        Refusal::NotBanned { prefix } => format!("no ban covers {prefix}"),
+    }
+}
+
+/// What the dashboard is given; tests can make one without a daemon.
+#[derive(Clone)]
+pub struct Handle {
+    /// The newest picture.
+    pub live: watch::Receiver<Arc<Live>>,
+    /// Decisions and anomalies as they happen.
+    pub events: broadcast::Sender<Event>,
+    /// Requests to the daemon's loop.
+    pub requests: std::sync::mpsc::SyncSender<Request>,
+    /// Points of the graph, for 5 minutes, 1 hour and 24 hours.
+    pub history: Arc<Mutex<crate::dashboard::history::History>>,
+    /// What Prometheus reads.
+    pub metrics: Arc<crate::metrics::Metrics>,
+    /// Bearer token for writes.
+    pub token: Option<Secret>,
+    /// Where people reach the dashboard when a proxy stands in front (`notify.dashboard_url`): its host
+    /// name is accepted beside those of the loopback.
+    pub public_url: Option<String>,
+}

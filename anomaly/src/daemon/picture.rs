@@ -1,0 +1,201 @@
+//! Puts together what people see: the hot thread's figures, the apply thread's, and the machine's.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sysinfo::{CpuRefreshKind, MemoryRefreshKind, Pid, ProcessRefreshKind, ProcessesToUpdate, RefreshKind, System};
+
+use super::Live;
+use super::apply::ApplyPicture;
+use super::hot::HotPicture;
+use crate::enforce::{Attachment, Coverage, Name, Totals};
+use crate::report::{BanRow, BaselineRow, Degraded, HistoryPoint, InterfaceRow, LevelRow, Status, TopRow};
+use crate::time::Timestamp;
+
+/// A thread that has shown nothing for this long hangs.
+pub const HANGS_AFTER: Duration = Duration::from_secs(15);
+
+/// CPU and memory, of the daemon and of the host.
+pub struct Machine {
+    /// None where `/proc` cannot be read; then the figures are 0.
+    system: Option<System>,
+    pid: Pid,
+}
+
+impl Machine {
+    /// Nothing is known before the second [`Machine::refresh`].
+    pub fn new() -> Self {
+        let kinds = RefreshKind::nothing()
+            .with_cpu(CpuRefreshKind::nothing().with_usage())
+            .with_memory(MemoryRefreshKind::nothing().with_ram());
+        Self { system: System::new_with_specifics(kinds).ok(), pid: Pid::from_u32(std::process::id()) }
+    }
+
+    /// Reads `/proc`; about once a second.
+    pub fn refresh(&mut self) {
+        let Some(system) = &mut self.system else { return };
+        system.refresh_cpu_usage();
+        system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
+        let kinds = ProcessRefreshKind::nothing().with_cpu().with_memory().without_tasks();
+        system.refresh_processes_specifics(ProcessesToUpdate::Some(&[self.pid]), false, kinds);
+    }
+
+    /// Share of one core that the daemon used, its resident bytes, shares of the host's CPU and memory in use.
+    fn figures(&self) -> (f64, u64, f64, f64) {
+        let Some(system) = &self.system else { return (0.0, 0, 0.0, 0.0) };
+        let (cpu, memory) = system.process(self.pid).map_or((0.0, 0), |p| (f64::from(p.cpu_usage()), p.memory()));
+        let host_memory = system.used_memory() as f64 / system.total_memory().max(1) as f64;
+        (cpu / 100.0, memory, f64::from(system.global_cpu_usage()) / 100.0, host_memory)
+    }
+}
+
+/// Remembers since when something is degraded.
+#[derive(Default)]
+pub struct Since(HashMap<&'static str, Timestamp>);
+
+impl Since {
+    fn mark(&mut self, now: Timestamp, found: Vec<(&'static str, String)>) -> Vec<Degraded> {
+        self.0.retain(|what, _| found.iter().any(|(word, _)| word == what));
+        found
+            .into_iter()
+            .map(|(what, reason)| {
+                let since = *self.0.entry(what).or_insert(now);
+                Degraded { what: what.into(), reason, since: since.to_string() }
+            })
+            .collect()
+    }
+}
+
+/// What [`live`] is made of.
+pub struct Sources<'a> {
+    /// From the hot thread.
+    pub hot: &'a HotPicture,
+    /// From the apply thread; none before its first round.
+    pub apply: Option<&'a ApplyPicture>,
+    /// From the kernel.
+    pub machine: &'a Machine,
+    /// Wall clock.
+    pub now: Timestamp,
+    /// Since the start.
+    pub uptime: Duration,
+}
+
+/// The picture of this second.
+pub fn live(sources: &Sources<'_>, since: &mut Since) -> Live {
+    let Sources { hot, apply, machine, now, uptime } = sources;
+    let s = &hot.snapshot;
+    let (name, coverage, ratio, counts) = match apply {
+        Some(apply) => (apply.enforcer, apply.coverage.clone(), apply.enforcement_ratio, Arc::clone(&apply.counts)),
+        None => (Name::DryRun, Coverage::default(), 1.0, Arc::default()),
+    };
+    let mut found = hot.degraded.clone();
+    let mut lost = None;
+    if now.since(hot.at) > HANGS_AFTER {
+        let reason = format!("no log has been read for {} s: the reading thread hangs", now.since(hot.at).as_secs());
+        lost = Some(reason.clone());
+        found.push(("log_silent", reason));
+    }
+    if let Some(apply) = apply
+        && now.since(apply.at) > HANGS_AFTER
+    {
+        let lasts = now.since(apply.at).as_secs();
+        let reason = format!("the enforcer or the disk has not answered for {lasts} s: bans are decided but wait");
+        lost = Some(reason.clone());
+        found.push(("enforcement", reason));
+    }
+    if hot.lost_outputs > 0 {
+        found.push(("enforcement", format!("{} decisions were lost on their way to the enforcer", hot.lost_outputs)));
+    }
+    if lost.is_none() {
+        lost = hot.degraded.iter().find(|(what, _)| *what == "log_missing").map(|(_, reason)| reason.clone());
+    }
+    if lost.is_none() && !s.bans.is_empty() && ratio == 0.0 {
+        lost = Some("none of the bans is enforced".into());
+    }
+    let mut degraded: Vec<Degraded> = (apply.iter().flat_map(|a| &a.degraded))
+        .map(|(what, reason, since)| Degraded { what: what.clone(), reason: reason.clone(), since: since.to_string() })
+        .collect();
+    degraded.extend(since.mark(*now, found));
+    let global = LevelRow::new(&s.global, s.global_limit);
+    let rejected: u64 =
+        hot.rejected.iter().filter(|(r, _)| *r != crate::record::Reject::Empty).map(|(_, count)| count).sum();
+    let (cpu, memory_bytes, host_cpu, host_memory) = machine.figures();
+    let status = Status {
+        version: env!("CARGO_PKG_VERSION").into(),
+        time: now.to_string(),
+        log_time: (s.records > 0).then(|| s.at.to_string()),
+        uptime_secs: uptime.as_secs(),
+        enforcer: name.as_str().into(),
+        xdp_mode: worst_mode(&coverage.attachments).map(str::to_owned),
+        interfaces: (coverage.attachments.iter())
+            .map(|a| InterfaceRow { name: a.interface.clone(), mode: a.mode.into(), reason: a.reason.clone() })
+            .collect(),
+        enforcement_ratio: ratio,
+        records: s.records,
+        rejected,
+        late: s.late,
+        blocked: s.blocked,
+        active_bans: s.bans.len() as u64,
+        dropped_packets: dropped(&coverage.totals),
+        global_rate: round(s.global_rate),
+        last_second: s.last_second,
+        error_ratio: round(s.global_error_ratio),
+        baseline: global.clone(),
+        ip_limit: round(s.ip_limit),
+        warmup_left_secs: s.warmup_left_secs,
+        tracked_ips: s.tracked_ips as u64,
+        backlog_bytes: hot.backlog_bytes,
+        cpu: round(cpu),
+        memory_bytes,
+        host_cpu: round(host_cpu),
+        host_memory: round(host_memory),
+        degraded,
+    };
+    Live {
+        status,
+        bans: (s.bans.iter())
+            .map(|ban| {
+                let (packets, bytes) = counts.get(&ban.prefix).copied().unwrap_or_default();
+                BanRow::new(ban, name.as_str(), packets, bytes)
+            })
+            .collect(),
+        top: s.top.iter().map(|client| TopRow::new(client, s.global_rate)).collect(),
+        baseline: BaselineRow {
+            global,
+            ip: LevelRow::new(&s.ip, s.ip_limit),
+            warmup_left_secs: s.warmup_left_secs,
+            hours: s.hours.iter().map(|h| h.as_ref().map(|level| LevelRow::new(level, 0.0))).collect(),
+        },
+        healthy: lost.map_or(Ok(()), Err),
+    }
+}
+
+/// The point of the graph for this second.
+pub fn point(live: &Live, now: Timestamp) -> HistoryPoint {
+    let status = &live.status;
+    HistoryPoint {
+        t: now.as_secs(),
+        rate: status.global_rate,
+        error_ratio: status.error_ratio,
+        mean: status.baseline.figures.mean,
+        stddev: status.baseline.figures.stddev,
+        limit: status.baseline.limit,
+        bans: status.active_bans,
+        dropped: status.dropped_packets,
+    }
+}
+
+fn dropped(totals: &Totals) -> u64 {
+    totals.dropped_host + totals.dropped_prefix
+}
+
+/// `native` only where every interface is; none without XDP.
+fn worst_mode(attachments: &[Attachment]) -> Option<&'static str> {
+    let covered = || attachments.iter().filter(|a| a.mode != "none");
+    covered().find(|a| a.mode == "generic").or_else(|| covered().next()).map(|a| a.mode)
+}
+
+fn round(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}

@@ -1,0 +1,435 @@
+//! Starts the daemon and stops it again: the order in which things are opened, and who ends when.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use ipnet::IpNet;
+use sd_notify::NotifyState;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{broadcast, oneshot, watch};
+use tracing::{error, info, warn};
+
+use super::apply::{Apply, Work, needs_restart};
+use super::clock::{now, stopwatch};
+use super::hot::{Hot, HotPicture, Parts, Shared, newest};
+use super::picture::{HANGS_AFTER, Machine, Since, Sources, live, point};
+use super::{Event, Handle, Live, Request, off};
+use crate::audit::{self, Audit, Snapshots};
+use crate::config::{Config, ConfigError, Loaded};
+use crate::dashboard;
+use crate::dashboard::history::History;
+use crate::enforce::{self, guard};
+use crate::engine::{Engine, State};
+use crate::metrics::Metrics;
+use crate::notify::Notifier;
+use crate::report::HistoryPoint;
+use crate::store::{self, Store};
+use crate::tail::Checkpoint;
+
+/// Requests that may wait for the hot thread.
+const REQUESTS: usize = 1024;
+/// Work that may wait for the apply thread before the hot thread keeps it back.
+const WORK: usize = 1024;
+/// Decisions that a slow dashboard may lag behind.
+const EVENTS: usize = 1024;
+/// How long notices may still be delivered when the daemon ends.
+const LAST_NOTICES: Duration = Duration::from_secs(3);
+/// A port that is taken (by a daemon that is just ending) is tried again this often.
+const BIND_AGAIN: Duration = Duration::from_secs(5);
+
+/// Reads the configuration again; called on SIGHUP.
+pub type Reload = Box<dyn Fn() -> Result<Loaded, ConfigError> + Send>;
+
+/// Runs the daemon until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What keeps it from starting, before anything is attached where that can be known; or a thread that ended by itself.
+pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
+    let uptime = stopwatch();
+    let mut config = loaded.config;
+    // A provider that is there already is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let _entered = runtime.enter();
+    let notifier = Notifier::start(&config.notify)?;
+
+    match &loaded.path {
+        Some(path) => info!("anomaly {} with {}", env!("CARGO_PKG_VERSION"), path.display()),
+        None => info!("anomaly {} with the built-in defaults", env!("CARGO_PKG_VERSION")),
+    }
+    let (enforcer, incidents) = enforce::open(&config.enforcer)?;
+    off::clear(&config.dashboard.socket);
+    let guarded: Vec<IpNet> = guard::find(&config.trusted_proxies).into_iter().map(|g| g.prefix).collect();
+    config.engine.never_ban.extend(&guarded);
+
+    let opened = open_store(&config.store_path)?;
+    let restored = opened.state.bans.len();
+    let wanted: HashMap<_, _> =
+        (opened.state.bans.iter()).filter(|ban| !ban.in_past).map(|ban| (ban.prefix, ban.until)).collect();
+    let mut engine = Engine::new(config.engine.clone());
+    if engine.restore(opened.state).is_err() {
+        warn!(
+            "what an earlier version had learned cannot be read; the baseline is learned anew (bans and offences are kept)"
+        );
+    }
+
+    let (request_sender, requests) = sync_channel(REQUESTS);
+    let (work_sender, work) = sync_channel(WORK);
+    let (events, _) = broadcast::channel(EVENTS);
+    let (hot_picture, apply_picture) = (Shared::default(), Shared::default());
+    let metrics = Arc::new(Metrics::default());
+    let parts = Parts {
+        engine,
+        checkpoints: opened.checkpoints,
+        requests,
+        wake: request_sender.clone(),
+        work: work_sender.clone(),
+        picture: Arc::clone(&hot_picture),
+    };
+    let hot = Hot::new(config.clone(), parts)?;
+    let reader = opened.store.reader();
+    let mut history = History::default();
+    history.restore(opened.history);
+    let mut apply = Apply {
+        store: opened.store,
+        reader,
+        enforcer,
+        audit: Audit::open(&config.audit.path, config.audit.max_bytes),
+        snapshots: Snapshots::open(&config.audit.snapshot_path, config.audit.max_bytes),
+        notifier: notifier.clone(),
+        events: events.clone(),
+        metrics: Arc::clone(&metrics),
+        picture: Arc::clone(&apply_picture),
+        config: Box::new(config.clone()),
+        guarded: guarded.clone(),
+        wanted,
+        counts: Arc::default(),
+        held: 0,
+        off: false,
+        degraded: BTreeMap::new(),
+    };
+    let started = audit::Event::Started { version: env!("CARGO_PKG_VERSION"), restored_bans: restored };
+    apply.write(&started);
+    apply.incidents(incidents);
+    if let Some((word, reason)) = opened.trouble {
+        apply.degrade(word, Some(reason));
+    }
+    apply.set_never_drop();
+    apply.reconcile(false);
+    apply.publish();
+    let coverage = apply.enforcer.coverage();
+    let interfaces: Vec<String> =
+        coverage.attachments.iter().map(|a| format!("{} ({})", a.interface, a.mode)).collect();
+    let name = apply.enforcer.name().as_str();
+    info!(
+        "enforcer {name}{}{}; {restored} bans restored",
+        if interfaces.is_empty() { "" } else { " on " },
+        interfaces.join(", ")
+    );
+
+    let (hot_thread, hot_ended) = spawn("anomaly-hot", move || hot.run())?;
+    let (apply_thread, apply_ended) = spawn("anomaly-apply", move || apply.run(&work))?;
+    let service = Service {
+        hot_picture,
+        apply_picture,
+        metrics: Arc::clone(&metrics),
+        history: Arc::new(Mutex::new(history)),
+        requests: request_sender.clone(),
+        work: work_sender.clone(),
+        events,
+        config,
+        guarded,
+        reload,
+    };
+    let outcome = runtime.block_on(service.serve(uptime, hot_ended, apply_ended));
+    // The hot thread hands everything over before it ends, and the apply thread ends after that.
+    let _ = request_sender.send(Request::Stop);
+    let joined = hot_thread.join().is_ok();
+    drop(work_sender);
+    let joined = apply_thread.join().is_ok() && joined;
+    runtime.block_on(notifier.finish(LAST_NOTICES));
+    outcome?;
+    if !joined {
+        bail!("a thread of the daemon ended by a fault; see the log above");
+    }
+    Ok(())
+}
+
+/// A thread, and a receiver that is closed when it ends, however it does.
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(JoinHandle<()>, oneshot::Receiver<()>)> {
+    let (alive, ended) = oneshot::channel();
+    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let _alive = alive;
+        body();
+    })?;
+    Ok((thread, ended))
+}
+
+struct OpenedStore {
+    store: Store,
+    state: State,
+    checkpoints: Vec<Checkpoint>,
+    history: Vec<HistoryPoint>,
+    /// What to show as degraded: word and reason.
+    trouble: Option<(&'static str, String)>,
+}
+
+/// Opens the database. One that cannot be written does not keep the daemon from protecting the host; one
+/// that cannot be read does, because whoever starts without it lifts every ban.
+fn open_store(path: &Path) -> Result<OpenedStore> {
+    let opened = Store::open(path, now()).with_context(|| format!("store.path = {}", path.display()))?;
+    let store::Opened { store, loaded, quarantined, trouble } = opened;
+    let mut trouble = trouble.map(|t| ("store", t.to_string()));
+    if let Some(q) = quarantined {
+        let moved = q.moved_to.display();
+        error!(
+            "{} was damaged ({}); it was moved to {moved} and a new one started: bans, offences and what was learned are lost",
+            path.display(),
+            q.problem
+        );
+        // A word of its own: it stays until the next start, however well the new database works.
+        trouble = Some(("store_damaged", format!("the database was damaged and started anew; the old one is {moved}")));
+    }
+    let read = |log: &Path, bytes: &[u8]| {
+        serde_json::from_slice(bytes)
+            .map_err(|error| warn!("{}: where reading stopped is not readable: {error}", log.display()))
+            .ok()
+    };
+    let checkpoints = loaded.checkpoints.iter().filter_map(|(log, bytes)| read(log, bytes)).collect();
+    let day_ago = now().minus(Duration::from_secs(86_400)).as_secs();
+    let history = store.reader().history(day_ago).unwrap_or_default();
+    Ok(OpenedStore { store, state: loaded.state, checkpoints, history, trouble })
+}
+
+/// What serves people and signals.
+struct Service {
+    hot_picture: Shared<HotPicture>,
+    apply_picture: Shared<super::apply::ApplyPicture>,
+    metrics: Arc<Metrics>,
+    history: Arc<Mutex<History>>,
+    requests: SyncSender<Request>,
+    work: SyncSender<Work>,
+    events: broadcast::Sender<Event>,
+    config: Config,
+    guarded: Vec<IpNet>,
+    reload: Reload,
+}
+
+impl Service {
+    async fn serve(
+        mut self,
+        uptime: impl Fn() -> Duration,
+        mut hot_ended: oneshot::Receiver<()>,
+        mut apply_ended: oneshot::Receiver<()>,
+    ) -> Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        let mut second = tokio::time::interval(Duration::from_secs(1));
+        second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let (mut machine, mut since) = (Machine::new(), Since::default());
+        // The first picture, so that nobody ever sees none.
+        let first = self.first_picture(&mut hot_ended).await?;
+        let (live_sender, live) = watch::channel(self.picture(&first, &machine, &mut since, uptime()));
+        let (shutdown, dashboard) = self.start_dashboard(live);
+        tell_systemd(&[NotifyState::Ready]);
+        loop {
+            tokio::select! {
+                _ = second.tick() => {
+                    machine.refresh();
+                    if let Some(hot) = newest(&self.hot_picture) {
+                        let live = self.picture(&hot, &machine, &mut since, uptime());
+                        if now().since(hot.at) < HANGS_AFTER {
+                            tell_systemd(&[NotifyState::Watchdog]);
+                        }
+                        self.remember(&live);
+                        let _ = live_sender.send(live);
+                    }
+                }
+                () = received(&mut hangup) => self.reload().await,
+                () = received(&mut terminate) => break,
+                () = received(&mut interrupt) => break,
+                _ = &mut hot_ended => bail!("the reading thread ended by a fault; see the log above"),
+                _ = &mut apply_ended => bail!("the applying thread ended by a fault; see the log above"),
+            }
+        }
+        info!("stopping");
+        tell_systemd(&[NotifyState::Stopping]);
+        let _ = shutdown.send(());
+        let _ = dashboard.await;
+        Ok(())
+    }
+
+    async fn first_picture(&self, hot_ended: &mut oneshot::Receiver<()>) -> Result<Arc<HotPicture>> {
+        loop {
+            if let Some(picture) = newest(&self.hot_picture) {
+                return Ok(picture);
+            }
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(2)) => {}
+                _ = &mut *hot_ended => bail!("the reading thread ended by a fault; see the log above"),
+            }
+        }
+    }
+
+    fn picture(&self, hot: &HotPicture, machine: &Machine, since: &mut Since, uptime: Duration) -> Arc<Live> {
+        let apply = newest(&self.apply_picture);
+        let live = live(&Sources { hot, apply: apply.as_deref(), machine, now: now(), uptime }, since);
+        self.metrics.snapshot(&hot.snapshot);
+        self.metrics.logs(&hot.totals, &hot.rejected, hot.read_errors);
+        if let Some(apply) = &apply {
+            self.metrics.packets(&apply.coverage.totals);
+        }
+        self.metrics.live(&live);
+        Arc::new(live)
+    }
+
+    /// Adds the second to the graph, and each whole minute to the store.
+    fn remember(&self, live: &Live) {
+        let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        history.push(point(live, now()));
+        if let Some(minute) = history.finished_minute() {
+            // A graph with a hole is better than a daemon that waits.
+            let _ = self.work.try_send(Work::History(minute));
+        }
+    }
+
+    fn start_dashboard(&self, live: watch::Receiver<Arc<Live>>) -> (oneshot::Sender<()>, tokio::task::JoinHandle<()>) {
+        let handle = Handle {
+            live,
+            events: self.events.clone(),
+            requests: self.requests.clone(),
+            history: Arc::clone(&self.history),
+            metrics: Arc::clone(&self.metrics),
+            token: self.config.dashboard.token.clone(),
+            public_url: self.config.notify.dashboard_url.clone(),
+        };
+        let (shutdown, stopped) = oneshot::channel::<()>();
+        let settings = self.config.dashboard.clone();
+        let task = tokio::spawn(async move {
+            let unix = match bind_socket(&settings.socket) {
+                Ok(listener) => Some(listener),
+                Err(failure) => {
+                    error!("{failure:#}; `anomaly status` and its like will not work");
+                    None
+                }
+            };
+            let mut stopped = stopped;
+            // The socket serves at once, also while the port is still taken.
+            let (end_unix, unix_ended) = oneshot::channel::<()>();
+            let over_unix = tokio::spawn(dashboard::serve(handle.clone(), None, unix, async {
+                let _ = unix_ended.await;
+            }));
+            let tcp = match settings.listen {
+                None => None,
+                Some(address) => tokio::select! {
+                    listener = bind_port(address) => Some(listener),
+                    _ = &mut stopped => None,
+                },
+            };
+            match tcp {
+                Some(listener) => {
+                    dashboard::serve(handle, Some(listener), None, async {
+                        let _ = stopped.await;
+                    })
+                    .await;
+                }
+                None => {
+                    let _ = stopped.await;
+                }
+            }
+            let _ = end_unix.send(());
+            let _ = over_unix.await;
+            let _ = std::fs::remove_file(&settings.socket);
+        });
+        (shutdown, task)
+    }
+
+    /// SIGHUP: everything or nothing of the new configuration.
+    async fn reload(&mut self) {
+        let outcome = match (self.reload)() {
+            Ok(loaded) => self.take(loaded.config).await,
+            Err(problem) => Err(problem.to_string()),
+        };
+        let work = self.work.clone();
+        // The apply thread may be busy with a firewall that hangs; nobody else may wait for it.
+        tokio::task::spawn_blocking(move || {
+            // It only fails when the daemon ends.
+            let _ = work.send(Work::Reloaded(outcome));
+        });
+    }
+
+    async fn take(&mut self, mut config: Config) -> Result<Box<Config>, String> {
+        for key in needs_restart(&self.config, &config) {
+            warn!("{key} has changed and takes effect at the next restart");
+        }
+        config.engine.never_ban.extend(&self.guarded);
+        config.enforcer = crate::config::Enforcer { on_stop: config.enforcer.on_stop, ..self.config.enforcer.clone() };
+        config.store_path.clone_from(&self.config.store_path);
+        config.notify = self.config.notify.clone();
+        config.dashboard = self.config.dashboard.clone();
+        let (reply, answer) = oneshot::channel();
+        let request = Request::Configure { config: Box::new(config.clone()), reply };
+        self.requests.try_send(request).map_err(|_| "the daemon is too busy; send SIGHUP again".to_owned())?;
+        answer.await.map_err(|_| "the daemon is stopping".to_owned())?.map_err(|e| e.to_string())?;
+        self.config = config.clone();
+        Ok(Box::new(config))
+    }
+}
+
+/// Does nothing where no systemd listens.
+fn tell_systemd(state: &[NotifyState<'_>]) {
+    if let Err(failure) = sd_notify::notify(state) {
+        warn!("systemd cannot be told {state:?}: {failure}");
+    }
+}
+
+async fn received(signal: &mut Signal) {
+    // A signal stream that has ended can deliver nothing more; then there is nothing to wait for.
+    if signal.recv().await.is_none() {
+        std::future::pending::<()>().await;
+    }
+}
+
+async fn bind_port(address: std::net::SocketAddr) -> TcpListener {
+    let mut told = false;
+    loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => {
+                info!("dashboard on http://{}", listener.local_addr().unwrap_or(address));
+                return listener;
+            }
+            Err(failure) if !told => {
+                told = true;
+                error!("dashboard.listen = {address}: {failure}; it is tried again every {} s", BIND_AGAIN.as_secs());
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(BIND_AGAIN).await;
+    }
+}
+
+/// A Unix socket that root and its group may use. One left behind by a daemon that died is replaced.
+fn bind_socket(path: &Path) -> Result<UnixListener> {
+    let place = || format!("dashboard.socket = {}", path.display());
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        bail!("{}: another daemon answers there", place());
+    }
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory).with_context(place)?;
+    }
+    match std::fs::remove_file(path) {
+        Err(failure) if failure.kind() != std::io::ErrorKind::NotFound => return Err(failure).with_context(place),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).with_context(place)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).with_context(place)?;
+    Ok(listener)
+}

@@ -1,0 +1,304 @@
+//! The JSON API: every handler reads the newest picture, or asks the daemon and waits for its answer.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::App;
+use super::history::Range;
+use super::problem::Problem;
+use crate::daemon::{Live, Request as Ask, RequestError};
+use crate::engine::BanLength;
+use crate::report::{BanRow, BaselineRow, DecisionRow, Explanation, HistoryPoint, Status, TopRow, inert, parse_ip};
+
+/// Bound of a request's body.
+pub const MAX_BODY: usize = 64 * 1024;
+/// Until a body must be there.
+const BODY_DEADLINE: Duration = Duration::from_secs(10);
+/// Until the daemon's loop must have answered.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+/// The longest ban with an end: 10 years.
+const MAX_DURATION_SECS: u64 = 10 * 365 * 86_400;
+/// Characters of an operator's reason.
+const MAX_REASON: usize = 500;
+
+/// JSON with status 200.
+fn json(value: &impl Serialize) -> Response {
+    json_with(StatusCode::OK, value)
+}
+
+fn json_with(status: StatusCode, value: &impl Serialize) -> Response {
+    match serde_json::to_vec(value) {
+        Ok(body) => json_bytes(status, body.into()),
+        Err(error) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error.to_string()).into_response(),
+    }
+}
+
+fn json_bytes(status: StatusCode, body: Bytes) -> Response {
+    let mut response = (status, body).into_response();
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// The list of bans as JSON, made once per picture however many ask for it.
+#[derive(Debug, Default)]
+pub struct BansCache(Mutex<Option<(Arc<Live>, Bytes)>>);
+
+impl BansCache {
+    fn get(&self, live: &Arc<Live>) -> Result<Bytes, serde_json::Error> {
+        let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, bytes)) = &*made
+            && Arc::ptr_eq(of, live)
+        {
+            return Ok(bytes.clone());
+        }
+        let bytes = Bytes::from(serde_json::to_vec(&live.bans)?);
+        *made = Some((live.clone(), bytes.clone()));
+        Ok(bytes)
+    }
+}
+
+/// State and figures of the daemon.
+#[utoipa::path(get, path = "/api/v1/status", tag = "read",
+    responses((status = 200, description = "The newest picture, at most a second old", body = Status)))]
+pub async fn status(State(app): State<App>) -> Response {
+    json(&app.handle.live.borrow().status)
+}
+
+/// Which bans.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct BansQuery {
+    /// Only the newest so many; without it, all.
+    #[param(minimum = 1, maximum = 1_000_000)]
+    limit: Option<u32>,
+}
+
+/// Bans in force, oldest first.
+#[utoipa::path(get, path = "/api/v1/bans", tag = "read", params(BansQuery),
+    responses((status = 200, description = "Bans in force, oldest first", body = Vec<BanRow>)))]
+pub async fn bans(
+    State(app): State<App>,
+    query: Result<Query<BansQuery>, QueryRejection>,
+) -> Result<Response, Problem> {
+    let limit = limit(query?.0.limit, 1_000_000)?;
+    let live = app.handle.live.borrow().clone();
+    if let Some(limit) = limit {
+        let first = live.bans.len().saturating_sub(limit);
+        return Ok(json(&live.bans.get(first..).unwrap_or_default()));
+    }
+    let made = tokio::task::spawn_blocking(move || app.bans.get(&live)).await;
+    match made {
+        Ok(Ok(bytes)) => Ok(json_bytes(StatusCode::OK, bytes)),
+        Ok(Err(error)) => Err(Problem::busy(error.to_string())),
+        Err(_) => Err(Problem::busy("the daemon is stopping")),
+    }
+}
+
+fn limit(wanted: Option<u32>, most: u32) -> Result<Option<usize>, Problem> {
+    match wanted {
+        Some(n) if n == 0 || n > most => Err(Problem::bad_request(format!("limit must be 1 to {most}"))),
+        other => Ok(other.map(|n| n as usize)),
+    }
+}
+
+/// How many clients.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct TopQuery {
+    /// At most so many; without it, as many as the daemon keeps.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<u32>,
+}
+
+/// Busiest clients in the window, busiest first.
+#[utoipa::path(get, path = "/api/v1/top", tag = "read", params(TopQuery),
+    responses((status = 200, description = "Busiest clients in the window", body = Vec<TopRow>)))]
+pub async fn top(State(app): State<App>, query: Result<Query<TopQuery>, QueryRejection>) -> Result<Response, Problem> {
+    let limit = limit(query?.0.limit, 1000)?.unwrap_or(usize::MAX);
+    let live = app.handle.live.borrow().clone();
+    Ok(json(&live.top.iter().take(limit).collect::<Vec<_>>()))
+}
+
+/// The baseline in effect, and the 24 hour slots.
+#[utoipa::path(get, path = "/api/v1/baseline", tag = "read",
+    responses((status = 200, description = "The baseline in effect", body = BaselineRow)))]
+pub async fn baseline(State(app): State<App>) -> Response {
+    json(&app.handle.live.borrow().baseline)
+}
+
+/// Which span of the graph.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct HistoryQuery {
+    /// `5m` by the second (default), `1h` by 5 seconds, `24h` by the minute.
+    #[param(inline, example = "5m")]
+    range: Option<Range>,
+}
+
+/// The graph over time, oldest first.
+#[utoipa::path(get, path = "/api/v1/history", tag = "read", params(HistoryQuery),
+    responses((status = 200, description = "Points, oldest first; seconds without the daemon are gaps", body = Vec<HistoryPoint>)))]
+pub async fn history(
+    State(app): State<App>,
+    query: Result<Query<HistoryQuery>, QueryRejection>,
+) -> Result<Response, Problem> {
+    let range = query?.0.range.unwrap_or_default();
+    let points = app.handle.history.lock().unwrap_or_else(PoisonError::into_inner).points(range);
+    Ok(json(&points))
+}
+
+/// Follow what happens: `status` and `top` at once and every second, `decision` and `anomaly` as they happen.
+///
+/// The stream starts with `recent`, the newest decisions and anomalies; `lagged` says that a slow reader missed some.
+#[utoipa::path(get, path = "/api/v1/events", tag = "read",
+    responses((status = 200, description = "Server-sent events; data is JSON", body = String, content_type = "text/event-stream")))]
+pub async fn events(State(app): State<App>) -> Response {
+    app.hub.follow(&app.handle)
+}
+
+/// Why an address is banned, was banned, or is not.
+#[utoipa::path(get, path = "/api/v1/bans/{ip}", tag = "read", params(super::openapi::IpParam),
+    responses((status = 200, description = "Its bans with their evidence; empty lists where there are none", body = Explanation)))]
+pub async fn explain(State(app): State<App>, ip: Result<Path<String>, PathRejection>) -> Result<Response, Problem> {
+    let prefix = prefix(&ip?.0)?;
+    let card = ask(&app, |reply| Ask::Explain { prefix, reply }).await?;
+    Ok(json(&card))
+}
+
+/// What to ban, for how long, and why.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BanRequest {
+    /// Address or prefix; exactly this is banned. Prefixes shorter than /16 (IPv6: /32) need `force`.
+    #[schema(example = "203.0.113.10", max_length = 64)]
+    ip: String,
+    /// Seconds; without it (or null), the next step of the ladder for this prefix.
+    #[schema(example = 3600, minimum = 1, maximum = 315_360_000)]
+    duration_secs: Option<u64>,
+    /// Until it is lifted; not together with `duration_secs`.
+    #[serde(default)]
+    permanent: bool,
+    /// Your words, at most 500 characters; shown wherever the ban is.
+    #[serde(default)]
+    #[schema(max_length = 500)]
+    reason: String,
+    /// Ban a very wide prefix all the same.
+    #[serde(default)]
+    force: bool,
+}
+
+/// Ban an address or prefix by hand.
+#[utoipa::path(post, path = "/api/v1/bans", tag = "write",
+    request_body(content = BanRequest, content_type = "application/json"),
+    responses((status = 201, description = "It is banned", body = BanRow,
+            headers(("location" = String, description = "Where its why-card is")))))]
+pub async fn ban(State(app): State<App>, request: Request) -> Result<Response, Problem> {
+    let (parts, body) = request.into_parts();
+    let wanted: BanRequest = read_json(&parts.headers, body).await?;
+    let prefix = prefix(&wanted.ip)?;
+    let length = match (wanted.duration_secs, wanted.permanent) {
+        (Some(_), true) => return Err(Problem::bad_request("duration_secs and permanent exclude one another")),
+        (Some(secs), false) if secs == 0 || secs > MAX_DURATION_SECS => {
+            return Err(Problem::bad_request(format!("duration_secs must be 1 to {MAX_DURATION_SECS}")));
+        }
+        (Some(secs), false) => Some(BanLength::Timed(Duration::from_secs(secs))),
+        (None, true) => Some(BanLength::Permanent),
+        (None, false) => None,
+    };
+    if wanted.reason.chars().count() > MAX_REASON {
+        return Err(Problem::bad_request(format!("reason is longer than {MAX_REASON} characters")));
+    }
+    let reason = inert(wanted.reason.trim().as_bytes());
+    let row = ask(&app, |reply| Ask::Ban { prefix, length, reason, force: wanted.force, reply }).await?;
+    let location = format!("/api/v1/bans/{}", prefix.to_string().replace('/', "%2F"));
+    let mut response = json_with(StatusCode::CREATED, &row);
+    if let Ok(location) = HeaderValue::from_str(&location) {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    Ok(response)
+}
+
+/// Lift every ban that covers an address or prefix.
+#[utoipa::path(delete, path = "/api/v1/bans/{ip}", tag = "write", params(super::openapi::IpParam),
+    responses((status = 200, description = "The bans that were lifted", body = Vec<DecisionRow>)))]
+pub async fn unban(State(app): State<App>, ip: Result<Path<String>, PathRejection>) -> Result<Response, Problem> {
+    let prefix = prefix(&ip?.0)?;
+    let lifted = ask(&app, |reply| Ask::Unban { prefix, reply }).await?;
+    Ok(json(&lifted))
+}
+
+fn prefix(text: &str) -> Result<IpNet, Problem> {
+    // What was sent is not repeated: it may be anything, and the client knows it.
+    parse_ip(text).ok_or_else(|| {
+        Problem::bad_request(
+            "not an address (203.0.113.10, 2001:db8::1) or prefix (203.0.113.0/24, in a path with %2F)",
+        )
+    })
+}
+
+/// Sends a request to the daemon's loop and waits for the answer.
+async fn ask<T>(app: &App, make: impl FnOnce(oneshot::Sender<Result<T, RequestError>>) -> Ask) -> Result<T, Problem> {
+    let (reply, answer) = oneshot::channel();
+    app.handle.requests.try_send(make(reply)).map_err(|error| match error {
+        std::sync::mpsc::TrySendError::Full(_) => Problem::busy("too many requests wait for the daemon; try again"),
+        std::sync::mpsc::TrySendError::Disconnected(_) => RequestError::Stopping.into(),
+    })?;
+    match timeout(ANSWER_DEADLINE, answer).await {
+        Ok(Ok(result)) => result.map_err(Problem::from),
+        Ok(Err(_)) => Err(RequestError::Stopping.into()),
+        Err(_) => Err(Problem::busy("the daemon did not answer within 10 seconds; it may still do what was asked")),
+    }
+}
+
+async fn read_json<T: serde::de::DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T, Problem> {
+    let essence = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .map(|text| text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase());
+    if essence.as_deref() != Some("application/json") {
+        return Err(Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_media_type",
+            "send the body as Content-Type: application/json",
+        ));
+    }
+    let too_large = || {
+        Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "payload_too_large",
+            format!("a body may have {MAX_BODY} bytes at most"),
+        )
+    };
+    let declared =
+        headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u64>().ok());
+    if declared.is_some_and(|length| length > MAX_BODY as u64) {
+        return Err(too_large());
+    }
+    let bytes = timeout(BODY_DEADLINE, to_bytes(body, MAX_BODY))
+        .await
+        .map_err(|_| Problem::new(StatusCode::REQUEST_TIMEOUT, "timeout", "the body did not arrive within 10 seconds"))?
+        .map_err(|_| too_large())?;
+    serde_json::from_slice(&bytes).map_err(|error| Problem::bad_request(format!("the body cannot be read: {error}")))
+}
+
+impl From<QueryRejection> for Problem {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::bad_request(inert(rejection.body_text().as_bytes()))
+    }
+}
+
+impl From<PathRejection> for Problem {
+    fn from(rejection: PathRejection) -> Self {
+        Self::bad_request(inert(rejection.body_text().as_bytes()))
+    }
+}

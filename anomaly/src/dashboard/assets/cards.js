@@ -1,0 +1,192 @@
+// Figures of now, the baseline, the daemon, and what is not as it should be.
+
+import { attr, byId, el, text } from "./dom.js";
+import * as format from "./format.js";
+
+const SOURCES = {
+  rolling: "rolling history",
+  hour: "this hour on other days",
+  long: "longer memory",
+  own: "own history",
+  floor: "configured floors",
+};
+
+/** The words of `degraded`, as a heading each; those that cost protection are serious. */
+const DEGRADED = {
+  fallback: "A fallback enforces the bans",
+  slack: "Slack does not get its messages",
+  webhook: "The webhook does not get its messages",
+  store: "The state database cannot be used",
+  audit: "The audit log cannot be written",
+  log_silent: "The log is silent",
+  log_missing: "The log is missing",
+  rejected: "Log lines cannot be read",
+  late: "Log lines come too late",
+  not_effective: "A ban has no effect",
+  enforcement: "Bans are not all enforced",
+  map_full: "The ban map is full",
+};
+const SERIOUS = new Set(["log_silent", "log_missing", "not_effective", "enforcement", "store"]);
+
+/** Six figures that say how it is. */
+export class Vitals {
+  constructor() {
+    this.before = null;
+    this.pps = 0;
+  }
+
+  show(status) {
+    const { baseline } = status;
+    const times = baseline.mean > 0 ? status.global_rate / baseline.mean : 0;
+    this.set("rate", `${format.rate(status.global_rate)}`, status.warmup_left_secs > 0 ? "still learning what is normal" : `${times.toFixed(times < 10 ? 2 : 0)} × mean · ${format.exact(status.last_second)} in the last second`);
+    mark("rate", status.warmup_left_secs === 0 && status.global_rate > baseline.limit ? "bad" : null);
+    this.set("errors", format.percent(status.error_ratio), `normally ${format.percent(baseline.error_rate)}`);
+    mark("errors", status.error_ratio > Math.max(3 * baseline.error_rate, 0.05) ? "warn" : null);
+    const enforced = status.active_bans === 0 ? "nothing to enforce" : `${format.ratio(status.enforcement_ratio)} enforced`;
+    this.set("bans", format.exact(status.active_bans), status.enforcer === "dry-run" ? "dry run: not enforced" : enforced);
+    mark("bans", status.enforcement_ratio < 1 ? "bad" : null);
+    this.drops(status);
+    this.set("dropped", format.count(status.dropped_packets), status.enforcer === "dry-run" ? "dry run: nothing is dropped" : `packets · ${format.rate(this.pps)}/s now`);
+    this.set("clients", format.count(status.tracked_ips), `limit for new ones ${format.rate(status.ip_limit)}/s`);
+    this.set("cpu", format.percent(status.cpu), `of a core · ${format.bytes(status.memory_bytes)}`);
+  }
+
+  drops(status) {
+    const now = Date.parse(status.time);
+    if (this.before && now > this.before.now && status.dropped_packets >= this.before.packets) {
+      this.pps = ((status.dropped_packets - this.before.packets) * 1000) / (now - this.before.now);
+    }
+    this.before = { now, packets: status.dropped_packets };
+  }
+
+  set(name, figure, note) {
+    text(byId(`v-${name}`), figure);
+    text(byId(`v-${name}-note`), note);
+  }
+}
+
+function mark(name, level) {
+  attr(byId(`v-${name}`), "data-level", level);
+}
+
+/** What the limits follow from, and how the hours of the day differ. */
+export class Baseline {
+  constructor() {
+    this.levels = byId("levels");
+    this.hours = byId("hours");
+    this.note = byId("hours-note");
+  }
+
+  show(baseline, now) {
+    const left = baseline.warmup_left_secs;
+    text(byId("baseline-hint"), left > 0 ? `learning for another ${format.span(left)}` : "");
+    this.levels.replaceChildren(this.level("The site", baseline.global), this.level("A client", baseline.ip));
+    const hour = new Date(now).getUTCHours();
+    const most = Math.max(...baseline.hours.map((slot) => slot?.mean ?? 0), 1e-9);
+    const known = baseline.hours.filter(Boolean).length;
+    this.hours.replaceChildren(
+      ...baseline.hours.map((slot, h) => {
+        const name = `${String(h).padStart(2, "0")}:00`;
+        const words = slot ? `${name}: ${format.rate(slot.mean)} ± ${format.rate(slot.stddev)} req/s, ${format.count(slot.samples)} samples` : `${name}: nothing learned yet`;
+        const cell = el("li", { className: slot ? "" : "none", title: words }, el("span", { className: "unseen" }, words));
+        if (slot) cell.style.setProperty("--heat", (slot.mean / most).toFixed(3));
+        if (h === hour) attr(cell, "aria-current", "time");
+        if (h % 6 === 0) cell.append(el("span", { className: "tick", "aria-hidden": "true" }, String(h)));
+        return cell;
+      }),
+    );
+    text(this.note, known ? `${known} of 24 hours known; the busiest has ${format.rate(most)} req/s` : "No hour of the day is known yet.");
+  }
+
+  level(name, level) {
+    return el(
+      "div",
+      { className: "level" },
+      el("h3", {}, name),
+      el("p", { className: "sum" }, el("b", {}, format.rate(level.mean)), ` ± ${format.rate(level.stddev)} req/s`),
+      el("p", { className: "note" }, `limit ${format.rate(level.limit)} · errors ${format.percent(level.error_rate)}`),
+      el("p", { className: "note" }, `${SOURCES[level.source] ?? level.source}, ${format.count(level.samples)} samples`),
+    );
+  }
+}
+
+/** Facts about the daemon and what drops packets. */
+export function system(status) {
+  const rows = [
+    ["Enforcer", enforcerWords(status)],
+    ...status.interfaces.map((i) => [`Interface ${i.name}`, i.reason ? `${i.mode}: ${i.reason}` : i.mode]),
+    ["Enforced", `${format.ratio(status.enforcement_ratio)} of ${format.exact(status.active_bans)} bans`],
+    ["Records", `${format.count(status.records)} read · ${format.count(status.blocked)} of banned clients`],
+    ["Rejected lines", `${format.count(status.rejected)} · late ${format.count(status.late)}`],
+    ["Backlog", status.backlog_bytes ? `${format.bytes(status.backlog_bytes)} not read yet` : "none"],
+    ["Newest record", status.log_time ? `${format.span((Date.parse(status.time) - Date.parse(status.log_time)) / 1000)} ago` : "none yet"],
+    ["Uptime", format.span(status.uptime_secs)],
+    ["Host", `CPU ${format.percent(status.host_cpu)} · memory ${format.percent(status.host_memory)}`],
+  ];
+  const list = byId("system");
+  if (list.childElementCount !== rows.length * 2) {
+    list.replaceChildren(...rows.flatMap(() => [el("dt"), el("dd")]));
+  }
+  rows.forEach(([name, value], i) => {
+    text(list.children[2 * i], name);
+    text(list.children[2 * i + 1], value);
+  });
+}
+
+/** `XDP native`, `iptables`, `dry run`. */
+export function enforcerWords(status) {
+  const names = { xdp: "XDP", iptables: "iptables", "xdp+iptables": "XDP + iptables", "dry-run": "dry run" };
+  const name = names[status.enforcer] ?? status.enforcer;
+  return status.xdp_mode ? `${name}, ${status.xdp_mode}` : name;
+}
+
+/** Everything that is not as it should be, on top of the page; the most serious first. */
+export class Banners {
+  constructor(clock) {
+    this.clock = clock;
+    this.host = byId("banners");
+    this.own = new Map();
+    this.degraded = [];
+    this.drawn = "";
+  }
+
+  /** A banner of the page itself (connection, warm-up); null takes it away. */
+  set(name, banner) {
+    if (banner) this.own.set(name, banner);
+    else this.own.delete(name);
+    this.draw();
+  }
+
+  show(degraded) {
+    this.degraded = degraded;
+    this.draw();
+  }
+
+  draw() {
+    const rows = [...this.own.values()];
+    for (const { what, reason, since } of this.degraded) {
+      rows.push({
+        level: SERIOUS.has(what) ? "bad" : "warn",
+        title: DEGRADED[what] ?? what.replaceAll("_", " "),
+        detail: reason,
+        since,
+      });
+    }
+    const order = { bad: 0, warn: 1, note: 2 };
+    rows.sort((a, b) => order[a.level] - order[b.level]);
+    const same = JSON.stringify(rows.map(({ level, title, detail }) => [level, title, detail]));
+    if (same === this.drawn) return;
+    this.drawn = same;
+    this.host.replaceChildren(
+      ...rows.map((row) =>
+        el(
+          "div",
+          { className: `banner ${row.level}` },
+          el("p", {}, el("b", {}, row.title), row.detail && ` ${row.detail}`),
+          row.since && el("time", { dateTime: row.since, title: row.since }, `since ${format.time(Date.parse(row.since), this.clock())}`),
+          row.action && el("button", { type: "button", className: "small", onclick: row.action.run }, row.action.name),
+        ),
+      ),
+    );
+  }
+}

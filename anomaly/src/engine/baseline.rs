@@ -1,1 +1,0 @@
-//! What normal looks like: the site's and the population's.

@@ -1,0 +1,204 @@
+//! By which prefix a client is counted, and which prefix is banned for it.
+//!
+//! IPv4 by address; IPv6 by /64, because one host owns 2^64 addresses there. Where a prefix that would be banned holds
+//! an address that never may be, its clients are counted and banned one by one, by /128.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+/// The prefix a client is counted by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key {
+    /// IPv4 as ::ffff:a.b.c.d.
+    bits: [u8; 16],
+    len: u8,
+}
+
+const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+
+impl Key {
+    /// The key of one address.
+    pub fn host(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(v4) => {
+                let mut bits = [0; 16];
+                bits[..12].copy_from_slice(&MAPPED);
+                bits[12..].copy_from_slice(&v4.octets());
+                Self { bits, len: 128 }
+            }
+            IpAddr::V6(v6) => Self { bits: v6.octets(), len: 128 },
+        }
+    }
+
+    fn network(address: Ipv6Addr, len: u8) -> Self {
+        let mask = u128::MAX.checked_shl(128 - u32::from(len)).unwrap_or(0);
+        Self { bits: (u128::from(address) & mask).to_be_bytes(), len }
+    }
+
+    /// The prefix it stands for.
+    pub fn prefix(&self) -> IpNet {
+        if self.len == 128 && self.bits[..12] == MAPPED {
+            let v4 = Ipv4Addr::new(self.bits[12], self.bits[13], self.bits[14], self.bits[15]);
+            return IpNet::from(IpAddr::V4(v4));
+        }
+        let address = Ipv6Addr::from(self.bits);
+        Ipv6Net::new(address, self.len).map_or_else(|_| IpNet::from(IpAddr::V6(address)), IpNet::V6)
+    }
+
+    /// The key that stands for a prefix, also one that no client is counted by.
+    pub fn of_prefix(prefix: &IpNet) -> Self {
+        match prefix {
+            IpNet::V4(v4) => Self { len: 96 + v4.prefix_len(), ..Self::host(IpAddr::V4(v4.addr())) },
+            IpNet::V6(v6) => Self { bits: v6.addr().octets(), len: v6.prefix_len() },
+        }
+    }
+
+    /// The prefix of [`Key::of_prefix`].
+    pub fn to_prefix(self) -> Option<IpNet> {
+        if self.len >= 96 && self.bits[..12] == MAPPED {
+            let v4 = Ipv4Addr::new(self.bits[12], self.bits[13], self.bits[14], self.bits[15]);
+            return Ipv4Net::new(v4, self.len - 96).ok().map(IpNet::V4);
+        }
+        Ipv6Net::new(Ipv6Addr::from(self.bits), self.len).ok().map(IpNet::V6)
+    }
+
+    /// What a hash is made of.
+    pub fn hashed(&self) -> (u64, u64, u8) {
+        let bits = u128::from_be_bytes(self.bits);
+        ((bits >> 64) as u64, bits as u64, self.len)
+    }
+
+    /// As bytes, for the store.
+    pub fn to_bytes(self) -> [u8; 17] {
+        let mut bytes = [0; 17];
+        bytes[..16].copy_from_slice(&self.bits);
+        bytes[16] = self.len;
+        bytes
+    }
+
+    /// From [`Key::to_bytes`]; `None` for anything else.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (bits, len) = bytes.split_at_checked(16)?;
+        let bits: [u8; 16] = bits.try_into().ok()?;
+        match len {
+            [len] if *len <= 128 => Some(Self { bits, len: *len }),
+            _ => None,
+        }
+    }
+}
+
+/// Addresses that are never banned, and what follows from them for their neighbours.
+#[derive(Clone, Debug, Default)]
+pub struct Exempt {
+    entries: Vec<IpNet>,
+    /// IPv6 prefixes of the length of a ban that hold such an address without being covered by one.
+    guarded: Vec<Ipv6Net>,
+    ipv6_prefix: u8,
+}
+
+impl Exempt {
+    /// From the allow-list and what else must not be banned.
+    pub fn new(allowlist: &[IpNet], never_ban: &[IpNet], ipv6_prefix: u8) -> Self {
+        let entries: Vec<IpNet> = allowlist.iter().chain(never_ban).map(|n| n.trunc()).collect();
+        let mut guarded: Vec<Ipv6Net> = entries
+            .iter()
+            .filter_map(|n| match n {
+                IpNet::V6(v6) if v6.prefix_len() > ipv6_prefix => {
+                    Ipv6Net::new(v6.addr(), ipv6_prefix).ok().map(|n| n.trunc())
+                }
+                _ => None,
+            })
+            .collect();
+        guarded.sort();
+        guarded.dedup();
+        Self { entries, guarded, ipv6_prefix }
+    }
+
+    /// Whether an address is never banned.
+    pub fn covers(&self, address: IpAddr) -> bool {
+        self.entries.iter().any(|n| n.contains(&address))
+    }
+
+    /// The first entry that shares an address with a prefix.
+    pub fn overlap(&self, prefix: &IpNet) -> Option<IpNet> {
+        self.entries.iter().find(|n| n.contains(prefix) || prefix.contains(*n)).copied()
+    }
+
+    fn is_guarded(&self, address: Ipv6Addr) -> bool {
+        !self.guarded.is_empty()
+            && Ipv6Net::new(address, self.ipv6_prefix).is_ok_and(|n| self.guarded.binary_search(&n.trunc()).is_ok())
+    }
+
+    /// The prefix an address is counted by.
+    pub fn key(&self, address: IpAddr) -> Key {
+        match address {
+            IpAddr::V4(_) => Key::host(address),
+            IpAddr::V6(v6) if self.is_guarded(v6) => Key::host(IpAddr::V6(v6)),
+            IpAddr::V6(v6) => Key::network(v6, self.ipv6_prefix.max(64)),
+        }
+    }
+
+    /// The prefix that is banned for an address.
+    pub fn ban_prefix(&self, address: IpAddr) -> IpNet {
+        match address {
+            IpAddr::V4(v4) => IpNet::V4(Ipv4Net::from(v4)),
+            IpAddr::V6(v6) if self.is_guarded(v6) => IpNet::from(IpAddr::V6(v6)),
+            IpAddr::V6(v6) => Ipv6Net::new(v6, self.ipv6_prefix)
+                .map_or_else(|_| IpNet::from(IpAddr::V6(v6)), |n| IpNet::V6(n.trunc())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(text: &str) -> IpNet {
+        text.parse().expect("a prefix")
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    #[test]
+    fn ipv6_is_counted_and_banned_by_64() {
+        let exempt = Exempt::new(&[], &[], 64);
+        assert_eq!(exempt.key(ip("2001:db8::1")), exempt.key(ip("2001:db8::ffff:2")));
+        assert_eq!(exempt.key(ip("2001:db8::1")).prefix(), net("2001:db8::/64"));
+        assert_eq!(exempt.ban_prefix(ip("2001:db8::1")), net("2001:db8::/64"));
+        assert_eq!(exempt.key(ip("192.0.2.7")).prefix(), net("192.0.2.7/32"));
+        let wide = Exempt::new(&[], &[], 48);
+        assert_eq!(wide.ban_prefix(ip("2001:db8:1:2::1")), net("2001:db8:1::/48"));
+        assert_eq!(wide.key(ip("2001:db8:1:2::1")).prefix(), net("2001:db8:1:2::/64"));
+        let narrow = Exempt::new(&[], &[], 128);
+        assert_eq!(narrow.key(ip("2001:db8::1")).prefix(), net("2001:db8::1/128"));
+    }
+
+    #[test]
+    fn an_allow_listed_neighbour_shrinks_the_ban_to_the_address() {
+        let exempt = Exempt::new(&[net("2001:db8::5/128")], &[net("10.0.0.0/8")], 64);
+        assert_eq!(exempt.ban_prefix(ip("2001:db8::1")), net("2001:db8::1/128"));
+        assert_ne!(exempt.key(ip("2001:db8::1")), exempt.key(ip("2001:db8::2")));
+        assert_eq!(exempt.ban_prefix(ip("2001:db8:0:1::1")), net("2001:db8:0:1::/64"));
+        assert!(exempt.covers(ip("2001:db8::5")) && !exempt.covers(ip("2001:db8::6")));
+        assert!(exempt.covers(ip("10.1.2.3")));
+        assert_eq!(exempt.overlap(&net("10.1.0.0/16")), Some(net("10.0.0.0/8")));
+        assert_eq!(exempt.overlap(&net("0.0.0.0/0")), Some(net("10.0.0.0/8")));
+        assert_eq!(exempt.overlap(&net("192.0.2.0/24")), None);
+    }
+
+    #[test]
+    fn survives_the_store() {
+        for text in ["192.0.2.7", "2001:db8::1", "::", "255.255.255.255"] {
+            for key in [Key::host(ip(text)), Exempt::new(&[], &[], 64).key(ip(text))] {
+                assert_eq!(Key::from_bytes(&key.to_bytes()), Some(key));
+            }
+        }
+        for text in ["192.0.2.0/24", "0.0.0.0/0", "2001:db8::/48", "::/0", "192.0.2.7/32"] {
+            assert_eq!(Key::of_prefix(&net(text)).to_prefix(), Some(net(text)));
+        }
+        assert_eq!(Key::from_bytes(&[0; 16]), None);
+    }
+}

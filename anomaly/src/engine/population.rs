@@ -1,0 +1,502 @@
+//! What clients of this site normally do: how many requests, pages, errors a client has in the window, for each minute
+//! in which it was active.
+//!
+//! An unseen address has no history, so it is judged by everybody's. Samples are the highest window that a client
+//! reached in a clock minute, so like is compared with like. They go into three memories: the rolling history, this
+//! hour of the day on past days, and a long memory that holds at least [`LONG_SAMPLES`] samples and otherwise fades by
+//! half a day (a small site has 200 samples a day, which say nothing of its far tail).
+//!
+//! Not in here: which limit follows (see `detector`), and the site as a whole (see `site`).
+
+use super::codec::{Reader, Writer};
+use super::contract::{BadState, Level, Scope, Source};
+use super::histogram::{BINS, Histogram, bin};
+use super::settings::Settings;
+
+/// What is measured of a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Measure {
+    /// All requests.
+    Requests,
+    /// Requests, assets weighing less.
+    Pages,
+    /// Distinct paths answered 4xx, assets weighing less.
+    ErrorPaths,
+    /// Most POSTs to one path.
+    Posts,
+    /// Error answers that are not for assets.
+    PageErrors,
+}
+
+/// Number of [`Measure`]s.
+pub const MEASURES: usize = 5;
+/// The long memory does not fade below this.
+const LONG_SAMPLES: f64 = 20_000.0;
+/// What is left of an hour slot, or of the long memory, a day later.
+const DAY_FADE: f64 = 0.5;
+/// Rolling history and hour slot are asked for the far tail only where they hold this many samples.
+const TAIL_SAMPLES: f64 = 1000.0;
+
+type Counts = [[u32; BINS]; MEASURES];
+type Memory = [Histogram; MEASURES];
+
+/// What is kept with each client: the bins it is counted in this minute.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen {
+    minute: u16,
+    bins: [u8; MEASURES],
+    state: SeenState,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum SeenState {
+    #[default]
+    Never,
+    Counted,
+    LeftOut,
+}
+
+impl Seen {
+    /// Writes it down.
+    pub fn save(&self, w: &mut Writer) {
+        w.uint(self.minute.into());
+        w.raw(&[self.state as u8]);
+        w.raw(&self.bins);
+    }
+
+    /// Reads what [`Seen::save`] wrote.
+    ///
+    /// # Errors
+    /// [`BadState`] where it is something else.
+    pub fn load(r: &mut Reader<'_>) -> Result<Self, BadState> {
+        let minute = r.small()?;
+        let state = match r.raw(1)?[0] {
+            0 => SeenState::Never,
+            1 => SeenState::Counted,
+            2 => SeenState::LeftOut,
+            _ => return Err(BadState),
+        };
+        let bins: [u8; MEASURES] = r.raw(MEASURES)?.try_into().map_err(|_| BadState)?;
+        if bins.iter().any(|b| usize::from(*b) >= BINS) {
+            return Err(BadState);
+        }
+        Ok(Self { minute, bins, state })
+    }
+}
+
+/// Estimate of a far tail.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Tail {
+    /// The value that one client-minute in two exceeds.
+    pub median: f64,
+    /// The value that one client-minute in 10,000 would exceed.
+    pub far: f64,
+    /// Where it is from.
+    pub source: Source,
+}
+
+/// All memories.
+#[derive(Clone, Debug)]
+pub struct Population {
+    minute: i64,
+    now: Box<Counts>,
+    /// The newest minutes, oldest first from `next` on.
+    ring: Vec<Box<Counts>>,
+    next: usize,
+    rolling: Box<Memory>,
+    long: Box<Memory>,
+    /// This hour so far; it becomes part of its slot when it is over.
+    hour: Box<Memory>,
+    slots: Vec<Memory>,
+    held: Box<Memory>,
+    day: i64,
+}
+
+fn counts() -> Box<Counts> {
+    Box::new([[0; BINS]; MEASURES])
+}
+
+impl Population {
+    /// A population nobody has been seen of.
+    pub fn new(settings: &Settings) -> Self {
+        let minutes = (settings.history_secs as usize / 60).max(1);
+        Self {
+            minute: 0,
+            now: counts(),
+            ring: vec![counts(); minutes],
+            next: 0,
+            rolling: Box::default(),
+            long: Box::default(),
+            hour: Box::default(),
+            slots: vec![Memory::default(); 24],
+            held: Box::default(),
+            day: 0,
+        }
+    }
+
+    /// Counts a client's window in the present minute, as its highest so far.
+    pub fn note(&mut self, seen: &mut Seen, values: [u32; MEASURES]) {
+        let minute = self.minute as u16;
+        if seen.state == SeenState::Never || seen.minute != minute {
+            *seen = Seen { minute, bins: values.map(bin), state: SeenState::Counted };
+            for (counts, bin) in self.now.iter_mut().zip(seen.bins) {
+                counts[bin as usize] += 1;
+            }
+        } else if seen.state == SeenState::Counted {
+            for ((counts, old), value) in self.now.iter_mut().zip(&mut seen.bins).zip(values) {
+                let new = bin(value);
+                if new > *old {
+                    counts[*old as usize] -= 1;
+                    counts[new as usize] += 1;
+                    *old = new;
+                }
+            }
+        }
+    }
+
+    /// Takes a client's window out of the present minute again: it is not to be learned from.
+    pub fn leave_out(&mut self, seen: &mut Seen) {
+        let minute = self.minute as u16;
+        if seen.state == SeenState::Counted && seen.minute == minute {
+            for (counts, bin) in self.now.iter_mut().zip(seen.bins) {
+                counts[bin as usize] -= 1;
+            }
+        }
+        *seen = Seen { minute, state: SeenState::LeftOut, ..Seen::default() };
+    }
+
+    /// The present minute of the epoch.
+    pub const fn minute(&self) -> i64 {
+        self.minute
+    }
+
+    /// Whether what a client did belongs to a minute that is over.
+    pub fn is_over(&self, seen: &Seen) -> bool {
+        seen.state != SeenState::Never && seen.minute != self.minute as u16
+    }
+
+    /// The next minute is the first one, whichever it is; everything learned stays.
+    pub fn unstart(&mut self) {
+        self.minute = 0;
+    }
+
+    /// Goes on in a minute that was saved.
+    pub fn resume(&mut self, minute: i64) {
+        self.minute = minute;
+    }
+
+    /// Log time begins anew at a minute that may lie before what was seen; everything learned stays.
+    pub fn restart(&mut self, minute: i64) {
+        add(&mut self.long, &self.now);
+        add(&mut self.hour, &self.now);
+        self.push();
+        (self.minute, self.day) = (minute, minute.div_euclid(1440));
+    }
+
+    /// Takes another length of the rolling history.
+    pub fn resize(&mut self, settings: &Settings) {
+        let minutes = (settings.history_secs as usize / 60).max(1);
+        if minutes == self.ring.len() {
+            return;
+        }
+        let now = std::mem::replace(&mut self.now, counts());
+        let mut old = std::mem::replace(&mut self.ring, vec![counts(); minutes]);
+        old.rotate_left(std::mem::take(&mut self.next));
+        *self.rolling = Memory::default();
+        for counts in old {
+            self.now = counts;
+            self.push();
+        }
+        self.now = now;
+    }
+
+    /// Begins the minute `minute` (of the epoch). With `hold`, what the minute before it has counted is kept apart
+    /// until [`Population::accept`] or [`Population::forget_held`].
+    pub fn advance(&mut self, minute: i64, hold: bool) {
+        if minute <= self.minute {
+            return;
+        }
+        let started = self.minute != 0;
+        let over = std::mem::replace(&mut self.minute, minute);
+        if !started {
+            (self.day, self.minute) = (minute.div_euclid(1440), minute);
+            return;
+        }
+        if hold {
+            add(&mut self.held, &self.now);
+            self.now = counts();
+        } else {
+            add(&mut self.long, &self.now);
+            add(&mut self.hour, &self.now);
+        }
+        self.push();
+        // Minutes without anybody push old ones out.
+        for _ in 0..(minute - over - 1).min(self.ring.len() as i64) {
+            self.push();
+        }
+        if over.div_euclid(60) != minute.div_euclid(60) {
+            let slot = &mut self.slots[over.div_euclid(60).rem_euclid(24) as usize];
+            for (slot, hour) in slot.iter_mut().zip(self.hour.iter()) {
+                slot.fade(DAY_FADE);
+                slot.merge(hour);
+            }
+            self.hour = Box::default();
+        }
+        let days = minute.div_euclid(1440) - self.day;
+        if days > 0 {
+            self.day += days;
+            for memory in self.long.iter_mut().filter(|m| m.total() > LONG_SAMPLES) {
+                let factor = DAY_FADE.powi(days.min(64) as i32).max(LONG_SAMPLES / memory.total());
+                memory.fade(factor);
+            }
+        }
+    }
+
+    /// Moves the present minute's counts into the rolling history.
+    fn push(&mut self) {
+        let slot = &mut self.ring[self.next];
+        for ((rolling, old), new) in self.rolling.iter_mut().zip(slot.iter()).zip(self.now.iter()) {
+            if old.iter().any(|c| *c > 0) {
+                rolling.subtract(old);
+            }
+            if new.iter().any(|c| *c > 0) {
+                rolling.add(new);
+            }
+        }
+        std::mem::swap(slot, &mut self.now);
+        for counts in self.now.iter_mut() {
+            counts.fill(0);
+        }
+        self.next = (self.next + 1) % self.ring.len();
+    }
+
+    /// What was held back is normal from now on.
+    pub fn accept(&mut self) {
+        for (memory, held) in self.long.iter_mut().zip(self.held.iter()) {
+            memory.merge(held);
+        }
+        self.held = Box::default();
+    }
+
+    /// What was held back is never learned.
+    pub fn forget_held(&mut self) {
+        if self.held[0].total() > 0.0 {
+            self.held = Box::default();
+        }
+    }
+
+    fn slot(&self) -> &Memory {
+        &self.slots[self.minute.div_euclid(60).rem_euclid(24) as usize]
+    }
+
+    /// The far tail of a measure, from all memories that can say: the highest, so that a rush hour or
+    /// a flash crowd is judged by itself. `prior` is the tail index that stands in while little has been seen.
+    pub fn tail(&self, measure: Measure, prior: f64) -> Tail {
+        let m = measure as usize;
+        let mut best = tail_of(&self.long[m], prior, Source::Long);
+        for (memory, source) in [(&self.rolling[m], Source::Rolling), (&self.slot()[m], Source::Hour)] {
+            if memory.total() >= TAIL_SAMPLES {
+                let tail = tail_of(memory, prior, source);
+                if tail.far > best.far {
+                    best = tail;
+                }
+            }
+        }
+        best
+    }
+
+    /// Mean and spread of a client's requests, in requests/s over the window: this hour's on past days where there are
+    /// enough samples, else the rolling history's, else the long memory's.
+    pub fn level(&self, settings: &Settings, error_rate: f64) -> Level {
+        let m = Measure::Requests as usize;
+        let enough = settings.min_hour_samples as f64;
+        let (memory, source) = if self.slot()[m].total() >= enough {
+            (&self.slot()[m], Source::Hour)
+        } else if self.rolling[m].total() >= enough {
+            (&self.rolling[m], Source::Rolling)
+        } else if self.long[m].total() >= 1.0 {
+            (&self.long[m], Source::Long)
+        } else {
+            (&self.long[m], Source::Floor)
+        };
+        let (mean, stddev) = memory.mean_and_stddev();
+        let window = f64::from(settings.window_secs);
+        Level {
+            scope: Scope::Ip,
+            mean: (mean / window).max(settings.min_mean_rps),
+            stddev: (stddev / window).max(settings.min_stddev_rps),
+            error_rate,
+            samples: memory.total() as u64,
+            source,
+        }
+    }
+
+    /// Writes down what has been learned; the present minute is lost, unless it is saved with the clients.
+    pub fn save(&self, w: &mut Writer) {
+        w.int(self.minute);
+        w.int(self.day);
+        for memory in [&self.long, &self.hour, &self.held] {
+            memory.iter().for_each(|h| h.save(w));
+        }
+        self.slots.iter().flatten().for_each(|h| h.save(w));
+        w.uint(self.ring.len() as u64);
+        for i in 0..self.ring.len() {
+            save_counts(&self.ring[(self.next + i) % self.ring.len()], w);
+        }
+        save_counts(&self.now, w);
+    }
+
+    /// Reads what [`Population::save`] wrote.
+    ///
+    /// # Errors
+    /// [`BadState`] where it is something else.
+    pub fn load(r: &mut Reader<'_>, settings: &Settings) -> Result<Self, BadState> {
+        let mut population = Self::new(settings);
+        population.minute = r.int()?;
+        population.day = r.int()?;
+        for memory in [&mut population.long, &mut population.hour, &mut population.held] {
+            for histogram in memory.iter_mut() {
+                *histogram = Histogram::load(r)?;
+            }
+        }
+        for histogram in population.slots.iter_mut().flatten() {
+            *histogram = Histogram::load(r)?;
+        }
+        let minutes = r.count(MEASURES)?;
+        for _ in 0..minutes {
+            population.now = load_counts(r)?;
+            population.push();
+        }
+        population.now = load_counts(r)?;
+        Ok(population)
+    }
+}
+
+fn add(memory: &mut Memory, counts: &Counts) {
+    for (histogram, counts) in memory.iter_mut().zip(counts) {
+        histogram.add(counts);
+    }
+}
+
+fn save_counts(counts: &Counts, w: &mut Writer) {
+    for counts in counts {
+        w.uint(counts.iter().filter(|c| **c > 0).count() as u64);
+        for (bin, count) in counts.iter().enumerate().filter(|(_, c)| **c > 0) {
+            w.raw(&[bin as u8]);
+            w.uint(u64::from(*count));
+        }
+    }
+}
+
+fn load_counts(r: &mut Reader<'_>) -> Result<Box<Counts>, BadState> {
+    let mut all = counts();
+    for counts in all.iter_mut() {
+        for _ in 0..r.count(2)? {
+            let bin = usize::from(r.raw(1)?[0]);
+            *counts.get_mut(bin).ok_or(BadState)? = r.small()?;
+        }
+    }
+    Ok(all)
+}
+
+/// The value that one sample in 10,000 would exceed, by Weissman's estimator: the quantile that the samples can just
+/// about say (one in 1000, or the fifth largest), carried on along a Pareto tail.
+///
+/// x(p) = x(p0) * (p0 / p)^xi (I. Weissman, JASA 73, 1978), with the tail index xi as the slope between x(10 p0) and
+/// x(p0) on log-log scale, shrunk towards `prior` while there are few samples. Nothing seen: both figures are 0.
+fn tail_of(memory: &Histogram, prior: f64, source: Source) -> Tail {
+    const FAR: f64 = 1e-4;
+    const PRIOR_SAMPLES: f64 = 300.0;
+    let n = memory.total();
+    if n < 1.0 {
+        return Tail { median: 0.0, far: 0.0, source: Source::Floor };
+    }
+    let near = (5.0 / n).clamp(1e-3, 0.5);
+    let nearer = (10.0 * near).min(0.5);
+    let (x, y) = (memory.upper(near), memory.upper(nearer));
+    let slope = if nearer > near { (x.max(1.0) / y.max(1.0)).ln() / (nearer / near).ln() } else { prior };
+    let index = ((n * slope + PRIOR_SAMPLES * prior) / (n + PRIOR_SAMPLES)).clamp(0.0, 1.0);
+    Tail { median: memory.upper(0.5), far: x * (near / FAR).powf(index), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filled(values: impl IntoIterator<Item = u32>) -> Population {
+        let mut population = Population::new(&Settings::default());
+        population.advance(1_000_000, false);
+        for value in values {
+            population.note(&mut Seen::default(), [value; MEASURES]);
+        }
+        population.advance(1_000_001, false);
+        population
+    }
+
+    #[test]
+    fn a_client_counts_once_a_minute_with_its_highest() {
+        let mut population = Population::new(&Settings::default());
+        population.advance(1_000_000, false);
+        let mut seen = Seen::default();
+        for value in [1, 5, 3] {
+            population.note(&mut seen, [value; MEASURES]);
+        }
+        population.advance(1_000_001, false);
+        population.note(&mut seen, [2; MEASURES]);
+        population.advance(1_000_002, false);
+        assert_eq!(population.long[0].total(), 2.0);
+        assert_eq!(population.long[0].upper(0.4), 5.0);
+        assert_eq!(population.long[0].upper(0.6), 2.0);
+    }
+
+    #[test]
+    fn flagged_clients_and_held_minutes_are_not_learned() {
+        let mut population = filled([1; 10]);
+        let mut seen = Seen::default();
+        population.note(&mut seen, [500; MEASURES]);
+        population.leave_out(&mut seen);
+        population.note(&mut seen, [600; MEASURES]);
+        population.advance(1_000_002, false);
+        assert_eq!(population.long[0].total(), 10.0);
+        population.note(&mut Seen::default(), [700; MEASURES]);
+        population.advance(1_000_003, true);
+        assert_eq!(population.long[0].total(), 10.0);
+        population.accept();
+        assert_eq!(population.long[0].total(), 11.0);
+    }
+
+    #[test]
+    fn the_rolling_history_forgets_and_the_long_memory_does_not() {
+        let mut population = filled([7; 100]);
+        assert_eq!(population.rolling[0].total(), 100.0);
+        population.advance(1_000_031, false);
+        assert_eq!(population.rolling[0].total(), 0.0);
+        population.advance(1_000_001 + 3 * 1440, false);
+        assert_eq!(population.long[0].total(), 100.0);
+    }
+
+    #[test]
+    fn a_pareto_tail_is_carried_on() {
+        // P(X > x) = 1 / x: one in 10,000 exceeds 10,000.
+        let tail = filled((1..=50_000).map(|i| 50_000 / i)).tail(Measure::Pages, 0.5);
+        assert!((5_000.0..20_000.0).contains(&tail.far), "{tail:?}");
+        // No tail at all: everybody does the same.
+        let tail = filled([600; 5000]).tail(Measure::Pages, 0.5);
+        assert!((580.0..800.0).contains(&tail.far), "{tail:?}");
+        assert_eq!(Population::new(&Settings::default()).tail(Measure::Pages, 0.5).far, 0.0);
+    }
+
+    #[test]
+    fn survives_the_store() {
+        let population = filled((0..500).map(|i| i % 60));
+        let mut w = Writer::new(1);
+        population.save(&mut w);
+        let bytes = w.finish();
+        let mut r = Reader::new(&bytes, 1).expect("its version");
+        let again = Population::load(&mut r, &Settings::default()).expect("its own bytes");
+        assert_eq!(again.rolling, population.rolling);
+        assert_eq!(again.long, population.long);
+        assert_eq!(again.tail(Measure::Posts, 0.3), population.tail(Measure::Posts, 0.3));
+    }
+}

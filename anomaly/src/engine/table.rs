@@ -1,0 +1,305 @@
+//! All clients that are followed: found by a hash, kept in slabs, thrown out when their window is empty.
+//!
+//! When the table is full, a new client takes the place of the least active of [`SAMPLE`] that a hand
+//! passes. Who keeps sending is never the least active of eight for long, so an attacker who fills the table with
+//! addresses seen once cannot push out one that floods; and each step costs the same, however large the table is.
+//! The order of the hash never shows: everything else goes by the index in the slab.
+
+use std::hash::BuildHasher;
+
+use foldhash::fast::RandomState;
+use hashbrown::HashTable;
+
+use super::key::Key;
+use super::population::Seen;
+use super::window::Window;
+
+/// Clients the hand looks at when it must make room.
+const SAMPLE: usize = 8;
+/// Clients the hand looks at when a new one comes, to throw out those that are idle.
+const SWEEP: usize = 4;
+const SLAB: usize = 1024;
+
+/// What is known of one client.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// Its prefix.
+    pub key: Key,
+    /// Flags of this client.
+    pub flags: u8,
+    /// Its part in what is being learned.
+    pub seen: Seen,
+    /// The newest second it was seen in, wrapped.
+    pub last: u32,
+    /// Its requests.
+    pub window: Window,
+}
+
+impl Client {
+    /// Never judged: allow-listed.
+    pub const EXEMPT: u8 = 1;
+    /// Among the busiest, see `top`.
+    pub const TOP: u8 = 1 << 1;
+    /// Its newest requests are kept, see `evidence`.
+    pub const WATCHED: u8 = 1 << 2;
+    /// It has a history of its own, see `known`.
+    pub const KNOWN: u8 = 1 << 3;
+    /// The brake has held back its ban, and said so.
+    pub const BRAKED: u8 = 1 << 4;
+    /// The place in the slab is free.
+    const FREE: u8 = 1 << 7;
+
+    /// Whether a flag is set.
+    pub const fn is(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+}
+
+/// The table.
+#[derive(Clone, Debug)]
+pub struct Table {
+    index: HashTable<u32>,
+    slabs: Vec<Vec<Client>>,
+    free: Vec<u32>,
+    hand: usize,
+    capacity: usize,
+    peak: usize,
+    evicted: u64,
+    hasher: RandomState,
+}
+
+impl Table {
+    /// An empty table for at most `capacity` clients.
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            index: HashTable::new(),
+            slabs: Vec::new(),
+            free: Vec::new(),
+            hand: 0,
+            capacity: capacity.max(1),
+            peak: 0,
+            evicted: 0,
+            hasher: RandomState::default(),
+        }
+    }
+
+    /// Clients followed now.
+    pub fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    /// Most ever.
+    pub const fn peak(&self) -> usize {
+        self.peak
+    }
+
+    /// Clients that had to make room.
+    pub const fn evicted(&self) -> u64 {
+        self.evicted
+    }
+
+    /// Takes over the counters of a table that is given up.
+    pub fn inherit(&mut self, other: &Self) {
+        (self.peak, self.evicted) = (other.peak, other.evicted);
+    }
+
+    /// The places of all clients.
+    pub fn places_in_use(&self) -> Vec<u32> {
+        self.iter().map(|(index, _)| index).collect()
+    }
+
+    /// Takes another capacity; a smaller one is reached as new clients come.
+    pub fn set_capacity(&mut self, capacity: usize) {
+        self.capacity = capacity.max(1);
+    }
+
+    fn hash(&self, key: &Key) -> u64 {
+        self.hasher.hash_one(key.hashed())
+    }
+
+    /// Where a client is.
+    pub fn find(&self, key: &Key) -> Option<u32> {
+        let hash = self.hash(key);
+        self.index.find(hash, |i| get(&self.slabs, *i).key == *key).copied()
+    }
+
+    /// A client by its place.
+    pub fn get(&self, index: u32) -> &Client {
+        get(&self.slabs, index)
+    }
+
+    /// A client by its place.
+    pub fn get_mut(&mut self, index: u32) -> &mut Client {
+        &mut self.slabs[index as usize / SLAB][index as usize % SLAB]
+    }
+
+    /// The client's place, a new one where it was not followed. `oldest` is the oldest second of the window;
+    /// `dropped` is told of each client that goes.
+    pub fn entry(&mut self, key: Key, oldest: u32, mut dropped: impl FnMut(u32, &Client)) -> (u32, bool) {
+        let hash = self.hash(&key);
+        if let Some(index) = self.index.find(hash, |i| get(&self.slabs, *i).key == key) {
+            return (*index, false);
+        }
+        self.sweep(SWEEP, oldest, &mut dropped);
+        while self.len() >= self.capacity {
+            self.evict(&mut dropped);
+        }
+        let client = Client { key, flags: 0, seen: Seen::default(), last: oldest, window: Window::default() };
+        let index = match self.free.pop() {
+            Some(index) => {
+                *self.get_mut(index) = client;
+                index
+            }
+            None => {
+                if self.slabs.last().is_none_or(|s| s.len() == SLAB) {
+                    // The first slab grows, so that a small site stays small.
+                    let first = if self.slabs.is_empty() { 16 } else { SLAB };
+                    self.slabs.push(Vec::with_capacity(first));
+                }
+                let slab = self.slabs.len() - 1;
+                self.slabs[slab].push(client);
+                (slab * SLAB + self.slabs[slab].len() - 1) as u32
+            }
+        };
+        let (slabs, hasher) = (&self.slabs, &self.hasher);
+        self.index.insert_unique(hash, index, |i| hasher.hash_one(get(slabs, *i).key.hashed()));
+        self.peak = self.peak.max(self.index.len());
+        (index, true)
+    }
+
+    fn places(&self) -> usize {
+        self.slabs.last().map_or(0, |last| (self.slabs.len() - 1) * SLAB + last.len())
+    }
+
+    fn step(&mut self) -> u32 {
+        let index = self.hand;
+        self.hand += 1;
+        if self.hand >= self.places() {
+            self.hand = 0;
+        }
+        index as u32
+    }
+
+    /// Moves the hand past `n` places and throws out clients that were not seen since `oldest`.
+    pub fn sweep(&mut self, n: usize, oldest: u32, dropped: &mut impl FnMut(u32, &Client)) {
+        for _ in 0..n.min(self.places()) {
+            let index = self.step();
+            let client = self.get(index);
+            if !client.is(Client::FREE) && (client.last.wrapping_sub(oldest) as i32) < 0 {
+                dropped(index, client);
+                self.remove(index);
+            }
+        }
+    }
+
+    fn evict(&mut self, dropped: &mut impl FnMut(u32, &Client)) {
+        let mut victim: Option<(u32, u32, u32)> = None;
+        // Free places do not count, and there are fewer of them than of clients.
+        let mut left = SAMPLE;
+        for _ in 0..self.places() {
+            let index = self.step();
+            let client = self.get(index);
+            if client.is(Client::FREE) {
+                continue;
+            }
+            let rank = (client.window.pages_tenths().max(client.window.errors() * 10), client.last, index);
+            if victim.is_none_or(|v| rank.0 < v.0 || (rank.0 == v.0 && (rank.1.wrapping_sub(v.1) as i32) < 0)) {
+                victim = Some(rank);
+            }
+            left -= 1;
+            if left == 0 {
+                break;
+            }
+        }
+        if let Some((_, _, index)) = victim {
+            dropped(index, self.get(index));
+            self.remove(index);
+            self.evicted += 1;
+        }
+    }
+
+    /// Forgets a client.
+    pub fn remove(&mut self, index: u32) {
+        let hash = self.hash(&self.get(index).key);
+        if let Ok(entry) = self.index.find_entry(hash, |i| *i == index) {
+            entry.remove();
+            let client = self.get_mut(index);
+            client.flags = Client::FREE;
+            client.window = Window::default();
+            self.free.push(index);
+        }
+    }
+
+    /// All clients, in the order of their places.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &Client)> {
+        let clients = self.slabs.iter().flatten().enumerate();
+        clients.filter(|(_, c)| !c.is(Client::FREE)).map(|(i, c)| (i as u32, c))
+    }
+
+    /// Heap bytes, as an upper bound: what is allocated, whether used or not.
+    pub fn heap_bytes(&self) -> usize {
+        let places: usize = self.slabs.iter().map(|s| s.capacity() * size_of::<Client>()).sum();
+        let windows: usize = self.slabs.iter().flatten().map(|c| c.window.heap_bytes()).sum();
+        places + windows + self.index.allocation_size() + self.free.capacity() * 4
+    }
+}
+
+fn get(slabs: &[Vec<Client>], index: u32) -> &Client {
+    &slabs[index as usize / SLAB][index as usize % SLAB]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::signals::Kind;
+    use super::*;
+    use std::net::{IpAddr, Ipv4Addr};
+
+    fn key(i: u32) -> Key {
+        Key::host(IpAddr::V4(Ipv4Addr::from(i)))
+    }
+
+    fn touch(table: &mut Table, i: u32, sec: u32) {
+        let (index, _) = table.entry(key(i), sec - 59, |_, _| {});
+        let client = table.get_mut(index);
+        client.window.expire(sec - 59);
+        client.window.add(sec, Kind::of(b"GET", b"/", 200), 0);
+        client.last = sec;
+    }
+
+    #[test]
+    fn never_exceeds_its_capacity_and_keeps_who_keeps_sending() {
+        let mut table = Table::new(1000);
+        for i in 0..100_000u32 {
+            touch(&mut table, 1 << 31 | i, 1000 + i / 5000);
+            if i % 250 == 0 {
+                touch(&mut table, 7, 1000 + i / 5000);
+            }
+            assert!(table.len() <= 1000);
+        }
+        assert_eq!(table.peak(), 1000);
+        let index = table.find(&key(7)).expect("a client that keeps sending");
+        assert_eq!(table.get(index).window.requests(), 400);
+    }
+
+    #[test]
+    fn idle_clients_go_as_new_ones_come() {
+        let mut table = Table::new(1_000_000);
+        for i in 0..50_000u32 {
+            touch(&mut table, i, 1000 + i / 10);
+        }
+        // 600 of them were seen in the newest minute.
+        assert!(table.len() < 1200, "{}", table.len());
+        assert_eq!(table.evicted(), 0);
+    }
+
+    #[test]
+    fn a_client_seen_twice_costs_little() {
+        let mut table = Table::new(1_000_000);
+        for i in 0..300_000u32 {
+            touch(&mut table, i, 1000);
+            touch(&mut table, i, 1001);
+        }
+        let bytes = table.heap_bytes() / table.len();
+        assert!(bytes <= 160, "{bytes} bytes");
+    }
+}

@@ -1,1 +1,0 @@
-//! Slack and a generic webhook: a bounded queue, coalescing, retry; never in the way.

@@ -1,0 +1,350 @@
+//! Slack and a generic JSON webhook: a bounded queue, coalescing, retry; never in the way.
+//!
+//! [`Notifier::send`] never blocks and never fails; a task of its own per sink collects, posts and
+//! retries. Nothing here decides what is worth a notice.
+//!
+//! # Bounds
+//! What waits for a sink is one message: it keeps the newest notices of each kind (10 for Slack, 1000 for
+//! the webhook) and counts the rest ([`SinkHealth::folded`]). So neither a flood of bans nor an outage of days
+//! grows it, no number is ever lost to it, and the outage ends in one message. A message is sent a second
+//! after its first notice; while notices keep coming, ever more of them wait for the next one (up to 20 s).
+
+mod batch;
+mod deliver;
+mod slack;
+mod text;
+mod webhook;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use batch::Batch;
+
+use crate::config::{self, Secret};
+use crate::engine::{Ban, Braked, Finding, LevelAccepted, NotEffective, Unban};
+use crate::time::Timestamp;
+
+/// Something people want to hear of.
+#[derive(Clone, Debug)]
+pub enum Notice {
+    /// A ban.
+    Ban {
+        /// What was decided.
+        ban: Box<Ban>,
+        /// Who drops it.
+        enforcer: String,
+        /// Why it is not enforced.
+        error: Option<String>,
+    },
+    /// The end of a ban.
+    Unban {
+        /// What was decided.
+        unban: Unban,
+        /// Packets the ban had dropped.
+        packets: u64,
+        /// Bytes the ban had dropped.
+        bytes: u64,
+    },
+    /// The site as a whole is unusual.
+    GlobalAnomaly(Box<Finding>),
+    /// A ban that the brake held back.
+    Braked(Box<Braked>),
+    /// Records of a banned prefix keep coming.
+    NotEffective {
+        /// The proof.
+        proof: NotEffective,
+        /// The likely reason.
+        reason: String,
+    },
+    /// A new level became normal.
+    LevelAccepted(LevelAccepted),
+    /// A rung of the enforcement ladder could not be taken.
+    Fallback {
+        /// When.
+        at: Timestamp,
+        /// Interface, where it is one interface's trouble.
+        interface: Option<String>,
+        /// The rung that failed.
+        from: String,
+        /// The rung taken instead.
+        to: String,
+        /// Why.
+        reason: String,
+    },
+    /// Something is not as it should be.
+    Degraded {
+        /// When.
+        at: Timestamp,
+        /// The stable word of `status`.
+        what: String,
+        /// What and why.
+        reason: String,
+    },
+    /// It is as it should be again.
+    Recovered {
+        /// When.
+        at: Timestamp,
+        /// The stable word of `status`.
+        what: String,
+        /// How long it was not.
+        after: Duration,
+    },
+    /// Anything else worth a line (`map_full`, `repaired`, `off`, `started`, ...).
+    Other {
+        /// When.
+        at: Timestamp,
+        /// The event's word, as in the audit log.
+        event: String,
+        /// What happened.
+        text: String,
+    },
+}
+
+/// How a sink is doing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SinkHealth {
+    /// `slack` or `webhook`.
+    pub name: &'static str,
+    /// Messages that were accepted.
+    pub sent: u64,
+    /// Notices in them.
+    pub delivered: u64,
+    /// Posts that failed and were, or will be, repeated.
+    pub retried: u64,
+    /// Notices that were given up: refused for good, or the daemon ended.
+    pub lost: u64,
+    /// Notices of which only the number is (or was) told, because too many waited.
+    pub folded: u64,
+    /// Notices that wait.
+    pub waiting: u64,
+    /// For how long nothing has got through, and why (without the URL); `None` while all is well.
+    pub failing: Option<(Duration, String)>,
+}
+
+/// Why the notifier could not be set up; never has the URL in it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotifyError {
+    /// Not an http or https URL.
+    #[error("notify: the {0} URL is not a valid http or https URL")]
+    BadUrl(&'static str),
+}
+
+/// How fast it goes; the defaults are what the daemon uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// How long notices are collected after a quiet time. Default 1 s.
+    pub collect: Duration,
+    /// How long while they keep coming. Default 20 s.
+    pub collect_max: Duration,
+    /// A post that takes longer has failed. Default 10 s.
+    pub timeout: Duration,
+    /// Wait after the first failure; doubles. Default 1 s.
+    pub retry: Duration,
+    /// Longest wait between two attempts, unless the sink asks for more. Default 5 min.
+    pub retry_max: Duration,
+    /// Longest wait that a sink may ask for (`Retry-After`). Default 15 min.
+    pub asked_max: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            collect: Duration::from_secs(1),
+            collect_max: Duration::from_secs(20),
+            timeout: Duration::from_secs(10),
+            retry: Duration::from_secs(1),
+            retry_max: Duration::from_secs(300),
+            asked_max: Duration::from_secs(900),
+        }
+    }
+}
+
+/// Takes notices from any thread. Cheap to clone; the tasks end after [`Notifier::finish`], or when the last
+/// clone is gone and what waited was posted.
+#[derive(Clone, Debug)]
+pub struct Notifier {
+    sinks: Arc<Vec<Sink>>,
+    /// True once the daemon ends: do not collect any longer.
+    closing: Arc<watch::Sender<bool>>,
+    tasks: Arc<Mutex<Vec<JoinHandle<()>>>>,
+}
+
+#[derive(Debug)]
+struct Sink {
+    inbox: Arc<Inbox>,
+    score: Arc<Score>,
+}
+
+/// The next message of a sink.
+#[derive(Debug)]
+struct Inbox {
+    batch: Mutex<Batch>,
+    bell: Notify,
+    keep: usize,
+}
+
+impl Inbox {
+    fn new(keep: usize) -> Self {
+        Self { batch: Mutex::new(Batch::new(keep)), bell: Notify::new(), keep }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Batch> {
+        self.batch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self) -> Batch {
+        std::mem::replace(&mut *self.lock(), Batch::new(self.keep))
+    }
+
+    /// What could not be posted, before what came since. Returns how many were folded.
+    fn put_back(&self, mut earlier: Batch) -> u64 {
+        let mut batch = self.lock();
+        let folded = earlier.append(std::mem::replace(&mut *batch, Batch::new(0)));
+        *batch = earlier;
+        folded
+    }
+}
+
+/// What a task counts, for those who ask.
+#[derive(Debug, Default)]
+struct Score {
+    name: &'static str,
+    sent: AtomicU64,
+    delivered: AtomicU64,
+    retried: AtomicU64,
+    taken: AtomicU64,
+    given_up: AtomicU64,
+    folded: AtomicU64,
+    failing: Mutex<Option<(Instant, String)>>,
+}
+
+impl Score {
+    fn set_failing(&self, error: String) {
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = failing.as_ref().map_or_else(Instant::now, |(since, _)| *since);
+        *failing = Some((since, error));
+    }
+
+    fn set_well(&self) {
+        *self.failing.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn health(&self) -> SinkHealth {
+        let (delivered, given_up) = (self.delivered.load(Ordering::Relaxed), self.given_up.load(Ordering::Relaxed));
+        let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        SinkHealth {
+            name: self.name,
+            sent: self.sent.load(Ordering::Relaxed),
+            delivered,
+            retried: self.retried.load(Ordering::Relaxed),
+            lost: given_up,
+            folded: self.folded.load(Ordering::Relaxed),
+            waiting: self.taken.load(Ordering::Relaxed).saturating_sub(delivered + given_up),
+            failing: failing.as_ref().map(|(since, error)| (since.elapsed(), error.clone())),
+        }
+    }
+}
+
+/// The form of a sink's messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Slack,
+    Webhook,
+}
+
+impl Notifier {
+    /// Starts a task for each configured sink on the current tokio runtime. Without a sink it takes
+    /// notices and forgets them.
+    ///
+    /// # Errors
+    /// A URL that is none.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime, where a sink is configured.
+    pub fn start(settings: &config::Notify) -> Result<Self, NotifyError> {
+        Self::with_pace(settings, Pace::default())
+    }
+
+    /// As [`Notifier::start`], at another pace.
+    ///
+    /// # Errors
+    /// A URL that is none.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime, where a sink is configured.
+    pub fn with_pace(settings: &config::Notify, pace: Pace) -> Result<Self, NotifyError> {
+        let wanted =
+            [("slack", Form::Slack, &settings.slack_webhook_url), ("webhook", Form::Webhook, &settings.webhook_url)];
+        let mut posts = Vec::new();
+        for (name, form, url) in wanted {
+            if let Some(url) = url {
+                posts.push((name, form, parse_url(url).ok_or(NotifyError::BadUrl(name))?));
+            }
+        }
+        let (closing, _) = watch::channel(false);
+        let mut sinks = Vec::new();
+        let mut tasks = Vec::new();
+        for (name, form, url) in posts {
+            let inbox = Arc::new(Inbox::new(match form {
+                Form::Slack => slack::SHOWN,
+                Form::Webhook => webhook::SHOWN,
+            }));
+            let score = Arc::new(Score { name, ..Score::default() });
+            let task = deliver::Task {
+                form,
+                url,
+                dashboard: settings.dashboard_url.clone(),
+                pace,
+                score: Arc::clone(&score),
+                inbox: Arc::clone(&inbox),
+                closing: closing.subscribe(),
+            };
+            tasks.push(tokio::spawn(task.run()));
+            sinks.push(Sink { inbox, score });
+        }
+        Ok(Self { sinks: Arc::new(sinks), closing: Arc::new(closing), tasks: Arc::new(Mutex::new(tasks)) })
+    }
+
+    /// Hands a notice over. Costs less than a microsecond and never waits for a sink.
+    pub fn send(&self, notice: Notice) {
+        let notice = Arc::new(notice);
+        for sink in self.sinks.iter() {
+            sink.score.taken.fetch_add(1, Ordering::Relaxed);
+            let folded = sink.inbox.lock().add(Arc::clone(&notice));
+            sink.score.folded.fetch_add(folded, Ordering::Relaxed);
+            sink.inbox.bell.notify_one();
+        }
+    }
+
+    /// Every configured sink.
+    pub fn health(&self) -> Vec<SinkHealth> {
+        self.sinks.iter().map(|s| s.score.health()).collect()
+    }
+
+    /// Posts what waits, for at most `limit`, and ends the tasks; what could not be posted is lost. For the
+    /// end of the daemon, and for the old notifier after a reload.
+    pub async fn finish(self, limit: Duration) {
+        self.closing.send_replace(true);
+        let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        let deadline = Instant::now() + limit;
+        for mut task in tasks {
+            if tokio::time::timeout_at(deadline, &mut task).await.is_err() {
+                task.abort();
+            }
+        }
+        for sink in self.sinks.iter() {
+            let waiting = sink.score.health().waiting;
+            sink.score.given_up.fetch_add(waiting, Ordering::Relaxed);
+        }
+    }
+}
+
+fn parse_url(url: &Secret) -> Option<reqwest::Url> {
+    let url = reqwest::Url::parse(url.expose().trim()).ok()?;
+    (matches!(url.scheme(), "http" | "https") && url.has_host()).then_some(url)
+}

@@ -1,0 +1,61 @@
+//! A batch as JSON for any program: the same rows as in the audit log.
+
+use serde_json::{Value, json};
+
+use super::Notice;
+use super::batch::Batch;
+use super::slack::page;
+use super::text::Words;
+use crate::audit::Event;
+
+/// Notices of one kind that a message carries.
+pub(super) const SHOWN: usize = 1000;
+
+/// The body of the POST: `source`, `version`, `counts` per kind, `omitted` (those of which only the
+/// number is told), and `events`, each with `event`, its audit keys, `text` and `url`.
+pub(super) fn message(batch: &Batch, dashboard: Option<&str>) -> String {
+    let counts: serde_json::Map<String, Value> =
+        batch.groups().map(|(kind, group)| (kind.word().to_owned(), group.count.into())).collect();
+    let events: Vec<Value> =
+        batch.groups().flat_map(|(_, group)| &group.newest).map(|notice| event(notice, dashboard)).collect();
+    let omitted = batch.count() - events.len() as u64;
+    json!({
+        "source": "anomaly",
+        "version": env!("CARGO_PKG_VERSION"),
+        "counts": counts,
+        "omitted": omitted,
+        "events": events,
+    })
+    .to_string()
+}
+
+fn event(notice: &Notice, dashboard: Option<&str>) -> Value {
+    let words = Words::of(notice);
+    let mut row = match notice {
+        Notice::Ban { ban, enforcer, error } => {
+            Event::Ban { ban, error: error.as_deref() }.json(words.at, Some(enforcer))
+        }
+        Notice::Unban { unban, packets, bytes } => {
+            Event::Unban { unban, packets: *packets, bytes: *bytes, error: None }.json(words.at, None)
+        }
+        Notice::GlobalAnomaly(finding) => Event::GlobalAnomaly(finding).json(words.at, None),
+        Notice::Braked(braked) => Event::Braked(braked).json(words.at, None),
+        Notice::NotEffective { proof, reason } => Event::NotEffective { proof, reason }.json(words.at, None),
+        Notice::LevelAccepted(level) => Event::LevelAccepted(level).json(words.at, None),
+        Notice::Fallback { interface, from, to, reason, .. } => {
+            Event::Fallback { interface: interface.as_deref(), from, to, reason }.json(words.at, None)
+        }
+        Notice::Degraded { what, reason, .. } => {
+            Event::Degraded { what, reason, recovered: false }.json(words.at, None)
+        }
+        Notice::Recovered { what, .. } => Event::Degraded { what, reason: "", recovered: true }.json(words.at, None),
+        Notice::Other { event, .. } => {
+            json!({ "ts": words.at.to_string(), "event": crate::report::inert(event.as_bytes()), "ok": true, "error": null })
+        }
+    };
+    row["text"] = words.line().into();
+    if let (Some(url), Some(ip)) = (dashboard, &words.ip) {
+        row["url"] = page(url, ip).into();
+    }
+    row
+}

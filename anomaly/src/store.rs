@@ -1,1 +1,0 @@
-//! What outlives a restart: bans, offences, baseline, checkpoints and history, in SQLite.

@@ -1,0 +1,328 @@
+//! The audit log and the firewall snapshots: whole lines, bounded files, full disks.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anomaly::audit::{Audit, Change, Event, GENERATIONS, Snapshots};
+use anomaly::engine::{
+    Ban, BaselineUpdate, Braked, Finding, Level, LevelAccepted, NotEffective, Origin, Rule, Scope, Source, Unban,
+};
+use anomaly::time::Timestamp;
+use ipnet::IpNet;
+use serde_json::{Value, json};
+
+use crate::store_crash::SmallDisk;
+
+fn at(secs: i64) -> Timestamp {
+    Timestamp::from_secs(1_777_281_951 + secs)
+}
+
+fn net(text: &str) -> IpNet {
+    text.parse().expect("a valid prefix")
+}
+
+fn ban(note: &str) -> Ban {
+    Ban {
+        prefix: net("203.0.113.10/32"),
+        at: at(0),
+        until: Some(at(600)),
+        offence: 1,
+        origin: Origin::Operator,
+        finding: None,
+        note: note.into(),
+        in_past: false,
+    }
+}
+
+fn lines(path: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(path).expect("an audit log");
+    assert!(text.ends_with('\n'));
+    text.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e}: {l:?}"))).collect()
+}
+
+#[test]
+fn a_ban_is_one_line_with_the_documented_keys() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("log/audit.jsonl");
+    let mut audit = Audit::open(&path, 1 << 20);
+    let ban = ban("bad\n{\"event\":\"off\"}\u{1b}[2J\u{202e}");
+    audit.write(at(1), "xdp", &Event::Ban { ban: &ban, error: None }).expect("written");
+    audit.write(at(2), "xdp", &Event::Ban { ban: &ban, error: Some("EPERM") }).expect("written");
+    let unban = Unban { prefix: ban.prefix, at: at(600), offence: 1, origin: Origin::Detector };
+    audit.write(at(601), "xdp", &Event::Unban { unban: &unban, packets: 7, bytes: 420, error: None }).expect("written");
+    let all = lines(&path);
+    assert_eq!(all.len(), 3);
+    assert_eq!(
+        all[0],
+        serde_json::json!({
+            "ts": "2026-04-27T09:25:52Z", "event": "ban", "enforcer": "xdp", "ok": true, "error": null,
+            "time": "2026-04-27T09:25:51Z", "action": "ban", "ip": "203.0.113.10", "offence": 1, "duration_secs": 600,
+            "until": "2026-04-27T09:35:51Z", "origin": "operator", "in_past": false,
+            "reason": "bad\\n{\"event\":\"off\"}\\u{1b}[2J\\u{202e}",
+        })
+    );
+    assert_eq!((&all[1]["ok"], &all[1]["error"]), (&Value::Bool(false), &Value::from("EPERM")));
+    assert_eq!((&all[2]["packets"], &all[2]["event"]), (&Value::from(7), &Value::from("unban")));
+}
+
+fn level(scope: Scope) -> Level {
+    Level { scope, mean: 41.0, stddev: 9.5, error_rate: 0.0123, samples: 1800, source: Source::Hour }
+}
+
+fn finding(scope: Scope) -> Finding {
+    Finding {
+        at: at(0),
+        rule: Rule::ZScore,
+        error_surge: false,
+        rate: 930.1,
+        baseline: level(scope),
+        z_score: 93.6,
+        signal: None,
+        limit: 66.0,
+        requests: 55_806,
+        errors: 3,
+        samples: Vec::new(),
+    }
+}
+
+#[test]
+fn every_event_has_its_name_and_its_facts() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("audit.jsonl");
+    let mut audit = Audit::open(&path, 1 << 20);
+    let update = BaselineUpdate { at: at(0), global: level(Scope::Global), ip: level(Scope::Ip) };
+    let accepted =
+        LevelAccepted { at: at(0), scope: Scope::Global, before: level(Scope::Global), after: level(Scope::Global) };
+    let braked = Braked { prefix: net("203.0.113.10/32"), finding: finding(Scope::Ip), bans_last_minute: 21 };
+    let proof = NotEffective {
+        prefix: net("2001:db8::/64"),
+        client: "2001:db8::1".parse().expect("an address"),
+        peer: None,
+        banned_at: at(-30),
+        at: at(0),
+        records: 5,
+    };
+    let many: Vec<IpNet> = (0..=255u8).map(|n| net(&format!("10.0.0.{n}/32"))).collect();
+    let global = finding(Scope::Global);
+    let events = [
+        (Event::GlobalAnomaly(&global), "global_anomaly", json!({ "rate": 930.1, "z_score": 93.6, "rule": "z_score" })),
+        (Event::Baseline(&update), "baseline", json!({ "time": "2026-04-27T09:25:51Z" })),
+        (
+            Event::Fallback { interface: Some("eth0"), from: "xdp native", to: "xdp generic", reason: "EOPNOTSUPP" },
+            "fallback",
+            json!({ "interface": "eth0", "from": "xdp native", "to": "xdp generic", "reason": "EOPNOTSUPP", "ok": true }),
+        ),
+        (
+            Event::EnforceFailed { prefix: Some(many[7]), error: "EPERM" },
+            "enforce_failed",
+            json!({ "ip": "10.0.0.7", "ok": false, "error": "EPERM" }),
+        ),
+        (
+            Event::NotEffective { proof: &proof, reason: "another interface" },
+            "not_effective",
+            json!({ "ip": "2001:db8::/64", "client": "2001:db8::1", "peer": null, "records": 5, "ok": false }),
+        ),
+        (
+            Event::Repaired { missing: &many, orphans: &[] },
+            "repaired",
+            json!({ "missing_count": 256, "orphans": [], "orphans_count": 0 }),
+        ),
+        (
+            Event::MapFull { gave_way: &many[..1], capacity: 9 },
+            "map_full",
+            json!({ "gave_way": ["10.0.0.0"], "ok": false }),
+        ),
+        (Event::Braked(&braked), "braked", json!({ "ip": "203.0.113.10", "bans_last_minute": 21, "rate": 930.1 })),
+        (Event::LevelAccepted(&accepted), "level_accepted", json!({ "time": "2026-04-27T09:25:51Z" })),
+        (
+            Event::Degraded { what: "slack", reason: "HTTP 500", recovered: false },
+            "degraded",
+            json!({ "what": "slack", "ok": false, "error": "HTTP 500", "recovered": false }),
+        ),
+        (
+            Event::Degraded { what: "slack", reason: "", recovered: true },
+            "degraded",
+            json!({ "ok": true, "error": null, "recovered": true }),
+        ),
+        (Event::Off, "off", json!({ "ok": true })),
+        (
+            Event::Started { version: "0.1.0", restored_bans: 3 },
+            "started",
+            json!({ "version": "0.1.0", "restored_bans": 3 }),
+        ),
+        (Event::Stopped { keep: true }, "stopped", json!({ "keep": true })),
+        (Event::ConfigReloaded { error: Some("line 3") }, "config_reloaded", json!({ "ok": false, "error": "line 3" })),
+    ];
+    for (event, ..) in &events {
+        audit.write(at(1), "iptables", event).expect("written");
+    }
+    for (line, (_, name, facts)) in lines(&path).iter().zip(&events) {
+        assert_eq!(line["event"], *name);
+        assert_eq!((&line["ts"], &line["enforcer"]), (&json!("2026-04-27T09:25:52Z"), &json!("iptables")));
+        for (key, value) in facts.as_object().expect("facts") {
+            assert_eq!(&line[key], value, "{key} of {line}");
+        }
+    }
+    let all = lines(&path);
+    assert_eq!(all.len(), events.len());
+    assert_eq!(
+        all[1]["global"],
+        json!({ "scope": "global", "mean": 41.0, "stddev": 9.5, "source": "hour", "error_rate": 0.012, "samples": 1800 })
+    );
+    assert_eq!(all[5]["missing"].as_array().map(Vec::len), Some(100), "a line has a bound");
+}
+
+#[test]
+fn files_rotate_by_size_and_the_oldest_goes() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("audit.jsonl");
+    let mut audit = Audit::open(&path, 2000);
+    for n in 0..200 {
+        audit.write(at(n), "xdp", &Event::Started { version: "0.1.0", restored_bans: n as usize }).expect("written");
+    }
+    let generation = |n: u32| dir.path().join(format!("audit.jsonl.{n}"));
+    let mut newest_first = lines(&path);
+    newest_first.reverse();
+    for n in 1..=GENERATIONS {
+        let mut older = lines(&generation(n));
+        assert!(fs::metadata(generation(n)).expect("a file").len() <= 2000);
+        older.reverse();
+        newest_first.extend(older);
+    }
+    assert!(!generation(GENERATIONS + 1).exists());
+    let numbers: Vec<u64> = newest_first.iter().map(|l| l["restored_bans"].as_u64().expect("a number")).collect();
+    assert!(numbers.iter().enumerate().all(|(n, number)| *number == 199 - n as u64), "none is missing: {numbers:?}");
+}
+
+#[test]
+fn half_a_line_of_a_crash_does_not_spoil_the_next() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("audit.jsonl");
+    let whole = "{\"event\":\"started\"}\n";
+    for torn in ["", "{", "{\"event\":\"ban\",\"ip\":\"2", &"x".repeat(100_000)] {
+        for before in ["", whole] {
+            if before.is_empty() && torn.starts_with('x') {
+                continue; // Not a file of ours: see below.
+            }
+            fs::write(&path, format!("{before}{torn}")).expect("made");
+            Audit::open(&path, 1 << 20).write(at(0), "xdp", &Event::Off).expect("written");
+            assert_eq!(lines(&path).len(), 1 + before.lines().count(), "{before:?} and {:.20?}", torn);
+        }
+    }
+    // Something else that someone keeps there stays, on a line of its own.
+    fs::write(&path, "my notes").expect("made");
+    Audit::open(&path, 1 << 20).write(at(0), "xdp", &Event::Off).expect("written");
+    assert!(fs::read_to_string(&path).expect("text").starts_with("my notes\n{"));
+}
+
+#[test]
+fn a_file_that_was_renamed_or_deleted_is_begun_anew() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("log/audit.jsonl");
+    let mut audit = Audit::open(&path, 1 << 20);
+    audit.write(at(0), "xdp", &Event::Off).expect("written");
+    let aside = dir.path().join("aside");
+    fs::rename(&path, &aside).expect("renamed");
+    audit.write(at(1), "xdp", &Event::Off).expect("written");
+    assert_eq!((lines(&aside).len(), lines(&path).len()), (1, 1));
+    fs::remove_dir_all(dir.path().join("log")).expect("deleted");
+    audit.write(at(2), "xdp", &Event::Off).expect("written");
+    assert_eq!(lines(&path).len(), 1);
+    let other = dir.path().join("other.jsonl");
+    audit.reopen(&other, 1 << 20);
+    audit.write(at(3), "xdp", &Event::Off).expect("written");
+    assert_eq!((lines(&path).len(), lines(&other).len()), (1, 1));
+}
+
+#[test]
+fn a_full_disk_loses_lines_but_no_line_is_torn_and_it_heals() {
+    let Some(disk) = SmallDisk::mount("256k") else { return };
+    let path = disk.path("audit.jsonl");
+    let mut audit = Audit::open(&path, 1 << 20);
+    audit.write(at(0), "xdp", &Event::Off).expect("written");
+    let filler = disk.fill();
+    let mut lost = 0;
+    for n in 0..100 {
+        // What is left of the last page still takes some.
+        if let Err(error) = audit.write(at(n), "xdp", &Event::Off) {
+            lost += 1;
+            assert_eq!(error.lost, lost);
+            assert!(error.to_string().contains("o space left on device"), "{error}");
+        }
+    }
+    assert!(lost > 20 && audit.lost() == lost && audit.failing().is_some());
+    assert_eq!(lines(&path).len() as u64, 101 - lost);
+    fs::remove_file(&filler).expect("room again");
+    audit.write(at(200), "xdp", &Event::Off).expect("written again");
+    assert!(audit.failing().is_none());
+    assert_eq!(lines(&path).len() as u64, 102 - lost);
+
+    let filler = disk.fill();
+    let mut snapshots = Snapshots::open(&disk.path("snapshots.log"), 1 << 20);
+    let change = [Change::Unban(net("203.0.113.10/32"))];
+    snapshots.write(at(0), "xdp", &change, || Ok("state".into())).expect_err("no room");
+    fs::remove_file(&filler).expect("room again");
+    snapshots.write(at(2), "xdp", &change, || Ok("state".into())).expect("written again");
+}
+
+#[test]
+fn snapshots_prove_every_change_and_the_whole_state_once_a_second() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("snapshots.log");
+    let mut snapshots = Snapshots::open(&path, 1 << 20);
+    let ban = [Change::Ban(net("203.0.113.10/32"), Some(Duration::from_secs(600)))];
+    let unban = [Change::Unban(net("2001:db8::/64")), Change::Ban(net("10.0.0.0/8"), None)];
+    let after = |ms: i64| Timestamp::from_ms(at(0).as_ms() + ms);
+    assert!(!snapshots.due(after(0)), "nothing to prove yet");
+    snapshots
+        .write(after(0), "iptables", &ban, || Ok("-P INPUT ACCEPT\n-A INPUT -s 203.0.113.10/32 -j DROP\n".into()))
+        .expect("written");
+    snapshots.write(after(500), "iptables", &unban, || panic!("not due")).expect("written");
+    assert!(!snapshots.due(after(999)));
+    assert!(snapshots.due(after(1000)), "the end of the burst");
+    snapshots.write(after(1000), "iptables", &[], || Ok("-P INPUT ACCEPT".into())).expect("written");
+    assert!(!snapshots.due(after(9000)));
+    // The clock was set back: no need to wait until it is there again.
+    snapshots.write(after(-60_000), "xdp", &ban, || Err("bpf(): EPERM".into())).expect("written");
+    assert!(snapshots.due(after(-59_000)), "what failed is tried again");
+    assert_eq!(
+        fs::read_to_string(&path).expect("text"),
+        "2026-04-27T09:25:51Z change ban 203.0.113.10 for 600 s enforcer=iptables full=below\n\
+         2026-04-27T09:25:51Z full enforcer=iptables bytes=52\n  -P INPUT ACCEPT\n  -A INPUT -s 203.0.113.10/32 -j DROP\n\
+         2026-04-27T09:25:51Z end\n\
+         2026-04-27T09:25:51.5Z change unban 2001:db8::/64 enforcer=iptables full=2026-04-27T09:25:51Z\n\
+         2026-04-27T09:25:51.5Z change ban 10.0.0.0/8 for ever enforcer=iptables full=2026-04-27T09:25:51Z\n\
+         2026-04-27T09:25:52Z full enforcer=iptables bytes=15\n  -P INPUT ACCEPT\n2026-04-27T09:25:52Z end\n\
+         2026-04-27T09:24:51Z change ban 203.0.113.10 for 600 s enforcer=xdp full=below\n\
+         2026-04-27T09:24:51Z full enforcer=xdp failed: bpf(): EPERM\n"
+    );
+}
+
+#[test]
+fn big_snapshots_are_rarer_and_the_files_stay_bounded() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("snapshots.log");
+    let mut snapshots = Snapshots::open(&path, 20 << 20);
+    let big = format!("{}\n", "rule ".repeat(1023)).repeat(1025);
+    let change = [Change::Ban(net("203.0.113.10/32"), None)];
+    let mut whole = 0;
+    for second in 0..60 {
+        snapshots
+            .write(at(second), "xdp", &change, || {
+                whole += 1;
+                Ok(big.clone())
+            })
+            .expect("written");
+    }
+    assert_eq!(whole, 12, "5 MiB every 5 s");
+    let mut snapshots = Snapshots::open(&path, 1 << 20);
+    for second in 0..20 {
+        snapshots.write(at(second), "xdp", &change, || Ok(big.clone())).expect("written");
+    }
+    let total: u64 =
+        fs::read_dir(dir.path()).expect("a listing").flatten().map(|e| e.metadata().expect("a file").len()).sum();
+    assert!(fs::read_to_string(&path).expect("text").contains("bytes=5243900 cut_to=524288"));
+    // The big ones of before are rotated away, each of the new ones fits.
+    assert!(total < 5 * (1 << 20) + (75 << 20), "{total}");
+}

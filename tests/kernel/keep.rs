@@ -1,0 +1,196 @@
+//! What outlives the daemon: bans across restarts, upgrades, larger and full maps, two instances.
+
+use std::time::Duration;
+
+use anomaly::enforce::xdp::{Removed, XdpEnforcer, down};
+use anomaly::enforce::{Drop, EnforceError, Enforcer, Incident};
+use aya::maps::{HashMap, MapData};
+use ipnet::IpNet;
+
+use super::rig::{Rig, ban, lift};
+
+fn close(xdp: XdpEnforcer) {
+    Box::new(xdp).close(false).unwrap();
+}
+
+/// 20.0.0.0, 20.0.0.1, ... each for an hour.
+fn many(count: u32) -> Vec<Drop> {
+    let left = Some(Duration::from_secs(3600));
+    let prefix = |n: u32| IpNet::from(std::net::IpAddr::from((0x1400_0000 + n).to_be_bytes()));
+    (0..count).map(|n| Drop { prefix: prefix(n), left }).collect()
+}
+
+fn ban_all(xdp: &mut XdpEnforcer, drops: &[Drop]) {
+    xdp.ban(drops).into_iter().collect::<Result<Vec<()>, EnforceError>>().unwrap();
+}
+
+fn held(xdp: &mut XdpEnforcer) -> Vec<String> {
+    let mut held: Vec<String> = xdp.banned().unwrap().into_iter().map(|held| held.prefix.to_string()).collect();
+    held.sort();
+    held
+}
+
+#[test]
+fn not_one_packet_passes_while_daemons_come_and_go() {
+    let Some(rig) = Rig::new() else { return };
+    let (mut xdp, _) = rig.open(&rig.settings()).unwrap();
+    ban(&mut xdp, "10.77.0.2/32", Some(3600));
+    let ((), sent, arrived) = rig.flood("10.77.0.2", "10.77.0.1", || {
+        let mut now = Some(xdp);
+        for n in 0..5 {
+            // What a `kill -9` leaves: every descriptor closed, nothing said.
+            drop(now.take());
+            std::thread::sleep(Duration::from_millis(50));
+            let (mut next, incidents) = rig.open(&rig.settings()).unwrap();
+            assert_eq!(incidents, []);
+            assert_eq!(next.banned().unwrap().len(), 1 + n, "start {n}");
+            ban_all(&mut next, &many(n as u32 + 1));
+            now = Some(next);
+        }
+        // An older version's pins: the same link, other maps.
+        drop(now.take());
+        std::fs::rename(rig.pin_dir().join("v1"), rig.pin_dir().join("v0")).unwrap();
+        let (mut next, incidents) = rig.open(&rig.settings()).unwrap();
+        assert_eq!(incidents, []);
+        assert_eq!(next.banned().unwrap().len(), 6);
+        assert!(!rig.pin_dir().join("v0").exists());
+        // A table that grows while it is used.
+        ban_all(&mut next, &many(40_000));
+        assert_eq!(next.banned().unwrap().len(), 40_001);
+        let flooder = next.banned().unwrap().into_iter().find(|h| h.prefix == "10.77.0.2/32".parse().unwrap());
+        assert!(flooder.is_some_and(|held| held.packets > 0));
+        drop(next);
+    });
+    assert!(sent > 1000, "{sent} sent");
+    assert_eq!(arrived, 0, "of {sent}");
+    let removed = down(&rig.pin_dir()).unwrap();
+    assert_eq!(removed, Removed { interfaces: vec!["va".into()], maps: 10 });
+    assert!(!rig.pin_dir().exists());
+    assert_eq!(rig.arrive("10.77.0.2", "10.77.0.1", 3), 3);
+    assert_eq!(down(&rig.pin_dir()).unwrap(), Removed::default(), "down twice is down");
+}
+
+#[test]
+fn a_pin_directory_belongs_to_one_and_each_has_its_own() {
+    let Some(rig) = Rig::new() else { return };
+    let (mut xdp, _) = rig.open(&rig.settings()).unwrap();
+    match rig.open(&rig.settings()) {
+        Err(EnforceError::InUse(path, pid)) => {
+            assert_eq!((path, pid), (rig.pin_dir().display().to_string(), std::process::id()));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(down(&rig.pin_dir()), Err(EnforceError::InUse(..))));
+    // Another namespace, another directory: neither knows of the other.
+    let Some(second) = Rig::new() else { return };
+    let (mut other, _) = second.open(&second.settings()).unwrap();
+    ban(&mut xdp, "10.77.0.2/32", None);
+    assert_eq!(rig.arrive("10.77.0.2", "10.77.0.1", 2), 0);
+    assert_eq!(second.arrive("10.77.0.2", "10.77.0.1", 2), 2);
+    ban(&mut other, "fd77::2/128", None);
+    close(other);
+    assert_eq!(rig.arrive("10.77.0.2", "10.77.0.1", 2), 0);
+    assert_eq!(held(&mut xdp), ["10.77.0.2/32"]);
+    close(xdp);
+}
+
+#[test]
+fn maps_of_another_layout_are_replaced_and_their_bans_kept() {
+    let Some(rig) = Rig::new() else { return };
+    let (mut xdp, _) = rig.open(&rig.settings()).unwrap();
+    ban(&mut xdp, "fd77::2/128", None);
+    ban(&mut xdp, "10.99.0.0/16", None);
+    drop(xdp);
+    // Somebody's BANS_V4 with a wider value, as another version might have it. aya alone would use it
+    // as it is, and write beyond its values.
+    let pin = rig.pin_dir().join("v1/BANS_V4");
+    std::fs::remove_file(&pin).unwrap();
+    let mut strange = HashMap::<MapData, u32, [u64; 7]>::create(500, 0).unwrap();
+    for (address, until) in [([10, 77, 0, 2], u64::MAX), ([10, 77, 0, 3], 1)] {
+        strange.insert(u32::from_ne_bytes(address), [until, 9, 9, 9, 9, 9, 9], 0).unwrap();
+    }
+    strange.pin(&pin).unwrap();
+    let (mut xdp, incidents) = rig.open(&rig.settings()).unwrap();
+    assert_eq!(incidents, []);
+    assert_eq!(held(&mut xdp), ["10.77.0.2/32", "10.99.0.0/16", "fd77::2/128"]);
+    assert_eq!(xdp.banned().unwrap().iter().map(|held| held.packets).sum::<u64>(), 0);
+    assert_eq!(rig.arrive("10.77.0.2", "10.77.0.1", 2), 0);
+    assert_eq!(rig.arrive("fd77::2", "fd77::1", 2), 0);
+    close(xdp);
+}
+
+#[test]
+fn a_hundred_thousand_bans_are_set_found_and_lifted() {
+    let Some(rig) = Rig::new() else { return };
+    let (mut xdp, _) = rig.open(&rig.settings()).unwrap();
+    let mut drops = many(100_000);
+    drops.push(Drop { prefix: "10.77.0.2/32".parse().unwrap(), left: None });
+    ban_all(&mut xdp, &drops);
+    assert_eq!(rig.arrive("10.77.0.2", "10.77.0.1", 2), 0);
+    assert_eq!(xdp.banned().unwrap().len(), drops.len());
+    let found = anomaly::enforce::reconcile(&mut xdp, &drops[50_000..]).unwrap();
+    assert_eq!((found.missing.len(), found.orphans.len(), found.enforced), (0, 50_000, 50_001));
+    let found = anomaly::enforce::reconcile(&mut xdp, &drops[..100]).unwrap();
+    assert_eq!((found.missing.len(), found.orphans.len(), found.enforced), (100, 50_001, 100));
+    assert_eq!(xdp.banned().unwrap().len(), 100);
+    // Lifting what is not there, among what is, is no error.
+    let prefixes: Vec<IpNet> = drops[..200].iter().map(|drop| drop.prefix).collect();
+    assert!(xdp.unban(&prefixes).iter().all(Result::is_ok));
+    assert_eq!(held(&mut xdp), [String::new(); 0]);
+    assert_eq!(rig.arrive("10.77.0.2", "10.77.0.1", 2), 2);
+    close(xdp);
+}
+
+#[test]
+fn when_it_is_full_the_soonest_to_end_give_way() {
+    let Some(rig) = Rig::new() else { return };
+    let mut settings = rig.settings();
+    settings.max_bans = 4;
+    let (mut xdp, _) = rig.open(&settings).unwrap();
+    for (n, left) in [(1, Some(400)), (2, Some(100)), (3, None), (4, Some(300))] {
+        ban(&mut xdp, &format!("10.0.0.{n}/32"), left);
+    }
+    assert_eq!(xdp.maintain(), []);
+    ban(&mut xdp, "10.0.0.5/32", Some(50));
+    assert_eq!(held(&mut xdp), ["10.0.0.1/32", "10.0.0.3/32", "10.0.0.4/32", "10.0.0.5/32"]);
+    let gave_way = |prefix: &str| Incident::MapFull { gave_way: vec![prefix.parse().unwrap()], capacity: 4 };
+    assert_eq!(xdp.maintain(), [gave_way("10.0.0.2/32")]);
+    // What gave way does not push others out when it is set again as it was, ...
+    let again = |secs| [Drop { prefix: "10.0.0.2/32".parse().unwrap(), left: Some(Duration::from_secs(secs)) }];
+    assert!(matches!(xdp.ban(&again(99))[..], [Err(EnforceError::Full { capacity: 4 })]));
+    // ... but does for a new offence, ...
+    assert!(xdp.ban(&again(1000))[0].is_ok());
+    assert_eq!(xdp.maintain(), [gave_way("10.0.0.5/32")]);
+    // ... and where there is room. A prolonged ban needs none.
+    ban(&mut xdp, "10.0.0.4/32", Some(500));
+    lift(&mut xdp, "10.0.0.2/32");
+    ban(&mut xdp, "10.0.0.5/32", Some(49));
+    assert_eq!(held(&mut xdp), ["10.0.0.1/32", "10.0.0.3/32", "10.0.0.4/32", "10.0.0.5/32"]);
+    assert_eq!(xdp.maintain(), []);
+    // Tables are counted each for itself.
+    ban(&mut xdp, "2001:db8::/64", None);
+    ban(&mut xdp, "2001:db8::1/128", None);
+    ban(&mut xdp, "10.9.0.0/16", None);
+    assert_eq!(xdp.banned().unwrap().len(), 7);
+    // More at once than fit: those that do are set, the others say so.
+    let answers = xdp.ban(&many(6));
+    assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 4, "{answers:?}");
+    close(xdp);
+}
+
+#[test]
+fn a_smaller_limit_keeps_what_lasts_longest() {
+    let Some(rig) = Rig::new() else { return };
+    let mut settings = rig.settings();
+    let (mut xdp, _) = rig.open(&settings).unwrap();
+    for n in 1..=6 {
+        ban(&mut xdp, &format!("10.0.0.{n}/32"), Some(100 * n));
+    }
+    drop(xdp);
+    settings.max_bans = 4;
+    let (mut xdp, _) = rig.open(&settings).unwrap();
+    ban(&mut xdp, "10.0.0.7/32", Some(700));
+    assert_eq!(held(&mut xdp), ["10.0.0.4/32", "10.0.0.5/32", "10.0.0.6/32", "10.0.0.7/32"]);
+    assert!(matches!(&xdp.maintain()[..], [Incident::MapFull { gave_way, .. }] if gave_way.len() == 3));
+    close(xdp);
+}

@@ -1,0 +1,8 @@
+//! The dashboard's server over real TCP and Unix sockets, over a daemon made of data.
+
+mod access;
+mod client;
+mod fake;
+mod limits;
+mod reads;
+mod streams;
