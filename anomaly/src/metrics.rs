@@ -236,6 +236,7 @@ pub const DEGRADED_WORDS: &[&str] = &[
     "not_effective",
     "enforcement",
     "map_full",
+    "off",
 ];
 
 /// The word of a rejection in metrics and status.
