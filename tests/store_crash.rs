@@ -419,6 +419,9 @@ fn a_full_disk_heals_when_there_is_room_again() {
     std::fs::remove_file(&filler).expect("room again");
     store.retry().expect("written");
     assert_eq!(store.unwritten(), 0);
+    assert!(store.failing().is_some(), "the progress is still not saved");
+    store.save_progress(at(300), &state, &BTreeMap::new()).expect("saved");
+    assert!(store.failing().is_none());
 
     // Restarted while the disk is full, after a kill: what is on record is read all the same.
     let filler = disk.fill();

@@ -25,11 +25,13 @@ use rustix::time::{ClockId, clock_gettime};
 use super::{Attachment, Coverage, Drop, EnforceError, Enforcer, Held, Incident, Name, Totals};
 use crate::config::{self, Backend};
 use attach::Attached;
-use netlink::{Interface, Watch};
+use netlink::Watch;
 use pins::{PinDir, pin_error};
 use program::{Kernel, Options, failed};
 use tables::Kind;
 
+pub use attach::owner;
+pub use netlink::Interface;
 pub use program::OBJECT;
 
 /// The enforcer over XDP. Made by [`XdpEnforcer::open`].
@@ -474,7 +476,11 @@ fn below(interface: &Interface, present: &[Interface]) -> Interface {
     at.clone()
 }
 
-fn wanted_interfaces(settings: &config::Enforcer) -> Result<Vec<Interface>, EnforceError> {
+/// The interfaces that `enforcer.interfaces` means now; attaches nothing.
+///
+/// # Errors
+/// [`EnforceError::NoInterface`] for a name that nothing has; the kernel's when it cannot be asked.
+pub fn wanted_interfaces(settings: &config::Enforcer) -> Result<Vec<Interface>, EnforceError> {
     let present = netlink::interfaces().map_err(|e| EnforceError::Kernel {
         doing: "listing the interfaces".into(),
         source: e,

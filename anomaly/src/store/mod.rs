@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use reader::{Reader, read_baseline};
-pub use writer::{Store, write_baseline};
+pub use writer::{COUNTS, Store, write_baseline};
 
 use crate::engine::{Ban, State};
 use crate::time::Timestamp;

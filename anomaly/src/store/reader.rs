@@ -14,7 +14,7 @@ use crate::time::Timestamp;
 #[derive(Debug)]
 pub struct Reader {
     path: PathBuf,
-    open: Option<(Connection, (u64, u64))>,
+    open: Option<(Connection, Option<schema::Identity>)>,
 }
 
 impl Reader {
@@ -35,14 +35,14 @@ impl Reader {
 
     fn conn(&mut self) -> Result<&Connection, StoreError> {
         let identity = schema::identity(&self.path);
-        if self.open.as_ref().is_some_and(|(_, opened)| Some(*opened) != identity) {
+        if self.open.as_ref().is_some_and(|(_, opened)| *opened != identity) {
             self.open = None;
         }
         let (conn, _) = match self.open.take() {
             Some(open) => self.open.insert(open),
             None => {
                 let conn = schema::open_reader(&self.path, BUSY_TIMEOUT)?;
-                self.open.insert((conn, identity.unwrap_or_default()))
+                self.open.insert((conn, identity))
             }
         };
         Ok(conn)

@@ -229,7 +229,10 @@ fn immutable_uri(path: &Path) -> Option<String> {
     Some(uri)
 }
 
+/// Tells a file from its successor: numbers are used again, so the moment it was made belongs to it.
+pub(super) type Identity = (u64, u64, Option<std::time::SystemTime>);
+
 /// Which file a path names now; `None` when there is none.
-pub(super) fn identity(path: &Path) -> Option<(u64, u64)> {
-    fs::metadata(path).ok().map(|m| (m.dev(), m.ino()))
+pub(super) fn identity(path: &Path) -> Option<Identity> {
+    fs::metadata(path).ok().map(|m| (m.dev(), m.ino(), m.created().ok()))
 }

@@ -23,6 +23,8 @@ use crate::time::Timestamp;
 const WAL_BYTES: u64 = 4 << 20;
 /// Size from which that is done at once, whatever it costs: a storm of bans leaves no pause to do it in.
 const WAL_BYTES_MAX: u64 = 64 << 20;
+/// Bans whose counts one call of [`Store::update_counts`] writes, so that the next ban does not wait long.
+pub const COUNTS: usize = 5_000;
 /// Rows that one call of [`Store::prune`] removes from a table.
 const PRUNE_ROWS: u32 = 2_000;
 /// Pages that one call of [`Store::prune`] gives back to the file system.
@@ -35,13 +37,18 @@ pub struct Store {
     /// `None` while the file cannot be opened; every call that writes tries again.
     conn: Option<Connection>,
     /// Which file `conn` (or the load at start) has read.
-    identity: Option<(u64, u64)>,
+    identity: Option<schema::Identity>,
     unwritten: VecDeque<Unwritten>,
     /// Prefixes banned since the last saved progress: see [`Store::record_unban`].
     fresh: HashSet<IpNet>,
     /// Decisions of which the evidence was given up.
     lost: u64,
+    /// Why the newest write failed; nothing but `retry` and the progress tries again until then.
     failing: Option<StoreError>,
+    /// Why the newest progress was not saved.
+    stale: Option<StoreError>,
+    /// Packets of active bans as of the last [`Store::update_counts`].
+    counted: HashMap<IpNet, u64>,
     /// The bans on record may not be those in force.
     out_of_step: bool,
     /// Sum of the hashes of all offences on disk; `None` when unknown.
@@ -94,6 +101,8 @@ impl Store {
             fresh: HashSet::new(),
             lost: 0,
             failing: None,
+            stale: None,
+            counted: HashMap::new(),
             out_of_step: false,
             offences: None,
             learned: [None; 2],
@@ -145,13 +154,14 @@ impl Store {
         if self.conn.is_some() {
             return Ok(());
         }
+        // Before it is made: a new file may well get the number of the deleted one.
+        let before = schema::identity(&self.path);
         schema::create(&self.path)?;
         self.conn = Some(schema::open_writer(&self.path, busy)?);
-        let identity = schema::identity(&self.path);
-        if identity != self.identity {
+        if before.is_none() || before != self.identity {
             self.out_of_step = true;
         }
-        self.identity = identity;
+        self.identity = schema::identity(&self.path);
         self.offences = None;
         self.learned = [None; 2];
         Ok(())
@@ -202,7 +212,9 @@ impl Store {
                         // The fresh file is made by the next call; nothing of what was on record is in it.
                         self.out_of_step = true;
                         self.identity = None;
+                        self.counted.clear();
                         self.failing = None;
+                        self.stale = Some(StoreError::Damaged(quarantined.clone()));
                         return StoreError::Damaged(quarantined);
                     }
                     Err(error) => error,
@@ -267,9 +279,9 @@ impl Store {
             self.fresh.clear();
         }
         match &self.failing {
-            _ if with_progress => Ok(()),
             // One attempt a second is enough: `retry`.
             Some(error) => Err(error.clone()),
+            None if with_progress => Ok(()),
             None => self.write_decisions(),
         }
     }
@@ -301,14 +313,17 @@ impl Store {
         if self.conn.is_some() && schema::identity(&self.path) != self.identity {
             // Moved or deleted under us: SQLite would go on writing to a file that nobody finds.
             self.conn = None;
+            self.identity = None;
         }
-        self.write(|plan, tx| {
+        let written = self.write(|plan, tx| {
             plan.write_decisions(tx, true)?;
             plan.write_bans(tx, now, &state.bans)?;
             plan.write_offences(tx, &state.offences)?;
             plan.write_learned(tx, now, [&state.baseline, &state.windows])?;
             write_checkpoints(tx, now, checkpoints)
-        })?;
+        });
+        self.stale = written.as_ref().err().cloned();
+        written?;
         self.unwritten.clear();
         self.fresh.clear();
         self.fold_log();
@@ -343,20 +358,44 @@ impl Store {
         self.checkpoint = std::thread::Builder::new().name("checkpoint".into()).spawn(work).ok();
     }
 
-    /// Updates packets and bytes of active bans. Bring those that changed: each is an update of a row.
+    /// Updates packets and bytes of active bans; writes those that changed since the last call, [`COUNTS`] at
+    /// most (the others are written by the next calls). Bring all that are in force.
     ///
     /// # Errors
     /// Why they were not written; nothing is kept, the next call brings newer ones.
     pub fn update_counts(&mut self, counts: &[(IpNet, u64, u64)]) -> Result<(), StoreError> {
-        self.unless_failing(|_, tx| {
+        if let Some(error) = &self.failing {
+            return Err(error.clone());
+        }
+        let mut counted = HashMap::with_capacity(counts.len());
+        let mut changed = Vec::new();
+        for (prefix, packets, bytes) in counts {
+            match self.counted.get(prefix) {
+                Some(known) if known == packets => {
+                    counted.insert(*prefix, *packets);
+                }
+                // A ban that has dropped nothing has nothing to write.
+                None if *packets == 0 => {
+                    counted.insert(*prefix, 0);
+                }
+                _ if changed.len() < COUNTS => {
+                    changed.push((rows::key(prefix), rows::int(*packets), rows::int(*bytes)));
+                    counted.insert(*prefix, *packets);
+                }
+                Some(known) => {
+                    counted.insert(*prefix, *known);
+                }
+                None => {}
+            }
+        }
+        self.write(|_, tx| {
             let mut update = tx.prepare_cached(
                 "UPDATE bans SET packets = ?2, bytes = ?3 WHERE prefix = ?1 AND state = 'active' AND (packets, bytes) <> (?2, ?3)",
             )?;
-            for (prefix, packets, bytes) in counts {
-                update.execute((rows::key(prefix), rows::int(*packets), rows::int(*bytes)))?;
-            }
-            Ok(())
-        })
+            changed.into_iter().try_for_each(|row| update.execute(row).map(drop))
+        })?;
+        self.counted = counted;
+        Ok(())
     }
 
     /// Adds a point to the graph (one a minute).
@@ -413,9 +452,10 @@ impl Store {
         self.lost
     }
 
-    /// Why the newest attempt to write failed; `None` while all is well.
+    /// Why something is not on disk that should be: the newest write failed, or the newest
+    /// progress (a small write may well fit where a big one does not). `None` while all is well.
     pub fn failing(&self) -> Option<&StoreError> {
-        self.failing.as_ref()
+        self.failing.as_ref().or(self.stale.as_ref())
     }
 
     /// Forgets what is too old or too much (the bounds are those of this module). Call it about once an hour;
