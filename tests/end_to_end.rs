@@ -7,6 +7,7 @@ mod ban;
 mod cleanup;
 mod crash;
 mod fallback;
+mod kills;
 mod log;
 mod operate;
 mod replay;

@@ -7,6 +7,7 @@ pub mod audit;
 pub mod config;
 pub mod daemon;
 pub mod dashboard;
+pub mod doctor;
 pub mod enforce;
 pub mod engine;
 pub mod metrics;

@@ -11,7 +11,7 @@ use anomaly::enforce::{iptables, xdp};
 use anomaly::engine::{BanLength, State};
 use anomaly::replay::{Replay, Report};
 use anomaly::report::DecisionRow;
-use anomaly::{daemon, store};
+use anomaly::{daemon, doctor, store};
 use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -70,6 +70,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Config(args::Config::Check) => check(cli),
+        Command::Doctor(args) => examine(cli, args),
         Command::Off => off(cli),
         Command::Down => down(cli),
         Command::Completions { shell } => {
@@ -247,6 +248,21 @@ fn watch_top(cli: &Cli) -> Result<ExitCode> {
         show(&format!("\x1b[H{}\n{}\x1b[J", printer.status(&status), printer.top(&top)).replace('\n', "\x1b[K\n"))?;
         std::thread::sleep(std::time::Duration::from_secs(1));
     }
+}
+
+/// Fails when some check does.
+fn examine(cli: &Cli, args: &args::Show) -> Result<ExitCode> {
+    let config = load(cli.config.as_deref())?.config;
+    let live = ask(&config.dashboard.socket, Method::GET, "/api/v1/status", None).and_then(cli::ask::Answer::ok).ok();
+    let live = live.and_then(|status| serde_json::from_value(status).ok());
+    let checks = doctor::run(&config, live.as_ref(), daemon::now());
+    if args.json {
+        show(&format!("{}\n", serde_json::to_string(&checks)?))?;
+    } else {
+        checks.iter().try_for_each(|check| show(&format!("{check}\n")))?;
+    }
+    let failed = checks.iter().any(|check| check.status == doctor::Level::Fail);
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn ban(cli: &Cli, args: &args::Ban) -> Result<ExitCode> {

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::binary;
-use crate::lab::{clock, history};
+use crate::lab::history;
 
 /// A Wednesday.
 const NOON: u64 = 1_777_464_000;
@@ -81,10 +81,7 @@ fn attacked() -> String {
     let mut lines: Vec<String> = history::quiet(NOON, 40, 0).lines().map(Into::into).collect();
     let attack = NOON - 20 * 60;
     for second in attack..attack + 100 {
-        let stamp = clock::iso8601(second);
-        let line = format!(
-            r#"{{"source_ip":"203.0.113.66","timestamp":"{stamp}","method":"GET","path":"/","status":"200","response_size":"9"}}"#
-        );
+        let line = history::line(second, "203.0.113.66", "/", 200).trim_end().to_owned();
         lines.extend(std::iter::repeat_n(line, 50));
     }
     lines.sort_by_key(|line| line.split("\"timestamp\":\"").nth(1).map(|rest| rest[..19].to_owned()));

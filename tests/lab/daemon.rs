@@ -111,8 +111,17 @@ impl<'lab> Daemon<'lab> {
     /// # Errors
     /// As [`Daemon::start`].
     pub fn restart(&mut self) -> Result<()> {
-        self.process = spawn(self.lab, &self.binary, &self.config, &Start::default())?;
+        self.relaunch()?;
         self.wait_ready()
+    }
+
+    /// As [`Daemon::restart`], without waiting.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn relaunch(&mut self) -> Result<()> {
+        self.process = spawn(self.lab, &self.binary, &self.config, &Start::default())?;
+        Ok(())
     }
 
     /// Waits until it answers on its socket.

@@ -3,8 +3,6 @@
 //! Regular on purpose (no chance involved): thirty clients, each with a page and its assets now and
 //! then, a few of them busy; no errors to speak of.
 
-use std::fmt::Write;
-
 use super::clock::iso8601;
 
 /// Log lines of `minutes` minutes of quiet traffic that end `gap_secs` before `now` (seconds since the epoch).
@@ -21,22 +19,24 @@ pub fn quiet(now: u64, minutes: u64, gap_secs: u64) -> String {
             // Its own second of every 7 to 20.
             let pause = 7 + client % 14;
             if second % pause == client % pause {
-                line(&mut text, second, client, if second % 3 == 0 { "/" } else { "/app.css" }, 200);
+                text += &line(second, &visitor(client), if second % 3 == 0 { "/" } else { "/app.css" }, 200);
             }
         }
         if second % 97 == 0 {
-            line(&mut text, second, second % 30, "/favicon.ico", 404);
+            text += &line(second, &visitor(second % 30), "/favicon.ico", 404);
         }
     }
     text
 }
 
-/// One line in the format of `nginx/`, from client number `client` of 198.51.100.0/24.
-fn line(text: &mut String, second: u64, client: u64, path: &str, status: u16) {
-    let stamp = iso8601(second);
-    let client = 100 + client;
-    let _ = writeln!(
-        text,
-        r#"{{"source_ip":"198.51.100.{client}","timestamp":"{stamp}","method":"GET","path":"{path}","status":"{status}","response_size":"512"}}"#
-    );
+fn visitor(number: u64) -> String {
+    format!("198.51.100.{}", 100 + number)
+}
+
+/// One line with its newline, in the format of `nginx/` with the six keys that are needed.
+pub fn line(epoch_secs: u64, client: &str, path: &str, status: u16) -> String {
+    let stamp = iso8601(epoch_secs);
+    format!(
+        r#"{{"source_ip":"{client}","timestamp":"{stamp}","method":"GET","path":"{path}","status":"{status}","response_size":"512"}}"#
+    ) + "\n"
 }

@@ -43,6 +43,8 @@ pub enum Command {
     /// The configuration: print the sample, or check a file
     #[command(subcommand)]
     Config(Config),
+    /// What will work on this host, what will not, why, and what to do about it; changes nothing
+    Doctor(Show),
     /// Stop dropping at once; works without the daemon
     Off,
     /// Remove every trace of anomaly from the kernel: links, maps, rules; works without the daemon

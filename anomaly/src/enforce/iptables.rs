@@ -27,6 +27,7 @@ use crate::config;
 
 mod claim;
 mod command;
+mod examine;
 mod firewall;
 mod ledger;
 mod removal;
@@ -38,6 +39,7 @@ use ledger::{Ledger, Place};
 use rules::{Family, Table, What};
 use sets::{Count, Sets};
 
+pub use examine::{Examination, examine};
 pub use removal::{Removed, remove_all, remove_leftovers};
 
 /// How often [`Enforcer::maintain`] looks at the chains: every so many calls, about as many

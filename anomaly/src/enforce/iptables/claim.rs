@@ -3,7 +3,7 @@
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 
-use caps::{CapSet, Capability};
+use rustix::thread::CapabilitySet;
 
 use crate::enforce::EnforceError;
 
@@ -47,7 +47,7 @@ pub(super) fn namespace() -> Result<Option<UnixListener>, EnforceError> {
 /// # Errors
 /// [`EnforceError::Kernel`] without CAP_NET_ADMIN.
 pub(super) fn require_net_admin() -> Result<(), EnforceError> {
-    if caps::has_cap(None, CapSet::Effective, Capability::CAP_NET_ADMIN).unwrap_or(true) {
+    if rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN)) {
         return Ok(());
     }
     Err(EnforceError::Kernel {

@@ -218,7 +218,7 @@ fn explain(error: &io::Error, interface: &Interface, flags: Flags, frags: bool) 
 }
 
 /// Name and process of a program, as far as we may know: names need CAP_SYS_ADMIN.
-fn owner(prog_id: u32) -> String {
+pub fn owner(prog_id: u32) -> String {
     let name = aya::programs::loaded_programs()
         .filter_map(Result::ok)
         .find(|program| program.id() == prog_id)

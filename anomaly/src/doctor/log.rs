@@ -1,0 +1,278 @@
+//! The access log: is it there, does it grow, and are its clients the clients?
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
+
+use ipnet::IpNet;
+
+use super::Check;
+use crate::record::{Parser, Reject};
+use crate::time::Timestamp;
+
+/// How much of the end of the log is read.
+const TAIL_BYTES: u64 = 256 * 1024;
+
+/// A log that has been silent for so long is worth a look.
+const SILENT: Duration = Duration::from_secs(600);
+
+/// How far a stamp may be from the wall clock: the engine believes no more.
+const SKEW: Duration = Duration::from_secs(60);
+
+/// From so many records on, one client for all of them is suspicious.
+const MANY: usize = 50;
+
+const FORMAT: &str = "use the log_format of nginx/ (escape=json; source_ip, timestamp, method, path, status)";
+
+pub(super) fn run(path: &Path, proxies: &[IpNet], now: Timestamp) -> Vec<Check> {
+    let name = path.display();
+    let (tail, whole, modified) = match tail(path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let next = "check log.paths and Nginx's access_log; the daemon waits for the file";
+            return vec![Check::fail("log", format!("{name} is not there"), next)];
+        }
+        Err(error) => {
+            let next = "let the daemon's user read it (group adm on Debian), or mount the volume";
+            return vec![Check::fail("log", format!("{name}: {error}"), next)];
+        }
+    };
+    let mut lines: Vec<&[u8]> = tail.split(|byte| *byte == b'\n').collect();
+    // What follows the last newline is not written to its end; what comes before the first is cut.
+    lines.pop();
+    if !whole && !lines.is_empty() {
+        lines.remove(0);
+    }
+    let mut checks = vec![match modified {
+        _ if lines.is_empty() => {
+            Check::warn("log", format!("{name} is empty"), "send a request, and check that Nginx writes here")
+        }
+        Some(at) if now.since(at) > SILENT => Check::warn(
+            "log",
+            format!("{name} has not grown for {} s", now.since(at).as_secs()),
+            "quiet site, or Nginx writes elsewhere (rotated without a reopen?)",
+        ),
+        _ => Check::ok("log", format!("{name} is readable and grows")),
+    }];
+    if !lines.is_empty() {
+        checks.extend(judge(&lines, proxies, now));
+    }
+    checks
+}
+
+fn tail(path: &Path) -> std::io::Result<(Vec<u8>, bool, Option<Timestamp>)> {
+    let mut file = File::open(path)?;
+    let metadata = file.metadata()?;
+    let start = metadata.len().saturating_sub(TAIL_BYTES);
+    file.seek(SeekFrom::Start(start))?;
+    let mut bytes = Vec::new();
+    file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
+    let modified = metadata.modified().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+    Ok((bytes, start == 0, modified.map(|since| Timestamp::EPOCH.plus(since))))
+}
+
+/// Judges whole lines; there is at least one.
+fn judge(lines: &[&[u8]], proxies: &[IpNet], now: Timestamp) -> Vec<Check> {
+    let mut parser = Parser::new();
+    let mut rejected: HashMap<Reject, usize> = HashMap::new();
+    let (mut records, mut damaged, mut with_peer, mut proxied) = (0, 0, 0, 0);
+    let mut clients: HashSet<IpAddr> = HashSet::new();
+    let mut foreign_peers: HashSet<IpAddr> = HashSet::new();
+    let mut newest = None;
+    for line in lines {
+        match parser.parse(line) {
+            Ok(record) => {
+                records += 1;
+                damaged += usize::from(record.damaged);
+                clients.insert(record.client);
+                newest = newest.max(Some(record.time));
+                if let Some(peer) = record.peer {
+                    with_peer += 1;
+                    if peer != record.client {
+                        proxied += 1;
+                        if !holds(proxies, &peer) {
+                            foreign_peers.insert(peer);
+                        }
+                    }
+                }
+            }
+            Err(Reject::Empty) => {}
+            Err(reject) => *rejected.entry(reject).or_default() += 1,
+        }
+    }
+    let mut checks = vec![format(lines, records, damaged, &rejected)];
+    if records == 0 {
+        return checks;
+    }
+    if let Some(newest) = newest {
+        checks.push(clock(newest, now));
+    }
+    checks.push(addresses(&clients, proxies, records));
+    checks.push(if with_peer == 0 {
+        let next = "add peer ($realip_remote_addr) to the log_format; without it a ban that cannot work is not noticed";
+        Check::warn("peer", "the log does not name the TCP peer", next)
+    } else if let Some(peer) = foreign_peers.iter().min() {
+        let next = "is it a proxy of yours? then list it in trusted_proxies; otherwise take it out of set_real_ip_from: it can frame anybody";
+        Check::warn("peer", format!("{peer} names other clients than itself, and is not in trusted_proxies"), next)
+    } else if proxied > 0 {
+        let next = "a packet filter cannot drop them one by one: they need a deny list in Nginx";
+        Check::warn("peer", format!("{proxied} of {records} requests came through a trusted proxy"), next)
+    } else {
+        Check::ok("peer", "every client is its own TCP peer")
+    });
+    checks
+}
+
+fn format(lines: &[&[u8]], records: usize, damaged: usize, rejected: &HashMap<Reject, usize>) -> Check {
+    let lost: usize = rejected.values().sum();
+    let worst = rejected.iter().max_by_key(|(reject, n)| (**n, **reject as usize)).map(|(reject, _)| *reject);
+    let why = match worst {
+        Some(Reject::NotAnObject) if lines.iter().all(|line| !line.trim_ascii_start().starts_with(b"{")) => {
+            "it is not JSON"
+        }
+        Some(Reject::NotAnObject) => "lines that are no JSON object",
+        Some(Reject::NoAddress) => "no source_ip",
+        Some(Reject::BadAddress) => "source_ip is no address",
+        Some(Reject::NoTime) => "no timestamp",
+        Some(Reject::TooLong) => "lines that are too long",
+        Some(Reject::Empty) | None => "",
+    };
+    if records == 0 {
+        let why = if why.is_empty() { "blank lines only" } else { why };
+        return Check::fail("format", format!("none of the last {} lines can be read: {why}", lines.len()), FORMAT);
+    }
+    if lost * 100 > lines.len() {
+        return Check::warn(
+            "format",
+            format!("{lost} of the last {} lines cannot be read: {why}", lines.len()),
+            FORMAT,
+        );
+    }
+    if damaged * 100 > records {
+        let detail = format!("{damaged} of the last {records} records lack a field or have one that cannot be read");
+        return Check::warn("format", detail, FORMAT);
+    }
+    Check::ok("format", format!("the last {records} records are complete"))
+}
+
+fn clock(newest: Timestamp, now: Timestamp) -> Check {
+    let ahead = newest.since(now);
+    if ahead > SKEW {
+        let detail = format!("the newest record is {} s ahead of this clock", ahead.as_secs());
+        return Check::fail(
+            "clock",
+            detail,
+            "synchronise both hosts' clocks (timedatectl); such records are not believed",
+        );
+    }
+    Check::ok("clock", format!("the newest record is of {newest}"))
+}
+
+fn addresses(clients: &HashSet<IpAddr>, proxies: &[IpNet], records: usize) -> Check {
+    let realip = "set_real_ip_from for your proxy alone, and real_ip_header (see nginx/)";
+    if let Some(proxy) = clients.iter().filter(|client| holds(proxies, client)).min() {
+        let detail = format!("{proxy}, a trusted proxy, is logged as a client: the real ones are hidden");
+        return Check::fail("clients", detail, realip);
+    }
+    if clients.iter().all(is_private) {
+        let detail = format!("all {} clients have private addresses", clients.len());
+        return Check::warn("clients", detail, format!("behind a proxy or Docker's userland proxy? {realip}"));
+    }
+    if clients.len() == 1 && records >= MANY {
+        let detail = format!("one address made all of the last {records} requests");
+        return Check::warn("clients", detail, format!("is it a load balancer or CDN? {realip}"));
+    }
+    Check::ok("clients", format!("{} addresses in the last {records} requests", clients.len()))
+}
+
+fn holds(prefixes: &[IpNet], address: &IpAddr) -> bool {
+    prefixes.iter().any(|prefix| prefix.contains(address))
+}
+
+fn is_private(address: &IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_private() || v4.is_loopback() || v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unique_local() || v6.is_loopback() || v6.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Level;
+    use super::*;
+
+    const NOW: &str = "2026-04-27T10:00:00Z";
+
+    fn now() -> Timestamp {
+        Timestamp::parse(NOW).expect("a stamp")
+    }
+
+    fn line(client: &str, peer: Option<&str>, time: &str) -> String {
+        let peer = peer.map(|peer| format!(r#","peer":"{peer}""#)).unwrap_or_default();
+        format!(
+            r#"{{"source_ip":"{client}","timestamp":"{time}","method":"GET","path":"/","status":"200","response_size":"5"{peer}}}"#
+        )
+    }
+
+    /// The worst of each check, over a log of these lines.
+    fn judged(lines: &[String], proxies: &[&str]) -> HashMap<&'static str, (Level, String)> {
+        let lines: Vec<&[u8]> = lines.iter().map(|line| line.as_bytes()).collect();
+        let proxies: Vec<IpNet> = proxies.iter().map(|p| p.parse().expect("a prefix")).collect();
+        judge(&lines, &proxies, now()).into_iter().map(|c| (c.check, (c.status, c.detail))).collect()
+    }
+
+    fn plain(client: &str) -> String {
+        line(client, Some(client), "2026-04-27T09:59:58Z")
+    }
+
+    #[test]
+    fn a_good_log_is_good() {
+        let judged = judged(&[plain("192.0.2.1"), plain("2001:db8::1")], &[]);
+        assert!(judged.values().all(|(level, _)| *level == Level::Ok), "{judged:?}");
+        assert_eq!(judged.len(), 4);
+    }
+
+    #[test]
+    fn each_fault_of_a_log_is_named() {
+        let combined = r#"192.0.2.1 - - [27/Apr/2026:09:59:58 +0000] "GET / HTTP/1.1" 200 5"#.to_owned();
+        let no_status = r#"{"source_ip":"192.0.2.1","timestamp":"2026-04-27T09:59:58Z","path":"/"}"#.to_owned();
+        let ahead = line("192.0.2.1", None, "2026-04-27T11:00:00Z");
+        let through = line("192.0.2.1", Some("198.51.100.9"), "2026-04-27T09:59:58Z");
+        let crowd = vec![plain("192.0.2.1"); MANY];
+        let cases: [(&[String], &[&str], &str, Level, &str); 9] = [
+            (&[combined.clone()], &[], "format", Level::Fail, "it is not JSON"),
+            (&[plain("192.0.2.1"), combined], &[], "format", Level::Warn, "1 of the last 2 lines"),
+            (&[no_status], &[], "format", Level::Warn, "lack a field"),
+            (&[ahead], &[], "clock", Level::Fail, "3600 s ahead"),
+            (&[plain("172.18.0.1"), plain("10.0.0.9")], &[], "clients", Level::Warn, "private addresses"),
+            (&[plain("198.51.100.9")], &["198.51.100.0/24"], "clients", Level::Fail, "198.51.100.9, a trusted proxy"),
+            (&crowd, &[], "clients", Level::Warn, "one address made all"),
+            (&[through.clone()], &[], "peer", Level::Warn, "198.51.100.9 names other clients"),
+            (&[through], &["198.51.100.9/32"], "peer", Level::Warn, "through a trusted proxy"),
+        ];
+        for (lines, proxies, check, level, words) in cases {
+            let judged = judged(lines, proxies);
+            let (found, detail) = &judged[check];
+            assert!(*found == level && detail.contains(words), "{words}: {judged:?}");
+        }
+        let (level, _) = &judged(&[line("192.0.2.1", None, "2026-04-27T09:59:58Z")], &[])["peer"];
+        assert_eq!(*level, Level::Warn);
+    }
+
+    #[test]
+    fn files_that_cannot_be_read_are_named() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("access.json");
+        let first = |path: &Path| run(path, &[], now()).remove(0);
+        assert!(first(&path).detail.ends_with("is not there"));
+        assert_eq!(first(dir.path()).status, Level::Fail, "a directory");
+        std::fs::write(&path, "").expect("written");
+        assert!(first(&path).detail.ends_with("is empty"));
+        std::fs::write(&path, plain("192.0.2.1") + "\n" + "{\"cut").expect("written");
+        let checks = run(&path, &[], now());
+        assert!(checks.iter().any(|c| c.check == "format" && c.status == Level::Ok), "{checks:?}");
+    }
+}
