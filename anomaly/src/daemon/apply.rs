@@ -468,9 +468,9 @@ impl Apply {
     }
 
     /// True when nothing may be given to the enforcer because `anomaly off` was said. XDP takes bans all the same: its
-    /// program has been told to pass everything.
+    /// program has been told to pass everything, but Nginx has not where it reads a deny list.
     fn passes_all(&self) -> bool {
-        self.off && self.enforcer.name() != Name::Xdp
+        self.off && (self.enforcer.name() != Name::Xdp || self.config.nginx.deny_map.is_some())
     }
 
     fn notice_off(&mut self) {
@@ -710,6 +710,7 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("store.path", old.store_path != new.store_path),
         ("notify", old.notify != new.notify),
         ("dashboard", old.dashboard != new.dashboard),
+        ("nginx", old.nginx != new.nginx),
     ];
     differ.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
 }
