@@ -97,7 +97,7 @@ fn a_banned_client_behind_a_proxy_gets_403_and_nobody_else_does() {
     let drops = prefixes.map(|prefix| Ban { prefix, left: None });
     enforcer.ban(&drops);
     // What the daemon does every second.
-    let mut maintain = |enforcer: &mut dyn Enforcer| (0..3).for_each(|_| assert_eq!(enforcer.maintain(), []));
+    let maintain = |enforcer: &mut dyn Enforcer| (0..3).for_each(|_| assert_eq!(enforcer.maintain(), []));
     maintain(enforcer.as_mut());
     settles(true, VICTIM, 403);
     settles(true, V6, 403);
