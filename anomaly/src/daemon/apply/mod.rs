@@ -487,6 +487,7 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("store.path", old.store_path != new.store_path),
         ("notify", old.notify != new.notify),
         ("dashboard", old.dashboard != new.dashboard),
+        ("nginx", old.nginx != new.nginx),
     ];
     differ.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
 }
