@@ -255,6 +255,7 @@ fn ten_thousand_bans_in_a_minute_are_a_few_messages_and_none_is_forgotten() {
         let longest = sending.await.expect("sent");
         until("all are told", || health(&notifier).delivered == 10_000).await;
         let messages = sink.bodies().len();
+        println!("{messages} messages, the longest call of send took {longest:?}");
         assert!(messages <= 20, "{messages} messages");
         assert!(longest < Duration::from_millis(100), "one send took {longest:?}");
         assert_eq!(health(&notifier).lost, 0);
