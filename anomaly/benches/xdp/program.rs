@@ -266,7 +266,12 @@ pub fn measure(table: &mut Table) -> Result<()> {
     let banned = v4(1000, true);
     guard.ban(banned.iter().copied().map(IpNet::from))?;
     bench.set_sources(&sample(&banned, &mut numbers))?;
-    add(table, format!("IPv4 dropped, {} prefixes on the allow-list", never.len()), 1000, bench.ns(Writer::V4Frags, DROP)?);
+    add(
+        table,
+        format!("IPv4 dropped, {} prefixes on the allow-list", never.len()),
+        1000,
+        bench.ns(Writer::V4Frags, DROP)?,
+    );
     guard.xdp.set_never_drop(&[])?;
     guard.clear()?;
     for entries in [1000, 10_000] {
