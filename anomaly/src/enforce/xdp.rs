@@ -26,7 +26,7 @@ use rustix::time::{ClockId, clock_gettime};
 use super::{Attachment, Coverage, Drop, EnforceError, Enforcer, Held, Incident, Name, Totals};
 use crate::config::{self, Backend};
 use attach::Attached;
-use needs::{check_capabilities, choose, wanted_interfaces};
+use needs::{check_capabilities, choose};
 use netlink::Watch;
 use offline::take_down;
 use pins::PinDir;
@@ -34,6 +34,7 @@ use program::{Kernel, Options, failed};
 use tables::Kind;
 
 pub use attach::owner;
+pub use needs::wanted_interfaces;
 pub use netlink::Interface;
 pub use offline::{Removed, down, off};
 pub use program::OBJECT;
@@ -301,130 +302,6 @@ const fn mode_of(attached: &Attached) -> &'static str {
     if attached.native { "native" } else { "generic" }
 }
 
-<<<<<<< HEAD
-/// The interfaces that the configuration means, as they are now.
-fn choose(settings: &config::Enforcer, present: &[Interface]) -> Vec<Interface> {
-    let mut chosen: Vec<Interface> = Vec::new();
-    let mut add = |interface: &Interface| {
-        if chosen.iter().all(|i| i.index != interface.index) {
-            chosen.push(interface.clone());
-        }
-    };
-    for name in &settings.interfaces {
-        if name != "auto" {
-            present.iter().filter(|i| i.name == *name).for_each(|i| add(&below(i, present)));
-            continue;
-        }
-        for index in netlink::default_route_interfaces().unwrap_or_default() {
-            present.iter().filter(|i| i.index == index).for_each(|i| add(&below(i, present)));
-        }
-    }
-    chosen
-}
-
-/// The interface itself; of a VLAN the one it lies on, whose frames the program reads with their tags.
-fn below(interface: &Interface, present: &[Interface]) -> Interface {
-    let mut at = interface;
-    while at.kind.as_deref() == Some("vlan") {
-        match present.iter().find(|i| Some(i.index) == at.below) {
-            Some(parent) if parent.index != at.index => at = parent,
-            _ => break,
-        }
-    }
-    at.clone()
-}
-
-/// The interfaces that `enforcer.interfaces` means now; attaches nothing.
-///
-/// # Errors
-/// [`EnforceError::NoInterface`] for a name that nothing has; the kernel's when it cannot be asked.
-pub fn wanted_interfaces(settings: &config::Enforcer) -> Result<Vec<Interface>, EnforceError> {
-    let present = netlink::interfaces().map_err(|e| EnforceError::Kernel {
-        doing: "listing the interfaces".into(),
-        source: e,
-        hint: None,
-    })?;
-    for name in settings.interfaces.iter().filter(|name| *name != "auto") {
-        if present.iter().all(|i| i.name != *name) {
-            return Err(EnforceError::NoInterface(name.clone()));
-        }
-    }
-    Ok(choose(settings, &present))
-}
-
-/// Names every capability that is missing. Without `CAP_PERFMON` it works, at half the speed.
-fn check_capabilities() -> Result<Option<Incident>, EnforceError> {
-    let have = rustix::thread::capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
-    let admin = have.contains(CapabilitySet::SYS_ADMIN);
-    let mut missing = Vec::new();
-    if !admin && !have.contains(CapabilitySet::BPF) {
-        missing.push("CAP_BPF");
-    }
-    if !have.contains(CapabilitySet::NET_ADMIN) {
-        missing.push("CAP_NET_ADMIN");
-    }
-    let slow = !admin && !have.contains(CapabilitySet::PERFMON);
-    if missing.is_empty() {
-        return Ok(slow.then(|| Incident::Degraded {
-            reason: "CAP_PERFMON is missing: the kernel program runs with speculation barriers, 2 to 3 times slower"
-                .into(),
-        }));
-    }
-    if slow {
-        missing.push("CAP_PERFMON");
-    }
-    Err(EnforceError::Kernel {
-        doing: "using XDP".into(),
-        source: std::io::ErrorKind::PermissionDenied.into(),
-        hint: Some(format!("missing {}; run as root, or give the service or container these", missing.join(", "))),
-    })
-}
-
-/// Stops all dropping at once through the pinned control map, without the daemon. Bans stay in the
-/// maps; the next `run` turns dropping on again. `Ok(false)` when nothing is pinned at `pin_dir`.
-///
-/// # Errors
-/// The kernel's, when the control map cannot be opened or written.
-pub fn off(pin_dir: &Path) -> Result<bool, EnforceError> {
-    let mut found = false;
-    for version in pins::versions(pin_dir) {
-        let pin = version.join("SWITCH");
-        let opened = match raw::get(&pin) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-            other => other.map_err(|e| pin_error("opening", &pin, e))?,
-        };
-        raw::set_first(std::os::fd::AsFd::as_fd(&opened), switch::OFF).map_err(|e| pin_error("writing", &pin, e))?;
-        found = true;
-    }
-    Ok(found)
-}
-
-/// Removes every trace: links, maps, pins, the directory. Works without the daemon.
-///
-/// # Errors
-/// [`EnforceError::InUse`] while a daemon runs on `pin_dir`; the kernel's when something had to stay.
-pub fn down(pin_dir: &Path) -> Result<Removed, EnforceError> {
-    let Some(dir) = PinDir::lock_existing(pin_dir)? else { return Ok(Removed::default()) };
-    take_down(dir)
-}
-
-fn take_down(dir: PinDir) -> Result<Removed, EnforceError> {
-    let mut removed = Removed::default();
-    for version in pins::versions(dir.path()) {
-        for (interface, pin) in pins::links(&version) {
-            attach::remove_pinned(&pin)?;
-            removed.interfaces.push(interface);
-        }
-        removed.maps += std::fs::read_dir(&version).map_or(0, Iterator::count);
-    }
-    dir.remove()?;
-    removed.interfaces.sort();
-    removed.interfaces.dedup();
-    Ok(removed)
-}
-
-=======
->>>>>>> kernel
 /// Nanoseconds of the clock that the kernel program reads. It is part of the ABI of the maps, and decides
 /// nothing here: the engine has its own time.
 fn now_ns() -> u64 {
