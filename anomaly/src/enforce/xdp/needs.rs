@@ -38,6 +38,10 @@ fn below(interface: &Interface, present: &[Interface]) -> Interface {
     at.clone()
 }
 
+/// The interfaces that `enforcer.interfaces` means now; attaches nothing.
+///
+/// # Errors
+/// [`EnforceError::NoInterface`] for a name that nothing has; the kernel's when it cannot be asked.
 pub fn wanted_interfaces(settings: &config::Enforcer) -> Result<Vec<Interface>, EnforceError> {
     let present = netlink::interfaces().map_err(|e| EnforceError::Kernel {
         doing: "listing the interfaces".into(),
