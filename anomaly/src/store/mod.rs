@@ -16,6 +16,7 @@ mod quarantine;
 mod reader;
 mod rows;
 mod schema;
+mod transaction;
 mod writer;
 
 use std::collections::BTreeMap;
