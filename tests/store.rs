@@ -335,6 +335,11 @@ fn someone_elses_and_newer_files_are_left_alone() {
     rusqlite::Connection::open(&foreign).expect("opened").execute_batch("CREATE TABLE t (x)").expect("made");
     let error = Store::open(&foreign, at(0)).expect_err("foreign");
     assert!(matches!(error, StoreError::Foreign(_)) && error.is_fatal(), "{error}");
+    let log = dir.path().join("access.json");
+    std::fs::write(&log, "{}\n".repeat(1000)).expect("made");
+    let error = Store::open(&log, at(0)).expect_err("somebody's log");
+    assert!(matches!(error, StoreError::Foreign(_)), "{error}");
+    assert_eq!(std::fs::read_to_string(&log).expect("still there"), "{}\n".repeat(1000));
     let names: Vec<_> = std::fs::read_dir(dir.path()).expect("a listing").flatten().map(|e| e.file_name()).collect();
     assert!(names.iter().all(|n| !n.to_string_lossy().contains("damaged")), "{names:?}");
 }
@@ -440,6 +445,10 @@ fn a_lock_delays_nobody_for_long_and_nothing_is_lost() {
     assert!(before.elapsed() < Duration::from_secs(5), "{:?}", before.elapsed());
     assert_eq!((store.unwritten(), store.lost()), (10_000, 50));
     assert!(matches!(store.retry(), Err(StoreError::Busy)) && matches!(store.failing(), Some(StoreError::Busy)));
+    // A start does not need the lock to know the bans.
+    let second = Store::open(&path, at(0)).expect("opened while locked");
+    assert!(second.loaded.state.bans.is_empty() && second.trouble.is_none());
+    drop(second);
     other.execute_batch("ROLLBACK").expect("unlocked");
     store.retry().expect("written");
     assert_eq!(store.unwritten(), 0);
