@@ -10,6 +10,7 @@ mod lab;
 mod sinks;
 mod store;
 mod store_crash;
+mod store_engine;
 mod tail;
 mod tidy;
 mod web;
