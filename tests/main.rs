@@ -1,6 +1,7 @@
 //! Integration tests: one binary, so that they link once.
 
 mod audit;
+mod compose;
 mod deny_map;
 mod detection;
 mod end_to_end;
