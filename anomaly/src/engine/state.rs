@@ -17,7 +17,7 @@ use ipnet::IpNet;
 
 const VERSION: u8 = 1;
 /// Flags of a client that mean something after a restart.
-const KEPT_FLAGS: u8 = Client::EXEMPT | Client::KNOWN | Client::BRAKED;
+const KEPT_FLAGS: u8 = Client::EXEMPT | Client::KNOWN | Client::BRAKED | Client::OFFENDER | Client::BROWSER;
 
 impl Engine {
     /// All state that must outlive a restart.
