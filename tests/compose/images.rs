@@ -29,12 +29,8 @@ pub fn make(lab: &Lab, engine: &Engine<'_>) -> Result<Vec<(&'static str, String)
         std::fs::copy(repository().join("tests/compose").join(name), context.join(name))?;
     }
     std::fs::copy(env!("CARGO_BIN_EXE_anomaly"), context.join("anomaly"))?;
-    let stages = [
-        ("NGINX_IMAGE", "nginx"),
-        ("NEXTCLOUD_IMAGE", "app"),
-        ("DB_IMAGE", "db"),
-        ("BUILDER_IMAGE", "builder"),
-    ];
+    let stages =
+        [("NGINX_IMAGE", "nginx"), ("NEXTCLOUD_IMAGE", "app"), ("DB_IMAGE", "db"), ("BUILDER_IMAGE", "builder")];
     let mut settings = vec![("RUNTIME_IMAGE", base.to_owned())];
     for (variable, stage) in stages {
         settings.push((variable, engine.build(&context, stage, base)?));
@@ -53,10 +49,8 @@ fn base_archive() -> Result<PathBuf> {
     std::fs::create_dir_all(kept)?;
     let made = tempfile::Builder::new().prefix("debootstrap-").tempdir_in(kept)?;
     let root = made.path().join("root");
-    run(Command::new("debootstrap")
-        .args(["--variant=minbase", &format!("--include={PACKAGES}"), SUITE])
-        .arg(&root))
-    .context("debootstrap needs root and a Debian mirror")?;
+    run(Command::new("debootstrap").args(["--variant=minbase", &format!("--include={PACKAGES}"), SUITE]).arg(&root))
+        .context("debootstrap needs root and a Debian mirror")?;
     let unfinished = made.path().join("root.tar");
     run(Command::new("tar").arg("--create").arg("--file").arg(&unfinished).arg("--directory").arg(&root).args([
         "--exclude=./var/cache/apt/archives/*",
