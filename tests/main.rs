@@ -3,6 +3,7 @@
 mod audit;
 mod deny_map;
 mod detection;
+mod doctor;
 mod end_to_end;
 mod enforce_iptables;
 mod kernel;
