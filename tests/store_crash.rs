@@ -166,7 +166,9 @@ impl Disk {
                 self.fresh.insert(ban.prefix);
                 ban.prefix
             }
-            Op::Unban(unban) if self.fresh.contains(&unban.prefix) => return self.waiting.push(op.clone()),
+            Op::Unban(unban) if unban.origin == Origin::Operator && self.fresh.contains(&unban.prefix) => {
+                return self.waiting.push(op.clone());
+            }
             Op::Unban(unban) => unban.prefix,
         };
         let (now, later) = std::mem::take(&mut self.waiting).into_iter().partition(|op| match op {

@@ -12,7 +12,7 @@ use super::quarantine::quarantine;
 use super::reader::{self, Reader};
 use super::transaction::{Decision, Plan, Unwritten, hash, prune, sum_of, write_checkpoints, write_learned};
 use super::{BUSY_TIMEOUT, Loaded, MAX_UNWRITTEN, OPEN_TIMEOUT, Opened, StoreError, rows, schema};
-use crate::engine::{Ban, State, Unban};
+use crate::engine::{Ban, Origin, State, Unban};
 use crate::report::HistoryPoint;
 use crate::time::Timestamp;
 
@@ -221,15 +221,15 @@ impl Store {
 
     /// Ends the ban on record, with what it had dropped. As [`Store::record_ban`] otherwise.
     ///
-    /// The end of a ban that is younger than the last saved progress is only written together with
-    /// the next progress: after a crash the log is read again from before that ban, and must
-    /// not lead to it a second time. So call [`Store::save_progress`] right after an operator's unban.
+    /// Where an operator lifts a ban that is younger than the last saved progress, that is only written together with
+    /// the next progress: after a crash the log is read again from before that ban, and, its offence being
+    /// taken back, would lead to it a second time. So call [`Store::save_progress`] right after an operator's unban.
     ///
     /// # Errors
     /// Why it is not on disk yet.
     pub fn record_unban(&mut self, unban: &Unban, packets: u64, bytes: u64) -> Result<(), StoreError> {
         self.now = self.now.max(unban.at);
-        let with_progress = self.fresh.contains(&unban.prefix);
+        let with_progress = unban.origin == Origin::Operator && self.fresh.contains(&unban.prefix);
         self.record(Decision::Unban(unban.clone(), packets, bytes), with_progress)
     }
 
