@@ -4,6 +4,7 @@ mod audit;
 mod compose;
 mod deny_map;
 mod detection;
+mod doctor;
 mod end_to_end;
 mod enforce_iptables;
 mod kernel;
