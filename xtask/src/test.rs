@@ -48,7 +48,7 @@ const BROWSER: &[Package] = &[
     package("python3-venv", "/var/lib/dpkg/info/python3-venv.list"),
 ];
 /// What other tests than the lab's run.
-const TESTS: &[Package] = &[package("ipset", "ipset"), package("gzip", "gzip"), package("procps", "sysctl")];
+const TESTS: &[Package] = &[package("ipset", "ipset"), package("gzip", "gzip"), package("openssl", "openssl")];
 
 /// Runs the task.
 pub fn run(args: &Args) -> Result<()> {
