@@ -2,6 +2,7 @@
 
 mod audit;
 mod compose;
+mod deny_map;
 mod detection;
 mod end_to_end;
 mod enforce_iptables;
@@ -10,6 +11,7 @@ mod lab;
 mod sinks;
 mod store;
 mod store_crash;
+mod store_engine;
 mod tail;
 mod tidy;
 mod web;

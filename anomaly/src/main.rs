@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anomaly::config::{self, ConfigError, Loaded};
-use anomaly::enforce::{iptables, xdp};
+use anomaly::enforce::{deny_map, iptables, xdp};
 use anomaly::engine::{BanLength, State};
 use anomaly::replay::{Replay, Report};
 use anomaly::report::DecisionRow;
@@ -320,8 +320,7 @@ fn off(cli: &Cli) -> Result<ExitCode> {
     // First, so that a running daemon does not repair what is taken away.
     let marked = daemon::mark_off(&config.dashboard.socket);
     let xdp = xdp::off(&config.enforcer.pin_dir)?;
-    let rules = iptables::remove_all()?;
-    let mut said = rules_text(&rules);
+    let mut said = rules_text(&config)?;
     if xdp {
         said.insert(0, "XDP passes everything".to_owned());
     }
@@ -337,7 +336,7 @@ fn off(cli: &Cli) -> Result<ExitCode> {
 fn down(cli: &Cli) -> Result<ExitCode> {
     let config = load(cli.config.as_deref())?.config;
     let removed = xdp::down(&config.enforcer.pin_dir)?;
-    let mut said = rules_text(&iptables::remove_all()?);
+    let mut said = rules_text(&config)?;
     if !removed.interfaces.is_empty() {
         said.push(format!("detached from {}", removed.interfaces.join(", ")));
     }
@@ -352,10 +351,14 @@ fn down(cli: &Cli) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn rules_text(removed: &iptables::Removed) -> Vec<String> {
-    [(removed.rules, "iptables rules removed"), (removed.sets, "ipsets removed")]
-        .into_iter()
-        .filter(|(count, _)| *count > 0)
-        .map(|(count, what)| format!("{count} {what}"))
-        .collect()
+/// Takes away whatever is not XDP, and says what that was.
+fn rules_text(config: &config::Config) -> Result<Vec<String>> {
+    let removed = iptables::remove_all()?;
+    let listed = deny_map::clear(&config.nginx)?;
+    let counts = [
+        (removed.rules, "iptables rules removed"),
+        (removed.sets, "ipsets removed"),
+        (usize::from(listed), "deny list of Nginx emptied"),
+    ];
+    Ok(counts.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect())
 }

@@ -236,6 +236,7 @@ pub const DEGRADED_WORDS: &[&str] = &[
     "not_effective",
     "enforcement",
     "map_full",
+    "off",
 ];
 
 /// The word of a rejection in metrics and status.
@@ -274,7 +275,17 @@ impl Metrics {
             drop(self.unbans.get_or_create(&OriginLabels { origin }));
         }
         for scope in ["ip", "global"] {
-            drop(self.levels_accepted.get_or_create(&ScopeLabels { scope }));
+            let labels = ScopeLabels { scope };
+            drop(self.levels_accepted.get_or_create(&labels));
+            for level in [
+                &self.baseline_mean,
+                &self.baseline_stddev,
+                &self.baseline_error_ratio,
+                &self.baseline_samples,
+                &self.limit,
+            ] {
+                drop(level.get_or_create(&labels));
+            }
         }
         for what in DEGRADED_WORDS {
             drop(self.degraded.get_or_create(&WhatLabels { what: (*what).into() }));

@@ -1,6 +1,7 @@
 //! Installs what the tests need, runs all of them, and says at the end what was run and what not.
 //!
-//! A step that fails does not stop the later ones: one run tells everything that is wrong.
+//! A step that fails does not stop the later ones: one run tells everything that is wrong. The tests
+//! that make network namespaces run beside the others: each has its own, under names of its own.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -8,17 +9,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::cargo::{cargo, root};
+use crate::cargo::{build_daemon, cargo, root};
 use crate::lab::clock;
-use crate::setup;
+use crate::setup::{self, Package, package};
 
-/// Installs what the tests need and runs them: unit, scenario, integration and kernel tests.
+/// Installs what the tests need and runs them: unit, integration (with scenarios, kernel and lab), demo, browser.
 #[derive(clap::Args)]
 pub struct Args {
     /// Install what is missing without asking.
     #[arg(long)]
     yes: bool,
-    /// Run these steps only (by the first words of their names: unit, integration, docs).
+    /// Only these steps, by the first word of their names: unit, integration, kernel, demo, browser, examples.
     #[arg(long, value_name = "STEP")]
     only: Vec<String>,
 }
@@ -38,11 +39,21 @@ struct Step {
 
 /// The file in which tests note that they were skipped (`lab::skip`).
 const SKIPS: &str = "ANOMALY_SKIPS";
+/// What the browser tests run.
+const BROWSER: &[Package] = &[
+    package("nodejs", "node"),
+    package("npm", "npm"),
+    package("chromium", "/usr/bin/chromium"),
+    package("prometheus", "promtool"),
+    package("python3-venv", "/var/lib/dpkg/info/python3-venv.list"),
+];
+/// What other tests than the lab's run.
+const TESTS: &[Package] = &[package("ipset", "ipset"), package("gzip", "gzip"), package("procps", "sysctl")];
 
 /// Runs the task.
 pub fn run(args: &Args) -> Result<()> {
-    let skips = root().join(format!("target/skipped-{}", std::process::id()));
     std::fs::create_dir_all(root().join("target"))?;
+    let skips = root().join(format!("target/skipped-{}", std::process::id()));
     std::fs::write(&skips, "")?;
     let mut runner = Runner { args, skips, steps: Vec::new() };
     runner.all();
@@ -58,19 +69,43 @@ struct Runner<'a> {
 impl Runner<'_> {
     fn all(&mut self) {
         let yes = self.args.yes;
-        self.step("packages", |_| match privileged() {
-            Some(why) => Ok(Some(why)),
-            None => setup::packages("the tests", setup::LAB, yes).map(|()| None),
+        self.step("packages", |_| {
+            if let Some(why) = privileged() {
+                return Ok(Some(why));
+            }
+            setup::packages("the lab of the tests", setup::LAB, yes)?;
+            setup::packages("the tests", TESTS, yes).map(|()| None)
         });
         self.step("unit tests", |run| run.cargo(&["test", "--workspace", "--lib", "--bins"], &[]));
-        self.step("integration tests (with scenarios, the committed kernel program, and the lab)", |run| {
+        self.step("integration tests: scenarios, sinks, web, kernel (committed object), lab", |run| {
             run.cargo(&["test", "--package", "anomaly", "--test", "tests"], &[])
         });
-        self.step("docs: examples", |run| run.cargo(&["test", "--workspace", "--doc"], &[]));
+        self.step("kernel tests with the object built afresh", |run| {
+            if let Some(why) = privileged() {
+                return Ok(Some(why));
+            }
+            let object = root().join("target/fresh.bpf.o");
+            let mut build = Command::new(std::env::current_exe()?);
+            build.args(["build-ebpf", "--output"]).arg(&object).args(yes.then_some("--yes"));
+            finish(&mut build)?;
+            let object = object.to_str().context("the target directory's path is not UTF-8")?.to_owned();
+            let words = ["test", "--package", "anomaly", "--test", "tests", "kernel::"];
+            run.cargo(&words, &[("ANOMALY_EBPF_OBJECT", &object)])
+        });
+        self.step("examples in the documentation", |run| run.cargo(&["test", "--workspace", "--doc"], &[]));
+        self.step("demo", |_| {
+            if let Some(why) = privileged() {
+                return Ok(Some(why));
+            }
+            let mut demo = Command::new(std::env::current_exe()?);
+            finish(demo.args(["demo", "--once"]).args(yes.then_some("--yes"))).map(|()| None)
+        });
+        self.step("browser tests", |_| browser(yes));
     }
 
     fn step(&mut self, name: &'static str, work: impl FnOnce(&mut Self) -> Result<Option<String>>) {
-        if !self.args.only.is_empty() && !self.args.only.iter().any(|word| name.starts_with(word.as_str())) {
+        let first = name.split([' ', ':']).next().unwrap_or(name);
+        if !self.args.only.is_empty() && !self.args.only.iter().any(|word| word == first) {
             return;
         }
         eprintln!("\n== {name}");
@@ -86,7 +121,7 @@ impl Runner<'_> {
     fn cargo(&self, words: &[&str], environment: &[(&str, &str)]) -> Result<Option<String>> {
         let mut command = cargo(words);
         command.env(SKIPS, &self.skips).envs(environment.iter().copied());
-        status(&mut command)
+        finish(&mut command).map(|()| None)
     }
 
     fn summary(&self) -> Result<()> {
@@ -96,9 +131,9 @@ impl Runner<'_> {
         for step in &self.steps {
             let seconds = step.took.as_secs();
             match &step.outcome {
-                Outcome::Passed => eprintln!("passed   {:>5} s  {}", seconds, step.name),
+                Outcome::Passed => eprintln!("passed   {seconds:>5} s  {}", step.name),
                 Outcome::Skipped(why) => eprintln!("SKIPPED           {}: {why}", step.name),
-                Outcome::Failed(why) => eprintln!("FAILED   {:>5} s  {}: {why}", seconds, step.name),
+                Outcome::Failed(why) => eprintln!("FAILED   {seconds:>5} s  {}: {why}", step.name),
             }
         }
         for line in skipped.lines() {
@@ -113,16 +148,51 @@ impl Runner<'_> {
     }
 }
 
+/// The dashboard in a real browser, over a real daemon in dry-run; needs no root where all is installed.
+fn browser(yes: bool) -> Result<Option<String>> {
+    let dir = root().join("tests/browser");
+    let mut files: Vec<PathBuf> = std::fs::read_dir(&dir)
+        .with_context(|| dir.display().to_string())?
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.to_string_lossy().ends_with(".test.mjs"))
+        .collect();
+    files.sort();
+    if BROWSER.iter().any(|p| !setup::is_there(p.shows))
+        && let Some(why) = privileged()
+    {
+        return Ok(Some(format!("{why} (it installs nodejs, npm, chromium, prometheus and python3-venv)")));
+    }
+    setup::packages("the browser tests", BROWSER, yes)?;
+    let binary = build_daemon(false)?;
+    let mut npm = Command::new("npm");
+    npm.args(["ci", "--no-audit", "--no-fund", "--loglevel", "error"]).current_dir(&dir);
+    finish(npm.env("npm_config_cache", root().join("target/npm")))?;
+    let mut failed = Vec::new();
+    for file in files {
+        let mut node = Command::new("node");
+        node.arg("--test").arg(&file).current_dir(&dir).env("ANOMALY_BIN", &binary);
+        if finish(&mut node).is_err() {
+            failed.push(file.file_name().unwrap_or_default().to_string_lossy().into_owned());
+        }
+    }
+    if !failed.is_empty() {
+        bail!("{}", failed.join(", "));
+    }
+    Ok(None)
+}
+
 /// Why tests that need root are skipped; `None` when they are not.
 fn privileged() -> Option<String> {
     (!rustix::process::geteuid().is_root()).then(|| "needs root; run `cargo xtask test` as root for it".into())
 }
 
-fn status(command: &mut Command) -> Result<Option<String>> {
-    let status =
-        command.status().with_context(|| format!("{} could not be started", command.get_program().display()))?;
+/// Runs a command to its end, with our own output.
+fn finish(command: &mut Command) -> Result<()> {
+    let name = command.get_program().display().to_string();
+    let status = command.status().with_context(|| format!("{name} could not be started"))?;
     if !status.success() {
-        bail!("{status}");
+        bail!("{name}: {status}");
     }
-    Ok(None)
+    Ok(())
 }

@@ -267,6 +267,13 @@ pub(super) fn check(raw: Raw, problems: &mut Vec<String>) -> Config {
             },
         };
     }
+    let optional = |path: PathBuf| (!path.as_os_str().is_empty()).then_some(path);
+    if let Some(path) = raw.nginx.deny_map {
+        config.nginx.deny_map = optional(path);
+    }
+    if let Some(path) = raw.nginx.pid_file {
+        config.nginx.pid_file = optional(path);
+    }
     c.path("dashboard.socket", raw.dashboard.socket, &mut config.dashboard.socket);
     config.dashboard.token = c.secret("dashboard.token", raw.dashboard.token, raw.dashboard.token_file);
     if let Some(token) = &config.dashboard.token

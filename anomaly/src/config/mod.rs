@@ -38,6 +38,8 @@ pub struct Config {
     pub engine: engine::Settings,
     /// Slack and the generic webhook.
     pub notify: Notify,
+    /// What Nginx is told of bans.
+    pub nginx: Nginx,
     /// Dashboard, API and metrics.
     pub dashboard: Dashboard,
     /// SQLite file. Default `/var/lib/anomaly/state.db`.
@@ -148,6 +150,15 @@ pub struct Notify {
     pub dashboard_url: Option<String>,
 }
 
+/// `[nginx]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Nginx {
+    /// List of banned clients that a `geo` block includes. Default none.
+    pub deny_map: Option<PathBuf>,
+    /// Process that is told to read the list. Default `/run/nginx.pid`; `None` when somebody else does.
+    pub pid_file: Option<PathBuf>,
+}
+
 /// `[dashboard]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Dashboard {
@@ -194,6 +205,7 @@ impl Default for Config {
             trusted_proxies: Vec::new(),
             engine: engine::Settings::default(),
             notify: Notify::default(),
+            nginx: Nginx { deny_map: None, pid_file: Some("/run/nginx.pid".into()) },
             dashboard: Dashboard {
                 listen: Some(SocketAddr::from(([127, 0, 0, 1], 8081))),
                 socket: "/run/anomaly/anomaly.sock".into(),

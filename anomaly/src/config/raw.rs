@@ -59,6 +59,7 @@ pub(super) struct Raw {
     pub(super) thresholds: RawThresholds,
     pub(super) bans: RawBans,
     pub(super) notify: RawNotify,
+    pub(super) nginx: RawNginx,
     pub(super) dashboard: RawDashboard,
     pub(super) store: RawStore,
     pub(super) audit: RawAudit,
@@ -85,6 +86,13 @@ pub(super) struct RawEnforcer {
     pub(super) iptables_max_rules: Option<i64>,
     pub(super) iptables_raw_prerouting: Option<bool>,
     pub(super) probe_log: Option<bool>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawNginx {
+    pub(super) deny_map: Option<PathBuf>,
+    pub(super) pid_file: Option<PathBuf>,
 }
 
 #[derive(Default, Deserialize)]

@@ -65,6 +65,7 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
         None => info!("anomaly {} with the built-in defaults", env!("CARGO_PKG_VERSION")),
     }
     let (enforcer, incidents) = enforce::open(&config.enforcer)?;
+    let enforcer = enforce::deny_map::wrap(enforcer, &config.nginx);
     off::clear(&config.dashboard.socket);
     let guarded: Vec<IpNet> = guard::find(&config.trusted_proxies).into_iter().map(|g| g.prefix).collect();
     config.engine.never_ban.extend(&guarded);
@@ -375,6 +376,7 @@ impl Service {
         config.store_path.clone_from(&self.config.store_path);
         config.notify = self.config.notify.clone();
         config.dashboard = self.config.dashboard.clone();
+        config.nginx = self.config.nginx.clone();
         let (reply, answer) = oneshot::channel();
         let request = Request::Configure { config: Box::new(config.clone()), reply };
         self.requests.try_send(request).map_err(|_| "the daemon is too busy; send SIGHUP again".to_owned())?;

@@ -72,7 +72,8 @@ pub struct Ledger {
     bans: HashMap<IpNet, Active, RandomState>,
     lengths: Lengths,
     ends: BTreeSet<(Timestamp, IpNet)>,
-    /// Bans that were over when they were decided, until log time has passed them.
+    /// Bans that are over, or were when they were decided, until log time has passed them: what is read of a
+    /// backlog (also again, after a crash) may still lie within them.
     past: BTreeMap<IpNet, Timestamp>,
     offences: HashMap<IpNet, Count, RandomState>,
     by_age: BTreeSet<(Timestamp, IpNet)>,
@@ -250,13 +251,17 @@ impl Ledger {
         }
     }
 
-    /// Ends what has run out.
-    pub fn expire(&mut self, now: Timestamp, settings: &Settings, mut ended: impl FnMut(Unban)) {
+    /// Ends what has run out; `clock` is log time.
+    pub fn expire(&mut self, now: Timestamp, clock: Timestamp, settings: &Settings, mut ended: impl FnMut(Unban)) {
+        self.past.retain(|_, until| *until > clock);
         while let Some((until, prefix)) = self.ends.first().copied() {
             if until > now {
                 break;
             }
             if let Some(ban) = self.drop(&prefix) {
+                if until > clock {
+                    self.past.insert(prefix, until);
+                }
                 ended(Unban { prefix, at: until, offence: ban.offence, origin: Origin::Detector });
             }
         }
@@ -386,7 +391,8 @@ mod tests {
 
     fn ended(ledger: &mut Ledger, now: i64) -> Vec<Unban> {
         let mut unbans = Vec::new();
-        ledger.expire(Timestamp::from_secs(now), &Settings::default(), |u| unbans.push(u));
+        let now = Timestamp::from_secs(now);
+        ledger.expire(now, now, &Settings::default(), |u| unbans.push(u));
         unbans
     }
 

@@ -214,7 +214,8 @@ impl Engine {
 
     fn expire(&mut self, now: Timestamp, out: &mut Vec<Output>) {
         if self.ledger.is_due(now, &self.settings) {
-            self.ledger.expire(now, &self.settings, |unban| out.push(Output::Decision(Decision::Unban(unban))));
+            let ended = |unban| out.push(Output::Decision(Decision::Unban(unban)));
+            self.ledger.expire(now, self.clock, &self.settings, ended);
         }
     }
 

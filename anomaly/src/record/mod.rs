@@ -4,6 +4,8 @@
 //! address can be read, there is a record. It does not decide anything and
 //! knows no windows.
 
+#[cfg(test)]
+mod differential;
 mod fallback;
 mod scan;
 mod value;

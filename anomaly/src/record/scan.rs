@@ -188,15 +188,19 @@ fn bare(line: &[u8], at: usize, field: Field, found: &mut Found<'_>) -> Option<u
     Some(at + len)
 }
 
+/// From this length on memchr is faster than what it costs to call it.
+const SHORT_STRING: usize = 40;
+
 /// The closing quote of a string without escapes that begins at `at`. Eight bytes at a time: most
-/// strings are so short that calling memchr costs more than it saves.
+/// strings are short.
 #[inline]
 fn string_end(line: &[u8], mut at: usize) -> Option<usize> {
     const ONES: u64 = 0x0101_0101_0101_0101;
     const HIGHS: u64 = 0x8080_8080_8080_8080;
     // The high bit of the first byte that is zero is set (of later ones perhaps wrongly, which does not matter).
     let zeros = |word: u64| word.wrapping_sub(ONES) & !word & HIGHS;
-    while let Some(chunk) = line.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
+    for _ in 0..SHORT_STRING / 8 {
+        let Some(chunk) = line.get(at..).and_then(|rest| rest.first_chunk::<8>()) else { break };
         let word = u64::from_le_bytes(*chunk);
         let hits = zeros(word ^ (ONES * u64::from(b'"'))) | zeros(word ^ (ONES * u64::from(b'\\')));
         if hits != 0 {
@@ -206,6 +210,10 @@ fn string_end(line: &[u8], mut at: usize) -> Option<usize> {
         at += 8;
     }
     let rest = line.get(at..)?;
-    let len = rest.iter().position(|b| matches!(b, b'"' | b'\\'))?;
+    let len = if rest.len() < 8 {
+        rest.iter().position(|b| matches!(b, b'"' | b'\\'))?
+    } else {
+        memchr::memchr2(b'"', b'\\', rest)?
+    };
     (rest[len] == b'"').then_some(at + len)
 }
