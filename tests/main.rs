@@ -8,6 +8,7 @@ mod end_to_end;
 mod enforce_iptables;
 mod kernel;
 mod lab;
+mod nginx;
 mod sinks;
 mod store;
 mod store_crash;

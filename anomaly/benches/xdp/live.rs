@@ -88,7 +88,7 @@ pub fn measure(table: &mut Table) -> Result<()> {
         let mut filter = XdpFilter::load(&banned)?;
         filter.put_behind(&mut live.bench)?;
         live.sources(&banned)?;
-        live.add("xdp-filter (deny, addresses only)", Some(entries), 2_000_000)?;
+        live.add("xdp-filter (addresses only)", Some(entries), 2_000_000)?;
     }
     live.bench.set_own("bench_pass")?;
     let set = sets(&mut live)?;
@@ -124,8 +124,8 @@ fn sets(live: &mut Live<'_>) -> Result<f64> {
         run("ipset", &["destroy", "banned"])?;
         let members: Vec<String> = banned.iter().map(IpAddr::to_string).collect();
         let text = format!(
-            "table ip bench {{ set banned {{ type ipv4_addr; elements = {{ {} }} }}\n\
-             chain input {{ type filter hook input priority 0; ip saddr @banned drop }} }}\n",
+            "table ip bench {{\n set banned {{\n type ipv4_addr\n elements = {{ {} }}\n }}\n\
+             chain input {{\n type filter hook input priority 0\n ip saddr @banned drop\n }}\n }}\n",
             members.join(", ")
         );
         feed("nft", &["-f", "-"], &text)?;

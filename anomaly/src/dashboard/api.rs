@@ -61,7 +61,7 @@ impl BansCache {
         {
             return Ok(bytes.clone());
         }
-        let bytes = Bytes::from(serde_json::to_vec(&live.bans)?);
+        let bytes = Bytes::from(serde_json::to_vec(&*live.bans)?);
         *made = Some((live.clone(), bytes.clone()));
         Ok(bytes)
     }

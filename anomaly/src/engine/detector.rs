@@ -10,14 +10,20 @@ use super::settings::Settings;
 use super::signals::Kind;
 use super::window::Window;
 
-/// Floor of distinct paths answered 4xx in the window, in tenths (CrowdSec's http-probing: 10).
-const ERROR_PATHS_FLOOR: u32 = 100;
+/// Floor of distinct paths answered 4xx in the window, in tenths: more than nine (CrowdSec's http-probing: ten).
+const ERROR_PATHS_FLOOR: u32 = 91;
 /// Floor of POSTs to one path in the window.
 const POSTS_FLOOR: u32 = 13;
+/// Good assets in the window that make a browser of a client.
+const BROWSER_ASSETS: u32 = 12;
+/// A browser's floors are this many times as high: people work in web applications that POST to one path all day, and
+/// meet galleries full of broken links. Tools that try passwords or paths load no assets.
+const BROWSER_POSTS: u32 = 8;
+const BROWSER_ERROR_PATHS: u32 = 2;
 /// A burst of this many times `min_requests` pages is tolerated at once ...
-const BURST: f64 = 1.75;
+const BURST: f64 = 4.0 / 3.0;
 /// ... and this many per second on top, as long as it lasts, again in units of `min_requests`.
-const LEAK: f64 = 1.0 / 15.0;
+const LEAK: f64 = 0.075;
 /// Errors that mean something, for the words "error surge".
 const SURGE_ERRORS: u32 = 10;
 
@@ -25,13 +31,14 @@ const SURGE_ERRORS: u32 = 10;
 /// assumed while little has been seen.
 struct Margin {
     headroom: f64,
+    far: f64,
     prior: f64,
 }
 
-const PAGES: Margin = Margin { headroom: 1.25, prior: 0.25 };
-const ERROR_PATHS: Margin = Margin { headroom: 1.0, prior: 0.1 };
-const POSTS: Margin = Margin { headroom: 3.0, prior: 0.68 };
-const PAGE_ERRORS: Margin = Margin { headroom: 2.0, prior: 0.25 };
+const PAGES: Margin = Margin { headroom: 1.5, far: 1e-3, prior: 0.25 };
+const ERROR_PATHS: Margin = Margin { headroom: 2.0, far: 1e-3, prior: 0.0 };
+const POSTS: Margin = Margin { headroom: 2.7, far: 1e-4, prior: 0.68 };
+const PAGE_ERRORS: Margin = Margin { headroom: 2.5, far: 1e-3, prior: 0.0 };
 
 /// A limit and the rule it is from.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -79,7 +86,7 @@ impl Limits {
         let span = f64::from(s.window_secs);
         let profile = floor * (BURST + LEAK * span);
         let learned = |measure, margin: &Margin, z| {
-            let tail = population.tail(measure, margin.prior);
+            let tail = population.tail(measure, margin.far, margin.prior);
             learned(&tail, margin.headroom, z, s)
         };
         let (pages, pages_rule) = learned(Measure::Pages, &PAGES, s.z_score);
@@ -123,6 +130,11 @@ impl Limits {
             || posts * 2 >= self.posts.value
     }
 
+    /// Whether a window is one that only a browser has.
+    pub const fn shows_browser(window: &Window) -> bool {
+        window.good_assets() >= BROWSER_ASSETS
+    }
+
     /// Only the hard limit.
     pub fn judge_hard(&self, window: &Window) -> Option<Verdict> {
         let (value, limit) = (f64::from(window.requests()), f64::from(self.hard));
@@ -130,11 +142,16 @@ impl Limits {
     }
 
     /// Judges a window after a request of the class `kind` in the second `now`, the `posts`th POST to its path.
-    /// `own` is the limit (tenths of page requests a window) that the client's own history gives it.
-    pub fn judge(&self, window: &Window, kind: Kind, posts: u32, now: u32, own: u32) -> Option<Verdict> {
+    /// `browser` says that the client has shown to be one. `own` is the limit (tenths of page requests a window) that the client's own history gives it.
+    pub fn judge(&self, window: &Window, kind: Kind, posts: u32, now: u32, browser: bool, own: u32) -> Option<Verdict> {
         if let Some(verdict) = self.judge_hard(window) {
             return Some(verdict);
         }
+        let raised = |limit: Limit, floor: u32| {
+            if browser { Limit { value: limit.value.max(floor), ..limit } } else { limit }
+        };
+        let error_paths = raised(self.error_paths, ERROR_PATHS_FLOOR * BROWSER_ERROR_PATHS);
+        let max_posts = raised(self.posts, POSTS_FLOOR * BROWSER_POSTS);
         let reached = |signal, value: u32, limit: Limit, unit: f64| {
             (value >= limit.value).then(|| Verdict {
                 rule: limit.rule,
@@ -145,12 +162,12 @@ impl Limits {
             })
         };
         if kind.is_client_error()
-            && let Some(v) = reached(Signal::ErrorPaths, window.error_paths_tenths(), self.error_paths, 10.0)
+            && let Some(v) = reached(Signal::ErrorPaths, window.error_paths_tenths(), error_paths, 10.0)
         {
             return Some(v);
         }
         if kind.is_post()
-            && let Some(v) = reached(Signal::PostsToOnePath, posts, self.posts, 1.0)
+            && let Some(v) = reached(Signal::PostsToOnePath, posts, max_posts, 1.0)
         {
             return Some(v);
         }

@@ -90,16 +90,22 @@ impl Histogram {
         self.total = self.counts.iter().map(|c| f64::from(*c)).sum();
     }
 
-    /// The smallest value that at most a share `above` of the values exceeds.
+    /// The value that a share `above` of the values exceeds. Inside a bin the share is taken to fall
+    /// exponentially, so that a few samples more or less do not make it jump from one integer to the next.
     pub fn upper(&self, above: f64) -> f64 {
-        let mut left = self.total * above;
+        let wanted = self.total * above;
+        let mut beyond = 0.0;
         for bin in (0..BINS).rev() {
             let count = f64::from(self.counts[bin]);
             // A rounding error is no value.
-            if count > left + 1e-6 && count > 0.0 {
-                return if bin < EXACT as usize { bin as f64 } else { low(bin + 1) - 1.0 };
+            if count > 1e-3 && beyond + count >= wanted {
+                let (top, below) = (low(bin + 1) - 1.0, low(bin) - 1.0);
+                // Half a sample stands for what lies beyond the largest one.
+                let (all, beyond) = (beyond + count, beyond.max(0.5));
+                let part = if wanted <= beyond { 0.0 } else { (wanted / beyond).ln() / (all / beyond).ln() };
+                return (top - (top - below) * part).max(0.0);
             }
-            left -= count;
+            beyond += count;
         }
         0.0
     }
@@ -174,12 +180,14 @@ mod tests {
     }
 
     #[test]
-    fn quantiles_are_exact_for_small_values() {
+    fn quantiles_are_exact_where_bins_end() {
         let h = of((0..1000).map(|i| i / 100));
-        assert_eq!(h.upper(0.5), 4.0);
-        assert_eq!(h.upper(0.1), 8.0);
-        assert_eq!(h.upper(0.001), 9.0);
-        assert_eq!(h.upper(1.0), 0.0);
+        for (above, value) in [(0.5, 4.0), (0.1, 8.0), (0.0001, 9.0), (1.0, 0.0)] {
+            assert!((h.upper(above) - value).abs() < 1e-9, "{above}: {}", h.upper(above));
+        }
+        // In between it moves steadily.
+        assert!(h.upper(0.15) < 8.0 && h.upper(0.15) > 7.0);
+        assert!(h.upper(0.15) > h.upper(0.16));
     }
 
     #[test]

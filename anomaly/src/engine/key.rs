@@ -63,6 +63,12 @@ impl Key {
         Ipv6Net::new(Ipv6Addr::from(self.bits), self.len).ok().map(IpNet::V6)
     }
 
+    /// A number that differs for most clients and is the same in each run.
+    pub fn spread(&self) -> u32 {
+        let (high, low, _) = self.hashed();
+        ((high ^ low.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
+    }
+
     /// What a hash is made of.
     pub fn hashed(&self) -> (u64, u64, u8) {
         let bits = u128::from_be_bytes(self.bits);

@@ -393,6 +393,8 @@ impl Engine {
         if new {
             if self.exempt.covers(record.client) {
                 client.flags |= table::Client::EXEMPT;
+            } else if self.ledger.offences_of(&self.exempt.ban_prefix(record.client)) > 0 {
+                client.flags |= table::Client::OFFENDER;
             }
         } else {
             if client.window.pages_tenths() >= known::HEAVY_PAGES
@@ -406,12 +408,15 @@ impl Engine {
         }
         client.last = oldest.wrapping_add(self.settings.window_secs - 1);
         let posts = client.window.add(sec, kind, path);
+        if kind.is_asset() && !client.is(table::Client::BROWSER) && Limits::shows_browser(&client.window) {
+            client.flags |= table::Client::BROWSER;
+        }
         let exempt = client.is(table::Client::EXEMPT);
-        if !exempt {
+        if !exempt && !client.is(table::Client::OFFENDER) {
             let w = &client.window;
             let values =
                 [w.requests(), (w.pages_tenths() + 5) / 10, (w.error_paths_tenths() + 5) / 10, posts, w.page_errors()];
-            self.population.note(&mut client.seen, values);
+            self.population.note(&mut client.seen, key.spread(), values);
         }
         let suspicious = !exempt && self.limits.is_suspicious(&client.window, posts);
         if suspicious {
@@ -424,7 +429,7 @@ impl Engine {
                 self.limits.judge_hard(&client.window)
             } else {
                 let now = (oldest.wrapping_add(self.settings.window_secs)).wrapping_sub(1);
-                self.limits.judge(&client.window, kind, posts, now, own)
+                self.limits.judge(&client.window, kind, posts, now, client.is(table::Client::BROWSER), own)
             };
             if let Some(verdict) = verdict
                 && self.anomalous(index, verdict, record, now, out)

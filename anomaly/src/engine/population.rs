@@ -31,12 +31,16 @@ pub enum Measure {
 
 /// Number of [`Measure`]s.
 pub const MEASURES: usize = 5;
+/// Minutes of an hour in which a client speaks for the far tails.
+const HEARD_AN_HOUR: u8 = 3;
+/// Counters of who has been heard; clients that share one are heard less.
+const HEARD: usize = 1 << 16;
 /// The long memory does not fade below this.
 const LONG_SAMPLES: f64 = 20_000.0;
 /// What is left of an hour slot, or of the long memory, a day later.
 const DAY_FADE: f64 = 0.5;
 /// Rolling history and hour slot are asked for the far tail only where they hold this many samples.
-const TAIL_SAMPLES: f64 = 1000.0;
+const TAIL_SAMPLES: f64 = 5000.0;
 
 type Counts = [[u32; BINS]; MEASURES];
 type Memory = [Histogram; MEASURES];
@@ -53,11 +57,24 @@ pub struct Seen {
 enum SeenState {
     #[default]
     Never,
+    /// In all measures.
     Counted,
+    /// Only its requests: it has said enough about the tails in this hour.
+    Heard,
+    /// Not at all.
     LeftOut,
 }
 
 impl Seen {
+    /// How many measures it is counted in; requests are the first.
+    const fn measures(&self) -> usize {
+        match self.state {
+            SeenState::Never | SeenState::LeftOut => 0,
+            SeenState::Heard => 1,
+            SeenState::Counted => MEASURES,
+        }
+    }
+
     /// Writes it down.
     pub fn save(&self, w: &mut Writer) {
         w.uint(self.minute.into());
@@ -74,7 +91,8 @@ impl Seen {
         let state = match r.raw(1)?[0] {
             0 => SeenState::Never,
             1 => SeenState::Counted,
-            2 => SeenState::LeftOut,
+            2 => SeenState::Heard,
+            3 => SeenState::LeftOut,
             _ => return Err(BadState),
         };
         let bins: [u8; MEASURES] = r.raw(MEASURES)?.try_into().map_err(|_| BadState)?;
@@ -111,6 +129,8 @@ pub struct Population {
     slots: Vec<Memory>,
     held: Box<Memory>,
     day: i64,
+    /// How often clients were counted in this hour, by a hash of theirs.
+    heard: Box<[u8; HEARD]>,
 }
 
 fn counts() -> Box<Counts> {
@@ -132,19 +152,27 @@ impl Population {
             slots: vec![Memory::default(); 24],
             held: Box::default(),
             day: 0,
+            heard: Box::new([0; HEARD]),
         }
     }
 
-    /// Counts a client's window in the present minute, as its highest so far.
-    pub fn note(&mut self, seen: &mut Seen, values: [u32; MEASURES]) {
+    /// Counts a client's window in the present minute, as its highest so far. `hash` is the client's.
+    ///
+    /// A client speaks for the tails in [`HEARD_AN_HOUR`] minutes of an hour: somebody who tries passwords all day
+    /// would otherwise be a crowd.
+    pub fn note(&mut self, seen: &mut Seen, hash: u32, values: [u32; MEASURES]) {
         let minute = self.minute as u16;
         if seen.state == SeenState::Never || seen.minute != minute {
-            *seen = Seen { minute, bins: values.map(bin), state: SeenState::Counted };
-            for (counts, bin) in self.now.iter_mut().zip(seen.bins) {
+            let heard = &mut self.heard[hash as usize % HEARD];
+            let state = if *heard < HEARD_AN_HOUR { SeenState::Counted } else { SeenState::Heard };
+            *heard = heard.saturating_add(1);
+            *seen = Seen { minute, bins: values.map(bin), state };
+            for (counts, bin) in self.now.iter_mut().zip(seen.bins).take(seen.measures()) {
                 counts[bin as usize] += 1;
             }
-        } else if seen.state == SeenState::Counted {
-            for ((counts, old), value) in self.now.iter_mut().zip(&mut seen.bins).zip(values) {
+        } else {
+            let measures = seen.measures();
+            for ((counts, old), value) in self.now.iter_mut().zip(&mut seen.bins).zip(values).take(measures) {
                 let new = bin(value);
                 if new > *old {
                     counts[*old as usize] -= 1;
@@ -158,8 +186,8 @@ impl Population {
     /// Takes a client's window out of the present minute again: it is not to be learned from.
     pub fn leave_out(&mut self, seen: &mut Seen) {
         let minute = self.minute as u16;
-        if seen.state == SeenState::Counted && seen.minute == minute {
-            for (counts, bin) in self.now.iter_mut().zip(seen.bins) {
+        if seen.minute == minute {
+            for (counts, bin) in self.now.iter_mut().zip(seen.bins).take(seen.measures()) {
                 counts[bin as usize] -= 1;
             }
         }
@@ -242,6 +270,7 @@ impl Population {
                 slot.merge(hour);
             }
             self.hour = Box::default();
+            self.heard.fill(0);
         }
         let days = minute.div_euclid(1440) - self.day;
         if days > 0 {
@@ -292,12 +321,12 @@ impl Population {
 
     /// The far tail of a measure, from all memories that can say: the highest, so that a rush hour or
     /// a flash crowd is judged by itself. `prior` is the tail index that stands in while little has been seen.
-    pub fn tail(&self, measure: Measure, prior: f64) -> Tail {
+    pub fn tail(&self, measure: Measure, far: f64, prior: f64) -> Tail {
         let m = measure as usize;
-        let mut best = tail_of(&self.long[m], prior, Source::Long);
+        let mut best = tail_of(&self.long[m], far, prior, Source::Long);
         for (memory, source) in [(&self.rolling[m], Source::Rolling), (&self.slot()[m], Source::Hour)] {
             if memory.total() >= TAIL_SAMPLES {
-                let tail = tail_of(memory, prior, source);
+                let tail = tail_of(memory, far, prior, source);
                 if tail.far > best.far {
                     best = tail;
                 }
@@ -405,19 +434,18 @@ fn load_counts(r: &mut Reader<'_>) -> Result<Box<Counts>, BadState> {
 ///
 /// x(p) = x(p0) * (p0 / p)^xi (I. Weissman, JASA 73, 1978), with the tail index xi as the slope between x(10 p0) and
 /// x(p0) on log-log scale, shrunk towards `prior` while there are few samples. Nothing seen: both figures are 0.
-fn tail_of(memory: &Histogram, prior: f64, source: Source) -> Tail {
-    const FAR: f64 = 1e-4;
+fn tail_of(memory: &Histogram, far: f64, prior: f64, source: Source) -> Tail {
     const PRIOR_SAMPLES: f64 = 300.0;
     let n = memory.total();
     if n < 1.0 {
         return Tail { median: 0.0, far: 0.0, source: Source::Floor };
     }
-    let near = (5.0 / n).clamp(1e-3, 0.5);
+    let near = (5.0 / n).clamp(1e-2, 0.5);
     let nearer = (10.0 * near).min(0.5);
     let (x, y) = (memory.upper(near), memory.upper(nearer));
     let slope = if nearer > near { (x.max(1.0) / y.max(1.0)).ln() / (nearer / near).ln() } else { prior };
     let index = ((n * slope + PRIOR_SAMPLES * prior) / (n + PRIOR_SAMPLES)).clamp(0.0, 1.0);
-    Tail { median: memory.upper(0.5), far: x * (near / FAR).powf(index), source }
+    Tail { median: memory.upper(0.5), far: x * (near / far).max(1.0).powf(index), source }
 }
 
 #[cfg(test)]
@@ -427,8 +455,8 @@ mod tests {
     fn filled(values: impl IntoIterator<Item = u32>) -> Population {
         let mut population = Population::new(&Settings::default());
         population.advance(1_000_000, false);
-        for value in values {
-            population.note(&mut Seen::default(), [value; MEASURES]);
+        for (client, value) in values.into_iter().enumerate() {
+            population.note(&mut Seen::default(), client as u32, [value; MEASURES]);
         }
         population.advance(1_000_001, false);
         population
@@ -440,26 +468,25 @@ mod tests {
         population.advance(1_000_000, false);
         let mut seen = Seen::default();
         for value in [1, 5, 3] {
-            population.note(&mut seen, [value; MEASURES]);
+            population.note(&mut seen, 1, [value; MEASURES]);
         }
         population.advance(1_000_001, false);
-        population.note(&mut seen, [2; MEASURES]);
+        population.note(&mut seen, 1, [2; MEASURES]);
         population.advance(1_000_002, false);
         assert_eq!(population.long[0].total(), 2.0);
-        assert_eq!(population.long[0].upper(0.4), 5.0);
-        assert_eq!(population.long[0].upper(0.6), 2.0);
+        assert_eq!(population.long[0].mean_and_stddev(), (3.5, 1.5));
     }
 
     #[test]
     fn flagged_clients_and_held_minutes_are_not_learned() {
         let mut population = filled([1; 10]);
         let mut seen = Seen::default();
-        population.note(&mut seen, [500; MEASURES]);
+        population.note(&mut seen, 1, [500; MEASURES]);
         population.leave_out(&mut seen);
-        population.note(&mut seen, [600; MEASURES]);
+        population.note(&mut seen, 1, [600; MEASURES]);
         population.advance(1_000_002, false);
         assert_eq!(population.long[0].total(), 10.0);
-        population.note(&mut Seen::default(), [700; MEASURES]);
+        population.note(&mut Seen::default(), 2, [700; MEASURES]);
         population.advance(1_000_003, true);
         assert_eq!(population.long[0].total(), 10.0);
         population.accept();
@@ -479,12 +506,12 @@ mod tests {
     #[test]
     fn a_pareto_tail_is_carried_on() {
         // P(X > x) = 1 / x: one in 10,000 exceeds 10,000.
-        let tail = filled((1..=50_000).map(|i| 50_000 / i)).tail(Measure::Pages, 0.5);
+        let tail = filled((1..=50_000).map(|i| 50_000 / i)).tail(Measure::Pages, 1e-4, 0.5);
         assert!((5_000.0..20_000.0).contains(&tail.far), "{tail:?}");
         // No tail at all: everybody does the same.
-        let tail = filled([600; 5000]).tail(Measure::Pages, 0.5);
+        let tail = filled([600; 5000]).tail(Measure::Pages, 1e-4, 0.5);
         assert!((580.0..800.0).contains(&tail.far), "{tail:?}");
-        assert_eq!(Population::new(&Settings::default()).tail(Measure::Pages, 0.5).far, 0.0);
+        assert_eq!(Population::new(&Settings::default()).tail(Measure::Pages, 1e-4, 0.5).far, 0.0);
     }
 
     #[test]
@@ -497,6 +524,6 @@ mod tests {
         let again = Population::load(&mut r, &Settings::default()).expect("its own bytes");
         assert_eq!(again.rolling, population.rolling);
         assert_eq!(again.long, population.long);
-        assert_eq!(again.tail(Measure::Posts, 0.3), population.tail(Measure::Posts, 0.3));
+        assert_eq!(again.tail(Measure::Posts, 1e-4, 0.3), population.tail(Measure::Posts, 1e-4, 0.3));
     }
 }

@@ -84,7 +84,7 @@ impl Kind {
 
     /// Weight as a distinct path answered 4xx, in tenths.
     pub const fn error_path_tenths(self) -> u32 {
-        if self.is_asset() { 2 } else { 10 }
+        if self.is_asset() { 1 } else { 10 }
     }
 }
 

@@ -17,13 +17,13 @@ use ipnet::IpNet;
 
 const VERSION: u8 = 1;
 /// Flags of a client that mean something after a restart.
-const KEPT_FLAGS: u8 = Client::EXEMPT | Client::KNOWN | Client::BRAKED;
+const KEPT_FLAGS: u8 = Client::EXEMPT | Client::KNOWN | Client::BRAKED | Client::OFFENDER | Client::BROWSER;
 
 impl Engine {
     /// All state that must outlive a restart.
     pub fn save(&self) -> State {
         State {
-            bans: self.ledger.bans(),
+            bans: self.ledger.bans().iter().map(|ban| (**ban).clone()).collect(),
             offences: self.ledger.offences(),
             baseline: self.save_baseline(),
             windows: self.save_windows(),

@@ -18,6 +18,8 @@ use super::window::Window;
 const SAMPLE: usize = 8;
 /// Clients the hand looks at when a new one comes, to throw out those that are idle.
 const SWEEP: usize = 4;
+/// A browser is remembered this many seconds longer.
+const BROWSER_SECS: i32 = 3600;
 const SLAB: usize = 1024;
 
 /// What is known of one client.
@@ -46,6 +48,10 @@ impl Client {
     pub const KNOWN: u8 = 1 << 3;
     /// The brake has held back its ban, and said so.
     pub const BRAKED: u8 = 1 << 4;
+    /// It loads assets as a browser does.
+    pub const BROWSER: u8 = 1 << 6;
+    /// It has been banned before: nothing is learned from it.
+    pub const OFFENDER: u8 = 1 << 5;
     /// The place in the slab is free.
     const FREE: u8 = 1 << 7;
 
@@ -185,7 +191,8 @@ impl Table {
         for _ in 0..n.min(self.places()) {
             let index = self.step();
             let client = self.get(index);
-            if !client.is(Client::FREE) && (client.last.wrapping_sub(oldest) as i32) < 0 {
+            let kept = if client.is(Client::BROWSER) { BROWSER_SECS } else { 0 };
+            if !client.is(Client::FREE) && (client.last.wrapping_sub(oldest) as i32) < -kept {
                 dropped(index, client);
                 self.remove(index);
             }

@@ -154,6 +154,13 @@ impl Window {
         self.page_errors
     }
 
+    /// Requests for assets that were answered without an error.
+    pub const fn good_assets(&self) -> u32 {
+        // Tenths are 10 for a page and 1 for an asset.
+        let assets = (self.requests.saturating_mul(10) - self.pages_tenths) / 9;
+        assets - (self.errors - self.page_errors)
+    }
+
     /// Distinct paths answered 4xx, an asset weighing [`Kind::error_path_tenths`].
     pub const fn error_paths_tenths(&self) -> u32 {
         self.error_paths_tenths

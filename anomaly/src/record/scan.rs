@@ -4,8 +4,9 @@
 //! Almost every line has the keys of the line before it, in the same order. So the text of each key with its
 //! colon is remembered, and compared as a whole, before a key is read letter by letter.
 
+use super::format::{Field, Keys};
 use super::value::{Clock, ipv4_prefix};
-use super::{Field, Found, Keys, value};
+use super::{Found, value};
 
 /// More keys than this are not remembered, only read.
 const REMEMBERED_KEYS: usize = 24;
@@ -79,7 +80,7 @@ pub(super) fn scan<'a>(line: &'a [u8], keys: &Keys, shape: &mut Shape, clock: &m
             seen |= bit;
         }
         at = if line.get(at) == Some(&b'"') {
-            quoted(line, at + 1, field, &mut found, clock)?
+            quoted(line, at + 1, field, keys, &mut found, clock)?
         } else {
             bare(line, at, field, &mut found)?
         };
@@ -121,7 +122,14 @@ fn read_key(line: &[u8], at: usize, keys: &Keys) -> Option<(Field, usize)> {
 
 /// A string value whose opening quote is behind us; where the next byte after it is.
 #[inline]
-fn quoted<'a>(line: &'a [u8], at: usize, field: Field, found: &mut Found<'a>, clock: &mut Clock) -> Option<usize> {
+fn quoted<'a>(
+    line: &'a [u8],
+    at: usize,
+    field: Field,
+    keys: &Keys,
+    found: &mut Found<'a>,
+    clock: &mut Clock,
+) -> Option<usize> {
     match field {
         Field::Client => {
             found.has_client = true;
@@ -152,6 +160,7 @@ fn quoted<'a>(line: &'a [u8], at: usize, field: Field, found: &mut Found<'a>, cl
     let text = &line[at..end];
     match field {
         Field::Other => {}
+        Field::Client if keys.client_has_port => found.client = value::address_with_port(text),
         Field::Client => found.client = value::address(text),
         Field::Time => found.time = clock.read(text),
         Field::Method => found.method = Some(text),

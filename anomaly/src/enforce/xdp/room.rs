@@ -24,8 +24,8 @@ impl XdpEnforcer {
             _ => self.settings.max_bans.max(1) as usize,
         };
         if needed > capacity.min(limit) && capacity < limit {
-            // Twice what is needed, so that buckets stay short and growing stays rare.
-            let larger = (2 * needed).next_power_of_two().min(limit);
+            // At most three quarters full, so that buckets stay short and growing stays rare; 104 bytes an entry.
+            let larger = (needed + needed / 3).next_power_of_two().min(limit);
             let mut capacities = [None; 3];
             capacities[kind as usize] = Some(larger as u32);
             self.rebuild(capacities)?;
