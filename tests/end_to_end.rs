@@ -56,6 +56,6 @@ fn wait_for_ban(daemon: &Daemon<'_>, ip: &str, offence: u64, patience: Duration)
 }
 
 /// Seconds from a client's first request to the first one that got no connection.
-fn seconds_to_cut(flood: &Traffic) -> f64 {
+pub fn seconds_to_cut(flood: &Traffic) -> f64 {
     flood.first_cut().map_or(f64::INFINITY, |cut| (cut - flood.began).as_secs_f64())
 }

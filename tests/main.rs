@@ -1,14 +1,19 @@
 //! Integration tests: one binary, so that they link once.
 
 mod audit;
+mod compose;
+mod deny_map;
 mod detection;
+mod doctor;
 mod end_to_end;
 mod enforce_iptables;
 mod kernel;
 mod lab;
+mod nginx;
 mod sinks;
 mod store;
 mod store_crash;
+mod store_engine;
 mod tail;
 mod tidy;
 mod web;

@@ -255,6 +255,7 @@ fn ten_thousand_bans_in_a_minute_are_a_few_messages_and_none_is_forgotten() {
         let longest = sending.await.expect("sent");
         until("all are told", || health(&notifier).delivered == 10_000).await;
         let messages = sink.bodies().len();
+        println!("{messages} messages, the longest call of send took {longest:?}");
         assert!(messages <= 20, "{messages} messages");
         assert!(longest < Duration::from_millis(100), "one send took {longest:?}");
         assert_eq!(health(&notifier).lost, 0);
@@ -474,4 +475,89 @@ fn without_a_sink_nothing_happens() {
     let notifier = Notifier::start(&Notify::default()).expect("started without a runtime");
     notifier.send(ban(1));
     assert!(notifier.health().is_empty());
+}
+
+const TLS_URL: &str = "ANOMALY_TEST_TLS_URL";
+
+/// Not a test: the client of `https_is_checked_against_the_certificates_of_the_host`, in a process of its own because
+/// the trusted certificates are an environment variable.
+#[test]
+fn tls_client() {
+    let Ok(url) = std::env::var(TLS_URL) else { return };
+    let notifier_for = |url: String| {
+        let settings = Notify { slack_webhook_url: Some(Secret::new(url)), ..Notify::default() };
+        Notifier::with_pace(&settings, Pace { timeout: Duration::from_secs(5), ..fast() }).expect("started")
+    };
+    run(async {
+        let trusted = notifier_for(url.clone());
+        trusted.send(ban(1));
+        until("it is sent", || health(&trusted).sent == 1).await;
+        // The same server by a name that its certificate does not have.
+        let wrong_name = notifier_for(url.replace("127.0.0.1", "localhost"));
+        wrong_name.send(ban(2));
+        until("it is refused", || health(&wrong_name).retried > 0).await;
+        let (_, error) = health(&wrong_name).failing.expect("failing");
+        assert!(error.contains("certificate"), "{error}");
+        assert_eq!(health(&wrong_name).sent, 0);
+    });
+}
+
+#[test]
+fn https_is_checked_against_the_certificates_of_the_host() {
+    use rustls::pki_types::pem::PemObject as _;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+    let dir = tempfile::tempdir().expect("a directory");
+    let (certificate, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    let made = std::process::Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "36500"])
+        .args([
+            "-subj",
+            "/CN=sink",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+            "-addext",
+            "basicConstraints=critical,CA:FALSE",
+        ])
+        .arg("-keyout")
+        .arg(&key)
+        .arg("-out")
+        .arg(&certificate)
+        .output();
+    if !made.as_ref().is_ok_and(|output| output.status.success()) {
+        crate::lab::skip("a sink over TLS", &format!("openssl is needed to make a certificate: {made:?}"));
+        return;
+    }
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let config = rustls::ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![CertificateDer::from_pem_file(&certificate).expect("a certificate")],
+            PrivateKeyDer::from_pem_file(&key).expect("a key"),
+        )
+        .expect("a server");
+    let config = Arc::new(config);
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("https://{}/services/{SECRET}", listener.local_addr().expect("an address"));
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let connection = rustls::ServerConnection::new(Arc::clone(&config)).expect("a connection");
+            let mut stream = rustls::StreamOwned::new(connection, stream);
+            // One read gets the whole small request, or the handshake fails.
+            if stream.read(&mut [0; 16_384]).is_ok_and(|n| n > 0) {
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok");
+                stream.conn.send_close_notify();
+                let _ = stream.flush();
+            }
+        }
+    });
+    let client = std::process::Command::new(std::env::current_exe().expect("this binary"))
+        .args(["sinks::tls_client", "--exact", "--nocapture"])
+        .env(TLS_URL, url)
+        .env("SSL_CERT_FILE", &certificate)
+        .env_remove("SSL_CERT_DIR")
+        .output()
+        .expect("started");
+    let said = format!("{}{}", String::from_utf8_lossy(&client.stdout), String::from_utf8_lossy(&client.stderr));
+    assert!(client.status.success() && said.contains("1 passed"), "{said}");
 }

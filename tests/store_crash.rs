@@ -166,7 +166,9 @@ impl Disk {
                 self.fresh.insert(ban.prefix);
                 ban.prefix
             }
-            Op::Unban(unban) if self.fresh.contains(&unban.prefix) => return self.waiting.push(op.clone()),
+            Op::Unban(unban) if unban.origin == Origin::Operator && self.fresh.contains(&unban.prefix) => {
+                return self.waiting.push(op.clone());
+            }
             Op::Unban(unban) => unban.prefix,
         };
         let (now, later) = std::mem::take(&mut self.waiting).into_iter().partition(|op| match op {
@@ -350,8 +352,8 @@ impl SmallDisk {
         match mounted {
             Ok(output) if output.status.success() => Some(Self(dir)),
             failed => {
-                assert!(std::env::var_os("CI").is_none(), "CI must be able to mount a tmpfs: {failed:?}");
-                eprintln!("SKIPPED: needs root to mount a tmpfs: {failed:?}");
+                let test = std::thread::current().name().unwrap_or("a test on a small disk").to_owned();
+                crate::lab::skip(&test, &format!("it needs root to mount a tmpfs: {failed:?}"));
                 None
             }
         }

@@ -18,7 +18,7 @@ pub const NEVER: u64 = u64::MAX;
 pub struct Ban {
     /// When it ends, in nanoseconds of `CLOCK_MONOTONIC`; [`NEVER`] for a permanent one.
     pub until_ns: u64,
-    /// Packets dropped.
+    /// Packets dropped; a few less where several processors receive them at the same moment.
     pub packets: u64,
     /// Bytes dropped, as the driver delivered them: without the frame check sequence.
     pub bytes: u64,

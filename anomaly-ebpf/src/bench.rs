@@ -3,7 +3,7 @@
 #![no_std]
 #![no_main]
 
-use aya_ebpf::bindings::xdp_action::XDP_PASS;
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::{Array, PerCpuArray, ProgramArray};
 use aya_ebpf::programs::XdpContext;
@@ -20,6 +20,9 @@ static NEXT: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 /// The program under test, at 0.
 #[map]
 static UNDER_TEST: ProgramArray = ProgramArray::with_max_entries(1, 0);
+/// The same for programs that take several buffers: the kernel keeps the two kinds apart.
+#[map]
+static UNDER_TEST_FRAGS: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
 #[inline(always)]
 fn next_source() -> Option<&'static [u64; 2]> {
@@ -33,37 +36,61 @@ fn next_source() -> Option<&'static [u64; 2]> {
     SOURCES.get((n & mask) as u32)
 }
 
+#[inline(always)]
+fn call(ctx: &XdpContext, v6: bool, under_test: &ProgramArray) -> u32 {
+    let (data, end) = (ctx.data(), ctx.data_end());
+    if let Some(source) = next_source()
+        && data + 54 <= end
+    {
+        // SAFETY: the addresses of both IPs lie inside the packet, as just checked.
+        unsafe {
+            if v6 {
+                ((data + 22) as *mut u64).write_volatile(source[0]);
+                ((data + 30) as *mut u64).write_volatile(source[1]);
+            } else {
+                ((data + 26) as *mut u32).write_volatile(source[0] as u32);
+            }
+        }
+        // SAFETY: nothing is held across the call.
+        let _ = unsafe { under_test.tail_call(ctx, 0) };
+    }
+    XDP_PASS
+}
+
 /// Ethernet, IPv4.
 #[xdp]
 pub fn bench_v4(ctx: XdpContext) -> u32 {
-    let (data, end) = (ctx.data(), ctx.data_end());
-    if let Some(source) = next_source()
-        && data + 34 <= end
-    {
-        // SAFETY: inside the packet, as just checked.
-        unsafe { ((data + 26) as *mut u32).write_volatile(source[0] as u32) };
-        // SAFETY: nothing is held across the call.
-        let _ = unsafe { UNDER_TEST.tail_call(&ctx, 0) };
-    }
-    XDP_PASS
+    call(&ctx, false, &UNDER_TEST)
+}
+
+/// Ethernet, IPv4, for programs that take several buffers.
+#[xdp(frags)]
+pub fn bench_v4_frags(ctx: XdpContext) -> u32 {
+    call(&ctx, false, &UNDER_TEST_FRAGS)
+}
+
+/// Ethernet, IPv6, for programs that take several buffers.
+#[xdp(frags)]
+pub fn bench_v6_frags(ctx: XdpContext) -> u32 {
+    call(&ctx, true, &UNDER_TEST_FRAGS)
 }
 
 /// Ethernet, IPv6.
 #[xdp]
 pub fn bench_v6(ctx: XdpContext) -> u32 {
-    let (data, end) = (ctx.data(), ctx.data_end());
-    if let Some(source) = next_source()
-        && data + 54 <= end
-    {
-        // SAFETY: inside the packet, as just checked.
-        unsafe {
-            ((data + 22) as *mut u64).write_volatile(source[0]);
-            ((data + 30) as *mut u64).write_volatile(source[1]);
-        }
-        // SAFETY: nothing is held across the call.
-        let _ = unsafe { UNDER_TEST.tail_call(&ctx, 0) };
-    }
+    call(&ctx, true, &UNDER_TEST)
+}
+
+/// What the calls above cost by themselves.
+#[xdp]
+pub fn bench_pass(_: XdpContext) -> u32 {
     XDP_PASS
+}
+
+/// The cheapest drop there is.
+#[xdp]
+pub fn bench_drop(_: XdpContext) -> u32 {
+    XDP_DROP
 }
 
 #[cfg(not(test))]

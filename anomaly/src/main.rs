@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anomaly::config::{self, ConfigError, Loaded};
-use anomaly::enforce::{iptables, xdp};
+use anomaly::enforce::{deny_map, iptables, xdp};
 use anomaly::engine::{BanLength, State};
+use anomaly::record::Format;
 use anomaly::replay::{Replay, Report};
 use anomaly::report::DecisionRow;
 use anomaly::{daemon, doctor, store};
@@ -123,6 +124,7 @@ fn run(cli: &Cli, args: &args::Run) -> Result<ExitCode> {
 fn replay(cli: &Cli, args: &args::Replay) -> Result<ExitCode> {
     let stopwatch = daemon::stopwatch();
     let config = load(cli.config.as_deref())?.config;
+    let format = args.format.as_deref().and_then(Format::from_name).unwrap_or(config.log.format);
     let mut replay = Replay::new(config.engine);
     if let Some(path) = &args.baseline {
         let baseline = store::read_baseline(path).with_context(|| path.display().to_string())?;
@@ -134,14 +136,14 @@ fn replay(cli: &Cli, args: &args::Replay) -> Result<ExitCode> {
     let bar = progress_bar(&args.files);
     let finished = if args.json {
         let mut report = JsonReport { out, bar };
-        let finished = replay.run(&args.files, &mut report);
+        let finished = replay.run(&args.files, &format, &mut report);
         finished.and_then(|()| {
             let summary = serde_json::to_string(&replay.summary(stopwatch()))?;
             Ok(writeln!(report.out, "{{\"summary\":{summary}}}").and_then(|()| report.out.flush())?)
         })
     } else {
         let mut report = TextReport { out, bar };
-        let finished = replay.run(&args.files, &mut report);
+        let finished = replay.run(&args.files, &format, &mut report);
         finished.and_then(|()| {
             let s = replay.summary(stopwatch());
             let rate = s.records_per_sec;
@@ -320,8 +322,7 @@ fn off(cli: &Cli) -> Result<ExitCode> {
     // First, so that a running daemon does not repair what is taken away.
     let marked = daemon::mark_off(&config.dashboard.socket);
     let xdp = xdp::off(&config.enforcer.pin_dir)?;
-    let rules = iptables::remove_all()?;
-    let mut said = rules_text(&rules);
+    let mut said = rules_text(&config)?;
     if xdp {
         said.insert(0, "XDP passes everything".to_owned());
     }
@@ -337,7 +338,7 @@ fn off(cli: &Cli) -> Result<ExitCode> {
 fn down(cli: &Cli) -> Result<ExitCode> {
     let config = load(cli.config.as_deref())?.config;
     let removed = xdp::down(&config.enforcer.pin_dir)?;
-    let mut said = rules_text(&iptables::remove_all()?);
+    let mut said = rules_text(&config)?;
     if !removed.interfaces.is_empty() {
         said.push(format!("detached from {}", removed.interfaces.join(", ")));
     }
@@ -352,10 +353,14 @@ fn down(cli: &Cli) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn rules_text(removed: &iptables::Removed) -> Vec<String> {
-    [(removed.rules, "iptables rules removed"), (removed.sets, "ipsets removed")]
-        .into_iter()
-        .filter(|(count, _)| *count > 0)
-        .map(|(count, what)| format!("{count} {what}"))
-        .collect()
+/// Takes away whatever is not XDP, and says what that was.
+fn rules_text(config: &config::Config) -> Result<Vec<String>> {
+    let removed = iptables::remove_all()?;
+    let listed = deny_map::clear(&config.nginx)?;
+    let counts = [
+        (removed.rules, "iptables rules removed"),
+        (removed.sets, "ipsets removed"),
+        (usize::from(listed), "deny list of Nginx emptied"),
+    ];
+    Ok(counts.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect())
 }

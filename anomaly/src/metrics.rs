@@ -236,6 +236,7 @@ pub const DEGRADED_WORDS: &[&str] = &[
     "not_effective",
     "enforcement",
     "map_full",
+    "off",
 ];
 
 /// The word of a rejection in metrics and status.
@@ -274,7 +275,17 @@ impl Metrics {
             drop(self.unbans.get_or_create(&OriginLabels { origin }));
         }
         for scope in ["ip", "global"] {
-            drop(self.levels_accepted.get_or_create(&ScopeLabels { scope }));
+            let labels = ScopeLabels { scope };
+            drop(self.levels_accepted.get_or_create(&labels));
+            for level in [
+                &self.baseline_mean,
+                &self.baseline_stddev,
+                &self.baseline_error_ratio,
+                &self.baseline_samples,
+                &self.limit,
+            ] {
+                drop(level.get_or_create(&labels));
+            }
         }
         for what in DEGRADED_WORDS {
             drop(self.degraded.get_or_create(&WhatLabels { what: (*what).into() }));
@@ -409,7 +420,11 @@ impl Metrics {
     pub fn live(&self, live: &Live) {
         let status = &live.status;
         let seconds = |text: &str| Timestamp::parse(text).map_or(0.0, Timestamp::as_secs_f64);
-        self.start_time.set((seconds(&status.time) - status.uptime_secs as f64).max(0.0));
+        let started = (seconds(&status.time) - status.uptime_secs as f64).max(0.0).floor();
+        // The uptime is whole seconds: without this, the start would seem to move by one now and then.
+        if (self.start_time.get() - started).abs() > 2.0 {
+            self.start_time.set(started);
+        }
         self.healthy.set(if live.healthy.is_ok() { 1.0 } else { 0.0 });
         self.last_record.set(status.log_time.as_deref().map_or(0.0, seconds));
         raise(&self.records, status.records);
@@ -484,5 +499,64 @@ impl Metrics {
             text.push('\n');
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{Ban, Origin, Unban};
+
+    fn value(metrics: &Metrics, series: &str) -> Option<f64> {
+        let text = metrics.prometheus_text();
+        text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
+    }
+
+    fn ban(origin: Origin) -> Output {
+        let prefix = crate::report::parse_ip("203.0.113.10").expect("an address");
+        Output::Decision(Decision::Ban(Box::new(Ban {
+            prefix,
+            at: Timestamp::EPOCH,
+            until: None,
+            offence: 1,
+            origin,
+            finding: None,
+            note: String::new(),
+            in_past: false,
+        })))
+    }
+
+    #[test]
+    fn decisions_are_counted_by_who_made_them() {
+        let metrics = Metrics::default();
+        assert_eq!(value(&metrics, "anomaly_bans_total{origin=\"operator\",rule=\"none\"}"), Some(0.0));
+        metrics.output(&ban(Origin::Operator));
+        metrics.output(&ban(Origin::Operator));
+        let prefix = crate::report::parse_ip("203.0.113.10").expect("an address");
+        let unban = Unban { prefix, at: Timestamp::EPOCH, offence: 1, origin: Origin::Detector };
+        metrics.output(&Output::Decision(Decision::Unban(unban)));
+        assert_eq!(value(&metrics, "anomaly_bans_total{origin=\"operator\",rule=\"none\"}"), Some(2.0));
+        assert_eq!(value(&metrics, "anomaly_unbans_total{origin=\"detector\"}"), Some(1.0));
+        assert_eq!(value(&metrics, "anomaly_unbans_total{origin=\"operator\"}"), Some(0.0));
+    }
+
+    #[test]
+    fn totals_of_others_never_go_back() {
+        let metrics = Metrics::default();
+        metrics.packets(&Totals { dropped_host: 100, dropped_bytes: 6000, ..Totals::default() });
+        metrics.packets(&Totals { dropped_host: 7, dropped_bytes: 420, ..Totals::default() });
+        assert_eq!(value(&metrics, "anomaly_enforcer_dropped_packets_total{reason=\"host\"}"), Some(100.0));
+        assert_eq!(value(&metrics, "anomaly_enforcer_dropped_bytes_total"), Some(6000.0));
+    }
+
+    #[test]
+    fn what_an_enforcer_met_is_counted_by_entry() {
+        let metrics = Metrics::default();
+        let prefix = |n: u8| ipnet::IpNet::from(std::net::IpAddr::from([192, 0, 2, n]));
+        metrics.incident(&Incident::Repaired { missing: vec![prefix(1), prefix(2)], orphans: vec![prefix(3)] });
+        metrics.incident(&Incident::MapFull { gave_way: vec![prefix(4)], capacity: 1 });
+        assert_eq!(value(&metrics, "anomaly_enforcer_repaired_total{kind=\"missing\"}"), Some(2.0));
+        assert_eq!(value(&metrics, "anomaly_enforcer_repaired_total{kind=\"orphan\"}"), Some(1.0));
+        assert_eq!(value(&metrics, "anomaly_enforcer_gave_way_total"), Some(1.0));
     }
 }

@@ -179,7 +179,7 @@ fn answer_one(request: Request, live: &watch::Sender<Arc<Live>>, events: &broadc
             let row = BanRow::new(&ban, "dry-run", 0, 0);
             live.send_modify(|live| {
                 let live = Arc::make_mut(live);
-                live.bans.push(row.clone());
+                Arc::make_mut(&mut live.bans).push(row.clone());
                 live.status.active_bans = live.bans.len() as u64;
             });
             let _ = events.send(Event { row: row.decision.clone(), reason: row.reason.clone() });
@@ -189,8 +189,8 @@ fn answer_one(request: Request, live: &watch::Sender<Arc<Live>>, events: &broadc
             let mut lifted = Vec::new();
             live.send_modify(|live| {
                 let live = Arc::make_mut(live);
-                let (gone, kept) = std::mem::take(&mut live.bans).into_iter().partition(|row| covers(row, &prefix));
-                live.bans = kept;
+                let (gone, kept): (Vec<_>, Vec<_>) = live.bans.iter().cloned().partition(|row| covers(row, &prefix));
+                live.bans = Arc::new(kept);
                 live.status.active_bans = live.bans.len() as u64;
                 lifted = gone;
             });
@@ -320,7 +320,7 @@ pub fn picture() -> Live {
                 since: NOW.to_string(),
             }],
         },
-        bans,
+        bans: Arc::new(bans),
         top: vec![top_row("203.0.113.10", 14.2, true), top_row("2001:db8:7::/64", 3.1, false)],
         baseline: BaselineRow {
             global: LevelRow::new(&global, 64.0),

@@ -4,5 +4,6 @@ mod access;
 mod client;
 mod fake;
 mod limits;
+mod monitoring;
 mod reads;
 mod streams;

@@ -1,15 +1,22 @@
-//! Measures, and prints one table.
+//! Measures, and prints one table for each thing that is measured.
 
-/// Measures, and prints one table.
+mod xdp;
+
+/// Measures, and prints one table for each thing that is measured.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Install what is missing without asking.
-    #[arg(long)]
-    yes: bool,
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(clap::Subcommand)]
+enum What {
+    Xdp(xdp::Args),
 }
 
 /// Runs the task.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let _ = args.yes;
-    anyhow::bail!("not built yet")
+    match &args.what {
+        What::Xdp(args) => xdp::run(args),
+    }
 }

@@ -17,6 +17,7 @@ use serde_json::Value;
 use crate::lab::client::{Answer, Plan, Traffic};
 use crate::lab::daemon::{Config, Daemon};
 use crate::lab::nginx::Nginx;
+use crate::lab::space::Space;
 use crate::lab::{ATTACKER, HONEST, Lab, clock};
 use crate::{cargo, lab, setup};
 use forward::Forward;
@@ -49,9 +50,11 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// Seconds of log time that the daemon only learns; the product's default is 120.
-const WARMUP_SECS: u32 = 20;
+const WARMUP_SECS: u32 = 30;
+/// Seconds of log time after which the baseline is computed anew; the product's default is 60.
+const RECALC_SECS: u32 = 10;
 /// First, second and further bans; the product's default is 10 min, 30 min, 2 h, permanent.
-const DURATIONS: &str = r#"["20s", "45s", "permanent"]"#;
+const DURATIONS: &str = r#"["25s", "60s", "permanent"]"#;
 /// The attacker's rate, requests per second.
 const FLOOD: f64 = 50.0;
 /// Other people on the site, beside the honest client.
@@ -66,24 +69,32 @@ fn play(binary: &Path, once: bool) -> Result<()> {
     let token = forward::token()?;
     let config = Config::new(&lab, "demo")
         .with("baseline", "warmup_secs", WARMUP_SECS.to_string())
+        .with("baseline", "recalc_secs", RECALC_SECS.to_string())
         .with("bans", "durations", DURATIONS)
         .with("dashboard", "listen", format!("{:?}", forward.address().to_string()))
         .with("dashboard", "token", format!("{token:?}"));
     let mut daemon = Daemon::start(&lab, binary, config)?;
-    let _forward = forward.lead_to(lab.server.entrance());
+    let forward = forward.lead_to(lab.server.entrance());
     let status = daemon.status()?;
 
     tell.step("A host of its own");
     tell.line("Three network namespaces behind a router: a server, an honest client, an attacker.");
     tell.line("On the server: Debian's Nginx with nginx/log_format.conf, and the daemon on its network card.");
     tell.fact("enforcer", &format!("{} ({})", text(&status["enforcer"]), text(&status["xdp_mode"])));
-    tell.fact("dashboard", &format!("{}   (token for its buttons: {token})", _forward.url()));
-    if let Some(note) = _forward.note() {
+    tell.fact("dashboard", &format!("{}   (token for its buttons: {token})", forward.url()));
+    if let Some(note) = forward.note() {
         tell.line(&note);
     }
-    tell.line("For the story's sake the warm-up is 20 s instead of 120, and bans last 20 s, 45 s, then for ever,");
-    tell.line("instead of 10 min, 30 min, 2 h, then for ever.");
-    fallbacks(&tell, &daemon)?;
+    tell.line("For the story's sake the warm-up takes 30 s instead of 120, the baseline is computed every 10 s");
+    tell.line("instead of 60, and bans last 25 s, 60 s, then for ever instead of 10 min, 30 min, 2 h, then for ever.");
+    for line in daemon.audited("fallback", None)? {
+        tell.line(&format!(
+            "Not the first choice: {} instead of {}: {}",
+            text(&line["to"]),
+            text(&line["from"]),
+            text(&line["reason"])
+        ));
+    }
 
     tell.step("Learning what is normal");
     let honest = Traffic::start(&lab.honest, Plan::new(HONEST.v4(), 1.0));
@@ -94,51 +105,77 @@ fn play(binary: &Path, once: bool) -> Result<()> {
     tell.step("The attack");
     tell.line(&format!("{} has never been seen before. It asks {FLOOD} times a second.", ATTACKER.v4));
     let flood = Traffic::start(&lab.attacker, Plan::new(ATTACKER.v4(), FLOOD));
-    let ban = wait_for_ban(&daemon, ATTACKER.v4, 1)?;
-    tell.fact("banned", &format!("{:.1} s after its first request", flood.began.elapsed().as_secs_f64()));
-    tell_ban(&tell, &ban);
+    attack(&tell, &daemon, &flood, ATTACKER.v4)?;
 
     tell.step("What it looks like from outside");
-    flood.wait_for_cut(flood.began, Duration::from_secs(15))?;
-    tell_curl(&tell, &lab, &lab.attacker, "attacker", ATTACKER.v4())?;
-    tell_curl(&tell, &lab, &lab.honest, "honest client", HONEST.v4())?;
+    tell_curl(&tell, &lab.attacker, "attacker", ATTACKER.v4())?;
+    tell_curl(&tell, &lab.honest, "honest client", HONEST.v4())?;
     let row = daemon.ban_of(ATTACKER.v4)?.context("the ban ended too early for the story")?;
     tell.fact("dropped so far", &dropped(&row));
 
+    tell.step("The same over IPv6");
+    tell.line("An attacker there has 18 trillion trillion addresses, so its whole /64 is banned.");
+    let flood6 = Traffic::start(&lab.attacker, Plan::new(ATTACKER.v6(), FLOOD));
+    attack(&tell, &daemon, &flood6, ATTACKER_NET)?;
+    drop(flood6);
+
     tell.step("Forgiven, and caught again");
-    tell.line("The kernel itself ends the ban, on time; the attacker does not give up.");
-    let served = clock::wait_for("the attacker to be served again", Duration::from_secs(40), || {
+    tell.line("The kernel itself ends the first ban, on time; the attacker has never stopped knocking.");
+    let served = clock::wait_for("the attacker to be served again", Duration::from_secs(60), || {
         let attempts = flood.attempts();
-        let cut = attempts.iter().find(|a| a.answer == Answer::NoConnection)?.began;
+        let cut = flood.first_cut()?;
         attempts.iter().find(|a| a.began > cut && matches!(a.answer, Answer::Status(_))).copied()
     })?;
     tell.fact("served again", &format!("{:.1} s after its first request", (served.began - flood.began).as_secs_f64()));
     let ban = wait_for_ban(&daemon, ATTACKER.v4, 2)?;
     tell_ban(&tell, &ban);
+    flood.wait_for_cut(clock::now(), Duration::from_secs(15))?;
+    let row = daemon.ban_of(ATTACKER.v4)?.context("the ban ended too early for the story")?;
+    tell.fact("dropped so far", &dropped(&row));
 
     tell.step("The operator's word counts");
     drop(flood);
     let output = daemon.command(&["unban", ATTACKER.v4])?;
     tell.command(&format!("anomaly unban {}", ATTACKER.v4), String::from_utf8_lossy(&output.stdout).trim());
-    tell_curl(&tell, &lab, &lab.attacker, "attacker", ATTACKER.v4())?;
+    tell_curl(&tell, &lab.attacker, "attacker", ATTACKER.v4())?;
 
     tell.step("The balance");
-    balance(&tell, &daemon, honest.attempts())?;
+    balance(&tell, &daemon, &honest)?;
     if once {
-        drop(visitors);
-        drop(honest);
+        drop((visitors, honest));
         daemon.stop()?;
-        tell.line("Everything the demo made is removed now.");
+        tell.line("The demo removes everything it made.");
         return Ok(());
     }
-    tell.line(&format!("The dashboard stays up: {}   The attacker comes back every minute.", _forward.url()));
+    tell.line(&format!("The dashboard stays up: {}   A new attacker comes every minute.", forward.url()));
     tell.line("Ctrl-C ends the demo and removes everything it made.");
-    loop {
-        std::thread::sleep(Duration::from_secs(40));
-        let flood = Traffic::start(&lab.attacker, Plan::new(ATTACKER.v4(), FLOOD));
-        std::thread::sleep(Duration::from_secs(20));
+    stay(&lab)
+}
+
+/// The /64 of [`ATTACKER`].
+const ATTACKER_NET: &str = "2001:db8:3::/64";
+
+/// A flood is on its way: tells when and why it is banned, and from when on nothing of it arrives.
+fn attack(tell: &Teller, daemon: &Daemon<'_>, flood: &Traffic, banned: &str) -> Result<()> {
+    let ban = wait_for_ban(daemon, banned, 1)?;
+    flood.wait_for_cut(flood.began, Duration::from_secs(15))?;
+    let cut = flood.first_cut().context("nothing was dropped")?;
+    tell.fact("cut off", &format!("{:.1} s after its first request", (cut - flood.began).as_secs_f64()));
+    tell_ban(tell, &ban);
+    Ok(())
+}
+
+/// Until somebody ends it: attackers that nobody knows yet, so that the dashboard has something to show.
+fn stay(lab: &Lab) -> Result<()> {
+    for n in (0..100).cycle() {
+        std::thread::sleep(Duration::from_secs(35));
+        let address = format!("203.0.113.{}", 100 + n);
+        lab.attacker.ip(&format!("addr replace {address}/24 dev {}", lab::INTERFACE))?;
+        let flood = Traffic::start(&lab.attacker, Plan::new(address.parse()?, FLOOD));
+        std::thread::sleep(Duration::from_secs(25));
         drop(flood);
     }
+    Ok(())
 }
 
 /// People who look around: each from an address of its own, a page every few seconds.
@@ -158,7 +195,7 @@ fn learn(tell: &Teller, daemon: &Daemon<'_>) -> Result<()> {
     clock::wait_until("the warm-up to end", Duration::from_secs(90), || {
         let Ok(status) = daemon.status() else { return false };
         let learned = status["records"].as_u64() > Some(0) && status["warmup_left_secs"] == 0;
-        if told.elapsed() > Duration::from_secs(6) {
+        if told.elapsed() > Duration::from_secs(8) {
             told = clock::now();
             tell.line(&format!(
                 "  {} requests read, {:.1} requests/s, {} s of warm-up left",
@@ -171,15 +208,9 @@ fn learn(tell: &Teller, daemon: &Daemon<'_>) -> Result<()> {
     })?;
     let status = daemon.status()?;
     let site = &status["baseline"];
-    tell.fact("the site", &format!("{:.2} ± {:.2} requests/s", number(&site["mean"]), number(&site["stddev"])));
+    let (mean, stddev) = (number(&site["mean"]), number(&site["stddev"]));
+    tell.fact("the site", &format!("{mean:.2} ± {stddev:.2} requests/s (from: {})", text(&site["source"])));
     tell.fact("limit for an unknown client", &format!("{:.2} requests/s over 60 s", number(&status["ip_limit"])));
-    Ok(())
-}
-
-fn fallbacks(tell: &Teller, daemon: &Daemon<'_>) -> Result<()> {
-    for line in daemon.audited("fallback", None)? {
-        tell.line(&format!("Not the first choice: {}", line));
-    }
     Ok(())
 }
 
@@ -199,8 +230,7 @@ fn tell_ban(tell: &Teller, ban: &Value) {
     tell.fact("because", text(&ban["reason"]));
 }
 
-fn tell_curl(tell: &Teller, lab: &Lab, space: &lab::space::Space, who: &str, from: IpAddr) -> Result<()> {
-    let _ = lab;
+fn tell_curl(tell: &Teller, space: &Space, who: &str, from: IpAddr) -> Result<()> {
     let said = match space.curl(from, Duration::from_secs(3))? {
         Ok(status) => format!("HTTP {status}"),
         Err(words) => words,
@@ -210,10 +240,12 @@ fn tell_curl(tell: &Teller, lab: &Lab, space: &lab::space::Space, who: &str, fro
 }
 
 fn dropped(row: &Value) -> String {
-    format!("{} packets, {} bytes, in the network driver, before the kernel's own stack", row["packets"], row["bytes"])
+    let place = if row["enforcer"] == "xdp" { ", before the kernel's network stack saw them" } else { "" };
+    format!("{} packets, {} bytes{place}", row["packets"], row["bytes"])
 }
 
-fn balance(tell: &Teller, daemon: &Daemon<'_>, honest: Vec<lab::client::Attempt>) -> Result<()> {
+fn balance(tell: &Teller, daemon: &Daemon<'_>, honest: &Traffic) -> Result<()> {
+    let honest = honest.attempts();
     let served = honest.iter().filter(|a| a.answer == Answer::Status(200)).count();
     let status = daemon.status()?;
     tell.fact("honest client", &format!("{served} of {} requests answered with 200", honest.len()));

@@ -40,10 +40,15 @@ struct Step {
 /// The file in which tests note that they were skipped (`lab::skip`).
 const SKIPS: &str = "ANOMALY_SKIPS";
 /// What the browser tests run.
-const BROWSER: &[Package] =
-    &[package("nodejs", "node"), package("npm", "npm"), package("chromium", "/usr/bin/chromium")];
+const BROWSER: &[Package] = &[
+    package("nodejs", "node"),
+    package("npm", "npm"),
+    package("chromium", "/usr/bin/chromium"),
+    package("prometheus", "promtool"),
+    package("python3-venv", "/var/lib/dpkg/info/python3-venv.list"),
+];
 /// What other tests than the lab's run.
-const TESTS: &[Package] = &[package("ipset", "ipset"), package("gzip", "gzip"), package("procps", "sysctl")];
+const TESTS: &[Package] = &[package("ipset", "ipset"), package("gzip", "gzip"), package("openssl", "openssl")];
 
 /// Runs the task.
 pub fn run(args: &Args) -> Result<()> {
@@ -156,7 +161,7 @@ fn browser(yes: bool) -> Result<Option<String>> {
     if BROWSER.iter().any(|p| !setup::is_there(p.shows))
         && let Some(why) = privileged()
     {
-        return Ok(Some(format!("{why} (it installs nodejs, npm and chromium)")));
+        return Ok(Some(format!("{why} (it installs nodejs, npm, chromium, prometheus and python3-venv)")));
     }
     setup::packages("the browser tests", BROWSER, yes)?;
     let binary = build_daemon(false)?;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::engine;
+use crate::record::Format;
 
 mod check;
 mod raw;
@@ -38,6 +39,8 @@ pub struct Config {
     pub engine: engine::Settings,
     /// Slack and the generic webhook.
     pub notify: Notify,
+    /// What Nginx is told of bans.
+    pub nginx: Nginx,
     /// Dashboard, API and metrics.
     pub dashboard: Dashboard,
     /// SQLite file. Default `/var/lib/anomaly/state.db`.
@@ -53,6 +56,8 @@ pub struct Log {
     pub paths: Vec<PathBuf>,
     /// How much log time to read back where there is no checkpoint. Default 86400 s.
     pub backfill: Duration,
+    /// How a line is written. Default Nginx's, as in `nginx/log_format.conf`.
+    pub format: Format,
     /// Log every request (at info level). Default false.
     pub log_requests: bool,
 }
@@ -148,6 +153,15 @@ pub struct Notify {
     pub dashboard_url: Option<String>,
 }
 
+/// `[nginx]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Nginx {
+    /// List of banned clients that a `geo` block includes. Default none.
+    pub deny_map: Option<PathBuf>,
+    /// Process that is told to read the list. Default `/run/nginx.pid`; `None` when somebody else does.
+    pub pid_file: Option<PathBuf>,
+}
+
 /// `[dashboard]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Dashboard {
@@ -176,6 +190,7 @@ impl Default for Config {
             log: Log {
                 paths: vec!["/var/log/nginx/access.json".into()],
                 backfill: Duration::from_secs(86_400),
+                format: Format::default(),
                 log_requests: false,
             },
             enforcer: Enforcer {
@@ -194,6 +209,7 @@ impl Default for Config {
             trusted_proxies: Vec::new(),
             engine: engine::Settings::default(),
             notify: Notify::default(),
+            nginx: Nginx { deny_map: None, pid_file: Some("/run/nginx.pid".into()) },
             dashboard: Dashboard {
                 listen: Some(SocketAddr::from(([127, 0, 0, 1], 8081))),
                 socket: "/run/anomaly/anomaly.sock".into(),

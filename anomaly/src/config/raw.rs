@@ -59,6 +59,7 @@ pub(super) struct Raw {
     pub(super) thresholds: RawThresholds,
     pub(super) bans: RawBans,
     pub(super) notify: RawNotify,
+    pub(super) nginx: RawNginx,
     pub(super) dashboard: RawDashboard,
     pub(super) store: RawStore,
     pub(super) audit: RawAudit,
@@ -67,9 +68,23 @@ pub(super) struct Raw {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawLog {
+    pub(super) format: Option<String>,
+    pub(super) fields: RawFields,
     pub(super) paths: Option<Vec<PathBuf>>,
     pub(super) backfill_secs: Option<i64>,
     pub(super) log_requests: Option<bool>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawFields {
+    pub(super) source_ip: Option<String>,
+    pub(super) timestamp: Option<String>,
+    pub(super) method: Option<String>,
+    pub(super) path: Option<String>,
+    pub(super) status: Option<String>,
+    pub(super) response_size: Option<String>,
+    pub(super) peer: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -85,6 +100,13 @@ pub(super) struct RawEnforcer {
     pub(super) iptables_max_rules: Option<i64>,
     pub(super) iptables_raw_prerouting: Option<bool>,
     pub(super) probe_log: Option<bool>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawNginx {
+    pub(super) deny_map: Option<PathBuf>,
+    pub(super) pid_file: Option<PathBuf>,
 }
 
 #[derive(Default, Deserialize)]

@@ -29,6 +29,8 @@ const CHUNK: usize = 1 << 20;
 const TOP: usize = 100;
 /// How often people get a new picture.
 const PICTURE_EVERY: Duration = Duration::from_secs(1);
+/// A decision is shown at once, but no more often than this.
+const NEWS_EVERY: Duration = Duration::from_millis(100);
 /// How often state and checkpoint are saved: what a crash makes us read again.
 const SAVE_EVERY: Duration = Duration::from_secs(5);
 /// How often the kernel is compared with what is wanted.
@@ -224,7 +226,7 @@ impl Hot {
     }
 
     fn open(&self, path: PathBuf, checkpoint: Option<Checkpoint>) -> Result<Log, TailError> {
-        let mut parser = Parser::new();
+        let mut parser = Parser::with_format(&self.config.log.format);
         let fresh = checkpoint.is_none();
         let back = self.config.log.backfill;
         let start = match checkpoint {
@@ -246,7 +248,7 @@ impl Hot {
         }
         Ok(Log {
             tail,
-            parser: Parser::new(),
+            parser: Parser::with_format(&self.config.log.format),
             newest: Timestamp::MIN,
             at_end: false,
             presence: Presence::Reading,
@@ -303,13 +305,14 @@ impl Hot {
             // Log time may only follow the wall clock when there is nothing older left to read.
             let caught_up = self.logs.iter().all(|log| log.at_end);
             self.engine.handle(now(), Input::Tick { caught_up }, &mut self.out);
-            self.send_outputs(None);
-            self.outbox.flush();
             let at = clock();
-            if at >= picture_at {
+            let decided = self.out.iter().any(|o| matches!(o, Output::Decision(_)));
+            if at >= picture_at || (decided && at + PICTURE_EVERY >= picture_at + NEWS_EVERY) {
                 picture_at = at + PICTURE_EVERY;
                 self.refresh();
             }
+            self.send_outputs(None);
+            self.outbox.flush();
             if at >= save_at && !self.saving.load(Ordering::Acquire) {
                 self.save();
                 // Saving may cost at most a twentieth of the time, however large the state.
@@ -361,17 +364,21 @@ impl Hot {
             Request::Ban { prefix, length, reason, force, reply } => {
                 let command = Command::Ban { prefix, length, reason, force };
                 self.engine.handle(now(), Input::Command(command), &mut self.out);
+                self.refresh();
                 self.send_outputs(Some(Reply::Ban(reply)));
             }
             Request::Unban { prefix, reply } => {
                 self.engine.handle(now(), Input::Command(Command::Unban { prefix }), &mut self.out);
+                self.refresh();
                 self.send_outputs(Some(Reply::Unban(reply)));
+                // At once, or a crash in the next seconds would bring back what an operator has lifted.
+                self.save();
             }
             Request::Explain { prefix, reply } => {
                 let Snapshot { global_rate, bans, .. } = self.engine.snapshot(0);
                 let client = self.engine.client(prefix.addr()).map(|c| TopRow::new(&c, global_rate));
                 let allowlisted_by = covered_by(&prefix, &self.config.allowlist);
-                let active = bans.into_iter().filter(|b| overlaps(&b.prefix, &prefix)).collect();
+                let active = bans.iter().filter(|b| overlaps(&b.prefix, &prefix)).cloned().collect();
                 self.outbox.send(Work::Explain { prefix, client, allowlisted_by, active, reply });
             }
             Request::Configure { config, reply } => {
@@ -392,6 +399,11 @@ impl Hot {
         self.logs.retain(|log| config.log.paths.iter().any(|p| p == log.tail.path()));
         self.logs.append(&mut logs);
         let paths_changed = config.log.paths != self.config.log.paths;
+        if config.log.format != self.config.log.format {
+            for log in &mut self.logs {
+                log.parser = Parser::with_format(&config.log.format);
+            }
+        }
         self.engine.handle(now(), Input::Command(Command::Configure(Box::new(config.engine.clone()))), &mut self.out);
         *self.config = config;
         if paths_changed {

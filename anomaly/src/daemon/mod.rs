@@ -31,7 +31,7 @@ pub struct Live {
     /// `GET /api/v1/status`.
     pub status: Status,
     /// `GET /api/v1/bans`.
-    pub bans: Vec<BanRow>,
+    pub bans: Arc<Vec<BanRow>>,
     /// `GET /api/v1/top`.
     pub top: Vec<TopRow>,
     /// `GET /api/v1/baseline`.

@@ -4,12 +4,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, Pid, ProcessRefreshKind, ProcessesToUpdate, RefreshKind, System};
 
 use super::Live;
 use super::apply::ApplyPicture;
 use super::hot::HotPicture;
 use crate::enforce::{Attachment, Coverage, Name, Totals};
+use crate::engine::Ban;
 use crate::report::{BanRow, BaselineRow, Degraded, HistoryPoint, InterfaceRow, LevelRow, Status, TopRow};
 use crate::time::Timestamp;
 
@@ -50,17 +52,56 @@ impl Machine {
     }
 }
 
-/// Remembers since when something is degraded.
+/// What is remembered from one picture to the next.
 #[derive(Default)]
-pub struct Since(HashMap<&'static str, Timestamp>);
+pub struct Memory {
+    /// Since when something is degraded.
+    since: HashMap<&'static str, Timestamp>,
+    rows: Option<Rows>,
+}
 
-impl Since {
+/// The rows of the bans and what they were made of.
+struct Rows {
+    bans: Arc<[Arc<Ban>]>,
+    counts: Arc<HashMap<IpNet, (u64, u64)>>,
+    at: Timestamp,
+    rows: Arc<Vec<BanRow>>,
+}
+
+/// Packets of more bans than this are brought up to date only every [`COUNTS_EVERY`].
+const MANY_BANS: usize = 1000;
+const COUNTS_EVERY: Duration = Duration::from_secs(10);
+
+impl Memory {
+    /// One row a ban; made anew when bans have come or gone, or their counts.
+    fn rows(
+        &mut self,
+        bans: &Arc<[Arc<Ban>]>,
+        counts: &Arc<HashMap<IpNet, (u64, u64)>>,
+        name: Name,
+        now: Timestamp,
+    ) -> Arc<Vec<BanRow>> {
+        if let Some(old) = &self.rows
+            && Arc::ptr_eq(&old.bans, bans)
+            && (Arc::ptr_eq(&old.counts, counts) || (bans.len() > MANY_BANS && now.since(old.at) < COUNTS_EVERY))
+        {
+            return Arc::clone(&old.rows);
+        }
+        let row = |ban: &Arc<Ban>| {
+            let (packets, bytes) = counts.get(&ban.prefix).copied().unwrap_or_default();
+            BanRow::new(ban, name.as_str(), packets, bytes)
+        };
+        let rows = Arc::new(bans.iter().map(row).collect::<Vec<_>>());
+        self.rows = Some(Rows { bans: Arc::clone(bans), counts: Arc::clone(counts), at: now, rows: Arc::clone(&rows) });
+        rows
+    }
+
     fn mark(&mut self, now: Timestamp, found: Vec<(&'static str, String)>) -> Vec<Degraded> {
-        self.0.retain(|what, _| found.iter().any(|(word, _)| word == what));
+        self.since.retain(|what, _| found.iter().any(|(word, _)| word == what));
         found
             .into_iter()
             .map(|(what, reason)| {
-                let since = *self.0.entry(what).or_insert(now);
+                let since = *self.since.entry(what).or_insert(now);
                 Degraded { what: what.into(), reason, since: since.to_string() }
             })
             .collect()
@@ -82,7 +123,7 @@ pub struct Sources<'a> {
 }
 
 /// The picture of this second.
-pub fn live(sources: &Sources<'_>, since: &mut Since) -> Live {
+pub fn live(sources: &Sources<'_>, memory: &mut Memory) -> Live {
     let Sources { hot, apply, machine, now, uptime } = sources;
     let s = &hot.snapshot;
     let (name, coverage, ratio, counts) = match apply {
@@ -116,7 +157,7 @@ pub fn live(sources: &Sources<'_>, since: &mut Since) -> Live {
     let mut degraded: Vec<Degraded> = (apply.iter().flat_map(|a| &a.degraded))
         .map(|(what, reason, since)| Degraded { what: what.clone(), reason: reason.clone(), since: since.to_string() })
         .collect();
-    degraded.extend(since.mark(*now, found));
+    degraded.extend(memory.mark(*now, found));
     let global = LevelRow::new(&s.global, s.global_limit);
     let rejected: u64 =
         hot.rejected.iter().filter(|(r, _)| *r != crate::record::Reject::Empty).map(|(_, count)| count).sum();
@@ -154,12 +195,7 @@ pub fn live(sources: &Sources<'_>, since: &mut Since) -> Live {
     };
     Live {
         status,
-        bans: (s.bans.iter())
-            .map(|ban| {
-                let (packets, bytes) = counts.get(&ban.prefix).copied().unwrap_or_default();
-                BanRow::new(ban, name.as_str(), packets, bytes)
-            })
-            .collect(),
+        bans: memory.rows(&s.bans, &counts, name, *now),
         top: s.top.iter().map(|client| TopRow::new(client, s.global_rate)).collect(),
         baseline: BaselineRow {
             global,

@@ -13,16 +13,16 @@ use ipnet::IpNet;
 use sd_notify::NotifyState;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{broadcast, oneshot, watch};
+use tokio::sync::{Notify, broadcast, oneshot, watch};
 use tracing::{error, info, warn};
 
 use super::apply::{Apply, Work, needs_restart};
 use super::clock::{now, stopwatch};
 use super::hot::{Hot, HotPicture, Parts, Shared, newest};
-use super::picture::{HANGS_AFTER, Machine, Since, Sources, live, point};
+use super::picture::{HANGS_AFTER, Machine, Memory, Sources, live, point};
 use super::{Event, Handle, Live, Request, off};
 use crate::audit::{self, Audit, Snapshots};
-use crate::config::{Config, ConfigError, Loaded};
+use crate::config::{Backend, Config, ConfigError, Loaded};
 use crate::dashboard;
 use crate::dashboard::history::History;
 use crate::enforce::{self, guard};
@@ -65,9 +65,12 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
         None => info!("anomaly {} with the built-in defaults", env!("CARGO_PKG_VERSION")),
     }
     let (enforcer, incidents) = enforce::open(&config.enforcer)?;
+    let enforcer = enforce::deny_map::wrap(enforcer, &config.nginx);
     off::clear(&config.dashboard.socket);
     let guarded: Vec<IpNet> = guard::find(&config.trusted_proxies).into_iter().map(|g| g.prefix).collect();
     config.engine.never_ban.extend(&guarded);
+    // A dry run drops nothing, so it is no news that banned clients go on.
+    config.engine.self_proof = config.enforcer.backend != Backend::DryRun;
 
     let opened = open_store(&config.store_path)?;
     let restored = opened.state.bans.len();
@@ -84,6 +87,7 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
     let (work_sender, work) = sync_channel(WORK);
     let (events, _) = broadcast::channel(EVENTS);
     let (hot_picture, apply_picture) = (Shared::default(), Shared::default());
+    let news = Arc::new(Notify::new());
     let metrics = Arc::new(Metrics::default());
     let parts = Parts {
         engine,
@@ -107,6 +111,7 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
         events: events.clone(),
         metrics: Arc::clone(&metrics),
         picture: Arc::clone(&apply_picture),
+        news: Arc::clone(&news),
         config: Box::new(config.clone()),
         guarded: guarded.clone(),
         wanted,
@@ -139,6 +144,7 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
     let service = Service {
         hot_picture,
         apply_picture,
+        news,
         metrics: Arc::clone(&metrics),
         history: Arc::new(Mutex::new(history)),
         requests: request_sender.clone(),
@@ -212,6 +218,7 @@ fn open_store(path: &Path) -> Result<OpenedStore> {
 struct Service {
     hot_picture: Shared<HotPicture>,
     apply_picture: Shared<super::apply::ApplyPicture>,
+    news: Arc<Notify>,
     metrics: Arc<Metrics>,
     history: Arc<Mutex<History>>,
     requests: SyncSender<Request>,
@@ -234,10 +241,10 @@ impl Service {
         let mut hangup = signal(SignalKind::hangup())?;
         let mut second = tokio::time::interval(Duration::from_secs(1));
         second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let (mut machine, mut since) = (Machine::new(), Since::default());
+        let (mut machine, mut memory) = (Machine::new(), Memory::default());
         // The first picture, so that nobody ever sees none.
         let first = self.first_picture(&mut hot_ended).await?;
-        let (live_sender, live) = watch::channel(self.picture(&first, &machine, &mut since, uptime()));
+        let (live_sender, live) = watch::channel(self.picture(&first, &machine, &mut memory, uptime()));
         let (shutdown, dashboard) = self.start_dashboard(live);
         tell_systemd(&[NotifyState::Ready]);
         loop {
@@ -245,12 +252,17 @@ impl Service {
                 _ = second.tick() => {
                     machine.refresh();
                     if let Some(hot) = newest(&self.hot_picture) {
-                        let live = self.picture(&hot, &machine, &mut since, uptime());
+                        let live = self.picture(&hot, &machine, &mut memory, uptime());
                         if now().since(hot.at) < HANGS_AFTER {
                             tell_systemd(&[NotifyState::Watchdog]);
                         }
                         self.remember(&live);
                         let _ = live_sender.send(live);
+                    }
+                }
+                () = self.news.notified() => {
+                    if let Some(hot) = newest(&self.hot_picture) {
+                        let _ = live_sender.send(self.picture(&hot, &machine, &mut memory, uptime()));
                     }
                 }
                 () = received(&mut hangup) => self.reload().await,
@@ -279,9 +291,9 @@ impl Service {
         }
     }
 
-    fn picture(&self, hot: &HotPicture, machine: &Machine, since: &mut Since, uptime: Duration) -> Arc<Live> {
+    fn picture(&self, hot: &HotPicture, machine: &Machine, memory: &mut Memory, uptime: Duration) -> Arc<Live> {
         let apply = newest(&self.apply_picture);
-        let live = live(&Sources { hot, apply: apply.as_deref(), machine, now: now(), uptime }, since);
+        let live = live(&Sources { hot, apply: apply.as_deref(), machine, now: now(), uptime }, memory);
         self.metrics.snapshot(&hot.snapshot);
         self.metrics.logs(&hot.totals, &hot.rejected, hot.read_errors);
         if let Some(apply) = &apply {
@@ -371,10 +383,12 @@ impl Service {
             warn!("{key} has changed and takes effect at the next restart");
         }
         config.engine.never_ban.extend(&self.guarded);
+        config.engine.self_proof = self.config.engine.self_proof;
         config.enforcer = crate::config::Enforcer { on_stop: config.enforcer.on_stop, ..self.config.enforcer.clone() };
         config.store_path.clone_from(&self.config.store_path);
         config.notify = self.config.notify.clone();
         config.dashboard = self.config.dashboard.clone();
+        config.nginx = self.config.nginx.clone();
         let (reply, answer) = oneshot::channel();
         let request = Request::Configure { config: Box::new(config.clone()), reply };
         self.requests.try_send(request).map_err(|_| "the daemon is too busy; send SIGHUP again".to_owned())?;

@@ -61,7 +61,7 @@ impl BansCache {
         {
             return Ok(bytes.clone());
         }
-        let bytes = Bytes::from(serde_json::to_vec(&live.bans)?);
+        let bytes = Bytes::from(serde_json::to_vec(&*live.bans)?);
         *made = Some((live.clone(), bytes.clone()));
         Ok(bytes)
     }
@@ -180,7 +180,7 @@ pub async fn explain(State(app): State<App>, ip: Result<Path<String>, PathReject
 #[serde(deny_unknown_fields)]
 pub struct BanRequest {
     /// Address or prefix; exactly this is banned. Prefixes shorter than /16 (IPv6: /32) need `force`.
-    #[schema(example = "203.0.113.10", max_length = 64)]
+    #[schema(value_type = super::openapi::Address, example = "203.0.113.10")]
     ip: String,
     /// Seconds; without it (or null), the next step of the ladder for this prefix.
     #[schema(example = 3600, minimum = 1, maximum = 315_360_000)]

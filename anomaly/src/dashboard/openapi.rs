@@ -1,14 +1,46 @@
 //! The OpenAPI 3.1 document, generated from the handlers and row types.
 
+use std::sync::LazyLock;
+
 use axum::response::{IntoResponse, Response};
-use utoipa::openapi::schema::{AnyOfBuilder, ObjectBuilder, Type};
+use utoipa::openapi::schema::{AnyOfBuilder, ObjectBuilder, SchemaFormat, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{Content, Ref, RefOr, ResponseBuilder, Schema};
-use utoipa::{Modify, OpenApi};
+use utoipa::{Modify, OpenApi, PartialSchema, ToSchema};
 
 use super::api;
 use super::problem::Problem;
 use super::sse::EventRow;
+
+/// An address or prefix as text: what `report::parse_ip` reads.
+pub struct Address;
+
+/// IPv6 with at most one `::`, and a prefix length of 0 to 128.
+const IPV6_PREFIX: &str = concat!(
+    "^((H:){7}H|(H:){1,7}:|(H:){1,6}:H|(H:){1,5}(:H){1,2}|(H:){1,4}(:H){1,3}|(H:){1,3}(:H){1,4}|(H:){1,2}(:H){1,5}",
+    "|H:((:H){1,6})|:((:H){1,7}|:))/(12[0-8]|1[01][0-9]|[1-9]?[0-9])$"
+);
+const IPV4_PREFIX: &str = "^(B\\.){3}B/(3[0-2]|[12]?[0-9])$";
+
+impl PartialSchema for Address {
+    fn schema() -> RefOr<Schema> {
+        let text = || ObjectBuilder::new().schema_type(Type::String);
+        let format = |name: &str| text().format(Some(SchemaFormat::Custom(name.into())));
+        AnyOfBuilder::new()
+            .description(Some("Address, or prefix with its length"))
+            .item(format("ipv4"))
+            .item(format("ipv6"))
+            .item(text().pattern(Some(IPV4_PREFIX.replace('B', "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"))))
+            .item(text().pattern(Some(IPV6_PREFIX.replace('H', "[0-9A-Fa-f]{1,4}"))))
+            .into()
+    }
+}
+
+impl ToSchema for Address {
+    fn name() -> std::borrow::Cow<'static, str> {
+        "Address".into()
+    }
+}
 
 /// The address or prefix in a path.
 #[derive(utoipa::IntoParams)]
@@ -16,7 +48,7 @@ use super::sse::EventRow;
 #[expect(dead_code, reason = "describes a path segment that the handlers parse themselves")]
 pub struct IpParam {
     /// Address, or prefix with its slash as `%2F`.
-    #[param(example = "203.0.113.10")]
+    #[param(value_type = Address, example = "203.0.113.10")]
     ip: String,
 }
 
@@ -26,7 +58,7 @@ pub struct IpParam {
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")),
     paths(api::status, api::bans, api::top, api::baseline, api::history, api::events, api::explain, api::ban,
         api::unban, document),
-    components(schemas(EventRow, Problem)),
+    components(schemas(Address, EventRow, Problem)),
     tags((name = "read", description = "The newest picture, at most a second old"),
         (name = "write", description = "Bans and unbans by hand; over TCP with the bearer token")),
     security(("token" = []), ()),
@@ -97,7 +129,19 @@ fn problem(description: &str) -> utoipa::openapi::Response {
 #[utoipa::path(get, path = "/api/v1/openapi.json", tag = "read",
     responses((status = 200, description = "OpenAPI 3.1", body = serde_json::Value)))]
 pub async fn document() -> Response {
-    axum::Json(Document::openapi()).into_response()
+    static DOCUMENT: LazyLock<serde_json::Value> = LazyLock::new(make);
+    axum::Json(&*DOCUMENT).into_response()
+}
+
+fn make() -> serde_json::Value {
+    // A document of strings and lists cannot fail to serialise.
+    let mut document = serde_json::to_value(Document::openapi()).unwrap_or_default();
+    // What the derive cannot say: a ban has one length.
+    document["components"]["schemas"]["BanRequest"]["not"] = serde_json::json!({
+        "properties": {"duration_secs": {"type": "integer"}, "permanent": {"const": true}},
+        "required": ["duration_secs", "permanent"],
+    });
+    document
 }
 
 /// A flattened `Option` leaves its keys out when it is `None`; the derived schema says that the whole row
@@ -126,7 +170,7 @@ mod tests {
 
     #[test]
     fn a_row_without_numbers_fits_its_schema() {
-        let document = serde_json::to_value(Document::openapi()).expect("JSON");
+        let document = make();
         let parts = &document["components"]["schemas"]["DecisionRow"]["allOf"];
         assert_eq!(parts[0]["anyOf"][0]["$ref"], "#/components/schemas/Numbers");
         assert_eq!(parts[0]["anyOf"][1], serde_json::json!({"type": "object"}));
@@ -134,7 +178,7 @@ mod tests {
 
     #[test]
     fn every_operation_says_how_it_fails() {
-        let document = serde_json::to_value(Document::openapi()).expect("JSON");
+        let document = make();
         assert_eq!(document["openapi"], "3.1.0");
         for (path, item) in document["paths"].as_object().expect("paths") {
             for (method, operation) in item.as_object().expect("operations") {

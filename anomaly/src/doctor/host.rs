@@ -17,7 +17,7 @@ const LOW_BYTES: u64 = 200 << 20;
 const REACH: Duration = Duration::from_secs(4);
 
 /// `statfs` of bpffs.
-const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+const BPF_FS_MAGIC: rustix::fs::FsWord = 0xcafe_4a11;
 
 pub(super) fn run(config: &Config) -> Vec<Check> {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
@@ -92,7 +92,7 @@ fn capabilities(have: CapabilitySet) -> Check {
 
 fn bpffs(pin_dir: &Path, have: CapabilitySet) -> Check {
     let there = pin_dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-    let mounted = rustix::fs::statfs(there).is_ok_and(|s| i64::from(s.f_type) & 0xffff_ffff == BPF_FS_MAGIC);
+    let mounted = rustix::fs::statfs(there).is_ok_and(|s| s.f_type == BPF_FS_MAGIC);
     let place = pin_dir.display();
     if mounted {
         Check::ok("bpffs", format!("{place} is on bpffs"))

@@ -242,16 +242,17 @@ mod tests {
         let ahead = line("192.0.2.1", None, "2026-04-27T11:00:00Z");
         let through = line("192.0.2.1", Some("198.51.100.9"), "2026-04-27T09:59:58Z");
         let crowd = vec![plain("192.0.2.1"); MANY];
-        let cases: [(&[String], &[&str], &str, Level, &str); 9] = [
-            (&[combined.clone()], &[], "format", Level::Fail, "it is not JSON"),
-            (&[plain("192.0.2.1"), combined], &[], "format", Level::Warn, "1 of the last 2 lines"),
+        type Case<'a> = (&'a [String], &'a [&'a str], &'a str, Level, &'a str);
+        let cases: [Case<'_>; 9] = [
+            (std::slice::from_ref(&combined), &[], "format", Level::Fail, "it is not JSON"),
+            (&[plain("192.0.2.1"), combined.clone()], &[], "format", Level::Warn, "1 of the last 2 lines"),
             (&[no_status], &[], "format", Level::Warn, "lack a field"),
             (&[ahead], &[], "clock", Level::Fail, "3600 s ahead"),
             (&[plain("172.18.0.1"), plain("10.0.0.9")], &[], "clients", Level::Warn, "private addresses"),
             (&[plain("198.51.100.9")], &["198.51.100.0/24"], "clients", Level::Fail, "198.51.100.9, a trusted proxy"),
             (&crowd, &[], "clients", Level::Warn, "one address made all"),
-            (&[through.clone()], &[], "peer", Level::Warn, "198.51.100.9 names other clients"),
-            (&[through], &["198.51.100.9/32"], "peer", Level::Warn, "through a trusted proxy"),
+            (std::slice::from_ref(&through), &[], "peer", Level::Warn, "198.51.100.9 names other clients"),
+            (std::slice::from_ref(&through), &["198.51.100.9/32"], "peer", Level::Warn, "through a trusted proxy"),
         ];
         for (lines, proxies, check, level, words) in cases {
             let judged = judged(lines, proxies);

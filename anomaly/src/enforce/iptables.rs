@@ -126,7 +126,7 @@ impl IptablesEnforcer {
 
     /// Adopts what an earlier daemon left, and completes it where a chain lacks it.
     fn take_over(&mut self, raw: bool) -> Result<(), EnforceError> {
-        let survey = self.survey(true)?;
+        let survey = self.survey(Look::Everything)?;
         for (&prefix, found) in &survey.found {
             self.ledger.adopt(prefix, found.place);
         }
@@ -141,9 +141,8 @@ impl IptablesEnforcer {
         self.repair().map(drop)
     }
 
-    /// Everything of ours that the kernel has, chain by chain. `sets` asks ipset also where the
-    /// ledger knows of no entry.
-    fn survey(&mut self, sets: bool) -> Result<Survey, EnforceError> {
+    /// What of ours the kernel has, chain by chain.
+    fn survey(&mut self, look: Look) -> Result<Survey, EnforceError> {
         let mut survey = Survey::default();
         let mut chains: Vec<(Family, HashSet<What>)> = Vec::new();
         for (at, firewall) in self.firewalls.iter_mut().enumerate() {
@@ -183,7 +182,8 @@ impl IptablesEnforcer {
         }));
         for family in Family::BOTH {
             let Ok(programs) = &self.sets else { continue };
-            if !sets && !self.ledger.uses_set(family) && !survey.set_rules.contains(&family) {
+            let used = self.ledger.uses_set(family) || survey.set_rules.contains(&family);
+            if look == Look::Rules || (look == Look::Bans && !used) {
                 continue;
             }
             let members = match programs.read(family) {
@@ -205,7 +205,8 @@ impl IptablesEnforcer {
                 }
             }
         }
-        self.ledger.count(survey.found.iter().map(|(prefix, found)| (*prefix, found.count)));
+        let counts = survey.found.iter().map(|(prefix, found)| (*prefix, found.count));
+        self.ledger.count(counts, look != Look::Rules);
         Ok(survey)
     }
 
@@ -216,7 +217,7 @@ impl IptablesEnforcer {
                 sets.create(family)?;
             }
         }
-        let survey = self.survey(false)?;
+        let survey = self.survey(Look::Rules)?;
         let mut missing = HashSet::new();
         for at in 0..self.firewalls.len() {
             let whats: Vec<What> = survey.lacking.iter().filter(|(i, _)| *i == at).map(|(_, what)| *what).collect();
@@ -356,6 +357,18 @@ fn usable(family: Family, raw: bool, path: &OsStr) -> Result<Firewall, EnforceEr
     Ok(firewall)
 }
 
+/// How far [`IptablesEnforcer::survey`] looks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// Chains only: a set of 100,000 entries takes a second to list, and no firewall that reloads
+    /// flushes it.
+    Rules,
+    /// Sets too, where there should be one.
+    Bans,
+    /// Sets in any case.
+    Everything,
+}
+
 /// What [`IptablesEnforcer::survey`] found.
 #[derive(Debug, Default)]
 struct Survey {
@@ -439,7 +452,7 @@ impl Enforcer for IptablesEnforcer {
 
     /// Left out are bans that some chain lacks, so that a reconciler sets them again.
     fn banned(&mut self) -> Result<Vec<Held>, EnforceError> {
-        let survey = self.survey(false)?;
+        let survey = self.survey(Look::Bans)?;
         let held = |(&prefix, found): (&IpNet, &Found)| {
             let half = survey.incomplete.contains(&prefix) && self.ledger.place(&prefix).is_some();
             let Count { packets, bytes } = found.count;

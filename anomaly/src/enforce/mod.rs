@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use crate::config::{self, Backend};
 
 pub mod both;
+pub mod deny_map;
 pub mod dry_run;
 pub mod guard;
 pub mod iptables;

@@ -5,33 +5,38 @@
 //! interface away from somebody else's program.
 
 mod attach;
+mod needs;
 mod netlink;
+mod offline;
 mod pins;
 mod program;
 mod raw;
+mod room;
 mod tables;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write as _;
-use std::path::Path;
 use std::time::Duration;
 
-use anomaly_common::{Ban, NEVER, State, switch, tables as bits};
+use anomaly_common::{NEVER, State, switch, tables as bits};
 use aya_log::EbpfLogger;
 use ipnet::IpNet;
-use rustix::thread::CapabilitySet;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::{Attachment, Coverage, Drop, EnforceError, Enforcer, Held, Incident, Name, Totals};
 use crate::config::{self, Backend};
 use attach::Attached;
+use needs::{check_capabilities, choose};
 use netlink::Watch;
-use pins::{PinDir, pin_error};
+use offline::take_down;
+use pins::PinDir;
 use program::{Kernel, Options, failed};
 use tables::Kind;
 
 pub use attach::owner;
+pub use needs::wanted_interfaces;
 pub use netlink::Interface;
+pub use offline::{Removed, down, off};
 pub use program::OBJECT;
 
 /// The enforcer over XDP. Made by [`XdpEnforcer::open`].
@@ -67,15 +72,6 @@ impl std::fmt::Debug for XdpEnforcer {
             .field("uncovered", &self.uncovered)
             .finish_non_exhaustive()
     }
-}
-
-/// What [`down`] took away.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Removed {
-    /// Interfaces the program was detached from.
-    pub interfaces: Vec<String>,
-    /// Pinned maps that were removed.
-    pub maps: usize,
 }
 
 impl XdpEnforcer {
@@ -254,144 +250,6 @@ impl XdpEnforcer {
         }
     }
 
-    /// Makes room for `fresh` new entries: a larger table while one is allowed. False when it must be
-    /// made by others giving way.
-    fn has_room(&mut self, kind: Kind, fresh: usize) -> Result<bool, EnforceError> {
-        let (len, capacity) = {
-            let table = self.kernel.table(kind);
-            (table.len(), table.capacity() as usize)
-        };
-        let needed = len + fresh;
-        let limit = match kind {
-            Kind::Net4 | Kind::Net6 => capacity,
-            _ => self.settings.max_bans.max(1) as usize,
-        };
-        if needed > capacity.min(limit) && capacity < limit {
-            // Twice what is needed, so that buckets stay short and growing stays rare.
-            let larger = (2 * needed).next_power_of_two().min(limit);
-            let mut capacities = [None; 3];
-            capacities[kind as usize] = Some(larger as u32);
-            self.rebuild(capacities)?;
-        }
-        Ok(needed <= self.kernel.table(kind).capacity().min(limit as u32) as usize)
-    }
-
-    /// Loads the program anew over larger tables, and lets every link run it from the next packet on.
-    fn rebuild(&mut self, capacities: [Option<u32>; 3]) -> Result<(), EnforceError> {
-        let stage = self.dir.fresh_stage()?;
-        let object = std::mem::take(&mut self.object);
-        let loaded = Kernel::load(&self.dir, &stage, options(&self.settings, &object, capacities));
-        self.object = object;
-        let mut kernel = loaded?;
-        for attached in &mut self.attached {
-            // A link that cannot be swapped is of an interface that just went; `maintain` sees to it.
-            if let Err(e) = attached.swap(&mut kernel) {
-                tracing::warn!("{}: {e}", attached.interface);
-            }
-        }
-        self.kernel = kernel;
-        self.next_to_go.clear();
-        self.start_log();
-        self.dir.publish(&stage)
-    }
-
-    /// The soonest to end give way until `needed` entries fit.
-    fn give_way(&mut self, kind: Kind, needed: usize, protect: &HashSet<IpNet>) -> Result<(), EnforceError> {
-        let limit = match kind {
-            Kind::Net4 | Kind::Net6 => self.kernel.table(kind).capacity(),
-            _ => self.settings.max_bans.max(1).min(self.kernel.table(kind).capacity()),
-        };
-        let mut gone = Vec::new();
-        let mut refilled = false;
-        while self.kernel.table(kind).len() + needed > limit as usize {
-            let Some((prefix, until)) = self.next_to_go.entry(kind as usize).or_default().pop() else {
-                if refilled {
-                    return Err(EnforceError::Full { capacity: limit });
-                }
-                refilled = true;
-                let mut all = self.kernel.table(kind).all().map_err(|e| failed("reading", kind.map(), e))?;
-                all.retain(|(prefix, _)| !protect.contains(prefix));
-                all.sort_unstable_by_key(|(_, ban)| ban.until_ns);
-                // Enough for a while, so that a flood of bans does not read a full table for each.
-                all.truncate(needed.max(4096));
-                let ends = all.into_iter().rev().map(|(prefix, ban)| (prefix, ban.until_ns)).collect();
-                self.next_to_go.insert(kind as usize, ends);
-                continue;
-            };
-            // Lifted or prolonged since the list was made.
-            let now_held = self.kernel.table(kind).get(&prefix).map_err(|e| failed("reading", kind.map(), e))?;
-            if now_held.is_some_and(|ban| ban.until_ns == until) && !protect.contains(&prefix) {
-                self.kernel.table(kind).remove(&prefix).map_err(|e| failed("writing", kind.map(), e))?;
-                if until > now_ns() {
-                    self.gave_way.insert(prefix, until);
-                    gone.push(prefix);
-                }
-            }
-        }
-        if !gone.is_empty() {
-            self.incidents.push(Incident::MapFull { gave_way: gone, capacity: limit });
-        }
-        Ok(())
-    }
-
-    /// Sets the bans of one table; none of `protect` gives way to them. Fails as a whole; [`Enforcer::ban`]
-    /// then tries one by one.
-    fn put(&mut self, kind: Kind, drops: &[(IpNet, u64)], protect: &HashSet<IpNet>) -> Result<(), EnforceError> {
-        let reading = |e| failed("reading", kind.map(), e);
-        let prefixes: Vec<IpNet> = drops.iter().map(|(prefix, _)| *prefix).collect();
-        let held = tables::existing(self.kernel.table(kind), &prefixes).map_err(reading)?;
-        let fresh = prefixes.iter().filter(|prefix| !held.contains_key(prefix)).count();
-        if !self.has_room(kind, fresh)? {
-            self.give_way(kind, fresh, protect)?;
-        }
-        let entries: Vec<(IpNet, Ban)> = drops
-            .iter()
-            .map(|(prefix, until_ns)| {
-                let before = held.get(prefix).copied().unwrap_or_default();
-                (*prefix, Ban { until_ns: *until_ns, ..before })
-            })
-            .collect();
-        let table = self.kernel.table(kind);
-        match table.put(&entries, fresh) {
-            Err(partly) if partly.error.raw_os_error().is_some_and(|e| e == libc::E2BIG || e == libc::ENOSPC) => {
-                Err(EnforceError::Full { capacity: table.capacity() })
-            }
-            Err(partly) => Err(failed("writing", kind.map(), partly.error)),
-            Ok(()) => {
-                self.line_up(kind, drops);
-                Ok(())
-            }
-        }
-    }
-
-    /// New bans take their places among those that go next.
-    fn line_up(&mut self, kind: Kind, drops: &[(IpNet, u64)]) {
-        let Some(line) = self.next_to_go.get_mut(&(kind as usize)) else { return };
-        if drops.len() > 64 {
-            line.clear();
-        }
-        for (prefix, until) in drops {
-            let at = line.partition_point(|(_, other)| other > until);
-            // Behind the last of the line there may be others in the table that end before it.
-            if at > 0 {
-                line.insert(at, (*prefix, *until));
-            }
-        }
-    }
-
-    /// A ban that gave way is set again only when it lasts longer than it did, or there is room.
-    fn must_wait(&mut self, kind: Kind, prefix: &IpNet, until_ns: u64) -> bool {
-        let Some(before) = self.gave_way.get(prefix).copied() else { return false };
-        let table = self.kernel.table(kind);
-        let limit = (self.settings.max_bans as usize).min(table.capacity() as usize);
-        let second = 1_000_000_000;
-        if table.len() < limit || until_ns > before.saturating_add(second) {
-            self.gave_way.remove(prefix);
-            return false;
-        }
-        true
-    }
-
     /// Covers what came, lets go of what went.
     fn follow_interfaces(&mut self) {
         let changed = self.watch.as_ref().is_none_or(Watch::changed);
@@ -442,127 +300,6 @@ fn options<'a>(settings: &config::Enforcer, object: &'a [u8], capacities: [Optio
 
 const fn mode_of(attached: &Attached) -> &'static str {
     if attached.native { "native" } else { "generic" }
-}
-
-/// The interfaces that the configuration means, as they are now.
-fn choose(settings: &config::Enforcer, present: &[Interface]) -> Vec<Interface> {
-    let mut chosen: Vec<Interface> = Vec::new();
-    let mut add = |interface: &Interface| {
-        if chosen.iter().all(|i| i.index != interface.index) {
-            chosen.push(interface.clone());
-        }
-    };
-    for name in &settings.interfaces {
-        if name != "auto" {
-            present.iter().filter(|i| i.name == *name).for_each(|i| add(&below(i, present)));
-            continue;
-        }
-        for index in netlink::default_route_interfaces().unwrap_or_default() {
-            present.iter().filter(|i| i.index == index).for_each(|i| add(&below(i, present)));
-        }
-    }
-    chosen
-}
-
-/// The interface itself; of a VLAN the one it lies on, whose frames the program reads with their tags.
-fn below(interface: &Interface, present: &[Interface]) -> Interface {
-    let mut at = interface;
-    while at.kind.as_deref() == Some("vlan") {
-        match present.iter().find(|i| Some(i.index) == at.below) {
-            Some(parent) if parent.index != at.index => at = parent,
-            _ => break,
-        }
-    }
-    at.clone()
-}
-
-/// The interfaces that `enforcer.interfaces` means now; attaches nothing.
-///
-/// # Errors
-/// [`EnforceError::NoInterface`] for a name that nothing has; the kernel's when it cannot be asked.
-pub fn wanted_interfaces(settings: &config::Enforcer) -> Result<Vec<Interface>, EnforceError> {
-    let present = netlink::interfaces().map_err(|e| EnforceError::Kernel {
-        doing: "listing the interfaces".into(),
-        source: e,
-        hint: None,
-    })?;
-    for name in settings.interfaces.iter().filter(|name| *name != "auto") {
-        if present.iter().all(|i| i.name != *name) {
-            return Err(EnforceError::NoInterface(name.clone()));
-        }
-    }
-    Ok(choose(settings, &present))
-}
-
-/// Names every capability that is missing. Without `CAP_PERFMON` it works, at half the speed.
-fn check_capabilities() -> Result<Option<Incident>, EnforceError> {
-    let have = rustix::thread::capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
-    let admin = have.contains(CapabilitySet::SYS_ADMIN);
-    let mut missing = Vec::new();
-    if !admin && !have.contains(CapabilitySet::BPF) {
-        missing.push("CAP_BPF");
-    }
-    if !have.contains(CapabilitySet::NET_ADMIN) {
-        missing.push("CAP_NET_ADMIN");
-    }
-    let slow = !admin && !have.contains(CapabilitySet::PERFMON);
-    if missing.is_empty() {
-        return Ok(slow.then(|| Incident::Degraded {
-            reason: "CAP_PERFMON is missing: the kernel program runs with speculation barriers, 2 to 3 times slower"
-                .into(),
-        }));
-    }
-    if slow {
-        missing.push("CAP_PERFMON");
-    }
-    Err(EnforceError::Kernel {
-        doing: "using XDP".into(),
-        source: std::io::ErrorKind::PermissionDenied.into(),
-        hint: Some(format!("missing {}; run as root, or give the service or container these", missing.join(", "))),
-    })
-}
-
-/// Stops all dropping at once through the pinned control map, without the daemon. Bans stay in the
-/// maps; the next `run` turns dropping on again. `Ok(false)` when nothing is pinned at `pin_dir`.
-///
-/// # Errors
-/// The kernel's, when the control map cannot be opened or written.
-pub fn off(pin_dir: &Path) -> Result<bool, EnforceError> {
-    let mut found = false;
-    for version in pins::versions(pin_dir) {
-        let pin = version.join("SWITCH");
-        let opened = match raw::get(&pin) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-            other => other.map_err(|e| pin_error("opening", &pin, e))?,
-        };
-        raw::set_first(std::os::fd::AsFd::as_fd(&opened), switch::OFF).map_err(|e| pin_error("writing", &pin, e))?;
-        found = true;
-    }
-    Ok(found)
-}
-
-/// Removes every trace: links, maps, pins, the directory. Works without the daemon.
-///
-/// # Errors
-/// [`EnforceError::InUse`] while a daemon runs on `pin_dir`; the kernel's when something had to stay.
-pub fn down(pin_dir: &Path) -> Result<Removed, EnforceError> {
-    let Some(dir) = PinDir::lock_existing(pin_dir)? else { return Ok(Removed::default()) };
-    take_down(dir)
-}
-
-fn take_down(dir: PinDir) -> Result<Removed, EnforceError> {
-    let mut removed = Removed::default();
-    for version in pins::versions(dir.path()) {
-        for (interface, pin) in pins::links(&version) {
-            attach::remove_pinned(&pin)?;
-            removed.interfaces.push(interface);
-        }
-        removed.maps += std::fs::read_dir(&version).map_or(0, Iterator::count);
-    }
-    dir.remove()?;
-    removed.interfaces.sort();
-    removed.interfaces.dedup();
-    Ok(removed)
 }
 
 /// Nanoseconds of the clock that the kernel program reads. It is part of the ABI of the maps, and decides
@@ -623,11 +360,11 @@ impl Enforcer for XdpEnforcer {
                 continue;
             }
             let entries: Vec<(IpNet, u64)> = of_kind.iter().map(|(_, entry)| *entry).collect();
-            let all: HashSet<IpNet> = entries.iter().map(|(prefix, _)| *prefix).collect();
-            if self.put(kind, &entries, &all).is_err() {
+            if self.put(kind, &entries, None).is_err() {
                 // One by one, so that each answer says how it went for that one.
+                let all: HashSet<IpNet> = entries.iter().map(|(prefix, _)| *prefix).collect();
                 for (n, entry) in of_kind {
-                    answers[n] = self.put(kind, &[entry], &all);
+                    answers[n] = self.put(kind, &[entry], Some(&all));
                 }
             }
         }

@@ -3,6 +3,7 @@
 //! Everybody else depends on these types and on nothing further inside.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -358,7 +359,7 @@ pub struct Snapshot {
     /// Busiest clients in the window, busiest first.
     pub top: Vec<Client>,
     /// Active bans, oldest first.
-    pub bans: Vec<Ban>,
+    pub bans: Arc<[Arc<Ban>]>,
 }
 
 /// One client in the window.

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
@@ -22,7 +23,7 @@ const BRAKE_SPAN: Duration = Duration::from_secs(60);
 /// A ban in force, and whether it works.
 #[derive(Clone, Debug)]
 struct Active {
-    ban: Ban,
+    ban: Arc<Ban>,
     /// Records that came although it should drop them.
     through: u64,
     reported: bool,
@@ -70,6 +71,8 @@ impl Lengths {
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
     bans: HashMap<IpNet, Active, RandomState>,
+    /// What [`Ledger::bans`] gave last; empty once `bans` has changed.
+    list: OnceLock<Arc<[Arc<Ban>]>>,
     lengths: Lengths,
     ends: BTreeSet<(Timestamp, IpNet)>,
     /// Bans that are over, or were when they were decided, until log time has passed them: what is read of a
@@ -125,11 +128,14 @@ impl Ledger {
         active.reported.then_some((active.ban.at, active.through))
     }
 
-    /// The bans in force, oldest first.
-    pub fn bans(&self) -> Vec<Ban> {
-        let mut bans: Vec<&Ban> = self.bans.values().map(|a| &a.ban).collect();
-        bans.sort_by_key(|b| (b.at, b.prefix));
-        bans.into_iter().cloned().collect()
+    /// The bans in force, oldest first; the same list until one comes or goes.
+    pub fn bans(&self) -> Arc<[Arc<Ban>]> {
+        let list = self.list.get_or_init(|| {
+            let mut bans: Vec<Arc<Ban>> = self.bans.values().map(|a| Arc::clone(&a.ban)).collect();
+            bans.sort_by_key(|b| (b.at, b.prefix));
+            bans.into()
+        });
+        Arc::clone(list)
     }
 
     /// When the next ban ends.
@@ -221,11 +227,13 @@ impl Ledger {
         if let Some(until) = ban.until {
             self.ends.insert((until, prefix));
         }
-        self.bans.insert(prefix, Active { ban, through: 0, reported: false });
+        self.list.take();
+        self.bans.insert(prefix, Active { ban: Arc::new(ban), through: 0, reported: false });
     }
 
-    fn drop(&mut self, prefix: &IpNet) -> Option<Ban> {
+    fn drop(&mut self, prefix: &IpNet) -> Option<Arc<Ban>> {
         let active = self.bans.remove(prefix)?;
+        self.list.take();
         self.lengths.remove(prefix);
         if let Some(until) = active.ban.until {
             self.ends.remove(&(until, *prefix));

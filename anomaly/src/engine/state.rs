@@ -23,7 +23,7 @@ impl Engine {
     /// All state that must outlive a restart.
     pub fn save(&self) -> State {
         State {
-            bans: self.ledger.bans(),
+            bans: self.ledger.bans().iter().map(|ban| (**ban).clone()).collect(),
             offences: self.ledger.offences(),
             baseline: self.save_baseline(),
             windows: self.save_windows(),

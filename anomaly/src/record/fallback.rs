@@ -5,8 +5,9 @@ use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use super::Found;
+use super::format::{Field, Keys};
 use super::value::{self, Clock};
-use super::{Field, Found, Keys};
 
 /// Decoded strings that cannot be borrowed from the line.
 #[derive(Debug, Default)]
@@ -39,7 +40,7 @@ pub(super) fn read<'a>(line: &'a [u8], keys: &Keys, clock: &mut Clock, decoded: 
     // them only where there is a string: a `path` that is a number needs the second way.
     let mut collected = None;
     for raw_text in [true, false] {
-        collected = object(line, Collect { keys, clock, decoded, raw_text });
+        collected = object(line, Collect { keys, object: "", clock, decoded, raw_text });
         if collected.is_some() {
             break;
         }
@@ -58,72 +59,108 @@ pub(super) fn read<'a>(line: &'a [u8], keys: &Keys, clock: &mut Clock, decoded: 
 }
 
 /// The line as JSON; `None` when it is not.
-fn object<'a>(line: &'a [u8], visitor: Collect<'_>) -> Option<Collected<'a>> {
+fn object<'a>(line: &'a [u8], collect: Collect<'_>) -> Option<Collected<'a>> {
     let mut deserializer = serde_json::Deserializer::from_slice(line);
-    let collected = deserializer.deserialize_map(visitor).ok()?;
+    let mut collected = Collected::default();
+    deserializer.deserialize_map(Members { collect, into: &mut collected }).ok()?;
     deserializer.end().ok()?;
     Some(collected)
 }
 
+/// What is wanted, and where its parts go.
 struct Collect<'s> {
     keys: &'s Keys,
+    /// The object whose keys these are; empty at the top.
+    object: &'s str,
     clock: &'s mut Clock,
     decoded: &'s mut Decoded,
     raw_text: bool,
 }
 
-impl<'de> Visitor<'de> for Collect<'_> {
-    type Value = Collected<'de>;
+struct Members<'s, 'c, 'de> {
+    collect: Collect<'s>,
+    into: &'c mut Collected<'de>,
+}
+
+impl<'de> Visitor<'de> for Members<'_, '_, 'de> {
+    type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut collected = Collected::default();
-        while let Some(field) = map.next_key_seed(KeySeed(self.keys))? {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let Self { collect: Collect { keys, object, clock, decoded, raw_text }, into } = self;
+        while let Some(key) = map.next_key_seed(KeySeed { keys, object })? {
+            let field = match key {
+                Key::Object(object) => {
+                    let collect = Collect { keys, object, clock: &mut *clock, decoded: &mut *decoded, raw_text };
+                    map.next_value_seed(Members { collect, into: &mut *into })?;
+                    continue;
+                }
+                Key::Field(field) => field,
+            };
             // Of a key that is there twice the first one counts: what an attacker could smuggle in
             // (with escape=none) comes behind the address that Nginx wrote.
             let bit = 1u16 << (field as u16);
-            if field == Field::Other || collected.seen & bit != 0 {
-                collected.found.damaged |= field != Field::Other;
+            if field == Field::Other || into.seen & bit != 0 {
+                into.found.damaged |= field != Field::Other;
                 map.next_value::<IgnoredAny>()?;
                 continue;
             }
-            collected.seen |= bit;
-            let raw_text = self.raw_text && matches!(field, Field::Method | Field::Path);
-            let value = ValueSeed { field, raw_text, clock: self.clock, decoded: self.decoded, into: &mut collected };
-            map.next_value_seed(value)?;
+            into.seen |= bit;
+            let raw_text = raw_text && matches!(field, Field::Method | Field::Path);
+            let client_has_port = keys.client_has_port;
+            map.next_value_seed(ValueSeed { field, client_has_port, raw_text, clock, decoded, into })?;
         }
-        Ok(collected)
+        Ok(())
     }
 }
 
-struct KeySeed<'s>(&'s Keys);
+/// The object with wanted keys inside: a line in which it is something else has no client and gives no record.
+impl<'de> DeserializeSeed<'de> for Members<'_, '_, 'de> {
+    type Value = ();
 
-impl<'de> DeserializeSeed<'de> for KeySeed<'_> {
-    type Value = Field;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Field, D::Error> {
+enum Key<'s> {
+    Field(Field),
+    Object(&'s str),
+}
+
+struct KeySeed<'s> {
+    keys: &'s Keys,
+    object: &'s str,
+}
+
+impl<'de, 's> DeserializeSeed<'de> for KeySeed<'s> {
+    type Value = Key<'s>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Key<'s>, D::Error> {
         deserializer.deserialize_bytes(self)
     }
 }
 
-impl<'de> Visitor<'de> for KeySeed<'_> {
-    type Value = Field;
+impl<'s> Visitor<'_> for KeySeed<'s> {
+    type Value = Key<'s>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a key")
     }
 
-    fn visit_bytes<E>(self, key: &[u8]) -> Result<Field, E> {
-        Ok(self.0.field(key))
+    fn visit_bytes<E>(self, key: &[u8]) -> Result<Key<'s>, E> {
+        let object = if self.object.is_empty() { self.keys.object(key) } else { None };
+        Ok(object.map_or_else(|| Key::Field(self.keys.field_in(self.object, key)), Key::Object))
     }
 }
 
 /// Puts the value of one key where it belongs. What is of the wrong type is missing.
 struct ValueSeed<'s, 'de> {
     field: Field,
+    client_has_port: bool,
     raw_text: bool,
     clock: &'s mut Clock,
     decoded: &'s mut Decoded,
@@ -146,6 +183,7 @@ impl<'de> ValueSeed<'_, 'de> {
     fn scalar(&mut self, text: &[u8]) {
         let found = &mut self.into.found;
         match self.field {
+            Field::Client if self.client_has_port => found.client = value::address_with_port(text),
             Field::Client => found.client = value::address(text),
             Field::Time => found.time = self.clock.read(text),
             Field::Status => found.status = value::number(text).and_then(|n| n.try_into().ok()),
@@ -251,6 +289,11 @@ fn salvage<'a>(line: &'a [u8], keys: &Keys, clock: &mut Clock, decoded: &mut Dec
     let mut collected = Collected::default();
     collected.found.damaged = true;
     collected.found.broken = true;
+    if !keys.flat {
+        // What an object is called does not say where its keys are: one named by a client (Caddy logs the
+        // names of headers) could pass for ours.
+        return collected;
+    }
     for (name, field) in keys.names() {
         let Some(rest) = value_of(line, name) else { continue };
         if let Some(text) = rest.strip_prefix(b"\"") {
@@ -260,13 +303,7 @@ fn salvage<'a>(line: &'a [u8], keys: &Keys, clock: &mut Clock, decoded: &mut Dec
             };
             collected.found.has_client |= field == Field::Client && whole;
             if whole || matches!(field, Field::Method | Field::Path) {
-                let mut seed = ValueSeed {
-                    field,
-                    raw_text: true,
-                    clock: &mut *clock,
-                    decoded: &mut *decoded,
-                    into: &mut collected,
-                };
+                let mut seed = salvage_seed(field, keys, clock, decoded, &mut collected);
                 match field {
                     Field::Method | Field::Path => salvaged_text(&mut seed, text),
                     _ => seed.scalar(text),
@@ -277,18 +314,22 @@ fn salvage<'a>(line: &'a [u8], keys: &Keys, clock: &mut Clock, decoded: &mut Dec
             collected.found.has_client |= field == Field::Client;
             // A number that the line's end cuts off may have had more digits.
             if field != Field::Client && field != Field::Peer && len < rest.len() {
-                let mut seed = ValueSeed {
-                    field,
-                    raw_text: true,
-                    clock: &mut *clock,
-                    decoded: &mut *decoded,
-                    into: &mut collected,
-                };
+                let mut seed = salvage_seed(field, keys, clock, decoded, &mut collected);
                 seed.scalar(&rest[..len]);
             }
         }
     }
     collected
+}
+
+fn salvage_seed<'s, 'de>(
+    field: Field,
+    keys: &Keys,
+    clock: &'s mut Clock,
+    decoded: &'s mut Decoded,
+    into: &'s mut Collected<'de>,
+) -> ValueSeed<'s, 'de> {
+    ValueSeed { field, client_has_port: keys.client_has_port, raw_text: true, clock, decoded, into }
 }
 
 /// A text value of a broken line: decoded where its escapes are JSON's, else as it stands.
@@ -343,7 +384,7 @@ fn value_of<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
 }
 
 /// The first quote that no backslash escapes.
-fn closing_quote(text: &[u8]) -> Option<usize> {
+pub(super) fn closing_quote(text: &[u8]) -> Option<usize> {
     let mut at = 0;
     while let Some(hit) = memchr::memchr2(b'"', b'\\', &text[at..]) {
         at += hit;

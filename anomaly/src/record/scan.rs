@@ -4,8 +4,9 @@
 //! Almost every line has the keys of the line before it, in the same order. So the text of each key with its
 //! colon is remembered, and compared as a whole, before a key is read letter by letter.
 
+use super::format::{Field, Keys};
 use super::value::{Clock, ipv4_prefix};
-use super::{Field, Found, Keys, value};
+use super::{Found, value};
 
 /// More keys than this are not remembered, only read.
 const REMEMBERED_KEYS: usize = 24;
@@ -79,7 +80,7 @@ pub(super) fn scan<'a>(line: &'a [u8], keys: &Keys, shape: &mut Shape, clock: &m
             seen |= bit;
         }
         at = if line.get(at) == Some(&b'"') {
-            quoted(line, at + 1, field, &mut found, clock)?
+            quoted(line, at + 1, field, keys, &mut found, clock)?
         } else {
             bare(line, at, field, &mut found)?
         };
@@ -121,7 +122,14 @@ fn read_key(line: &[u8], at: usize, keys: &Keys) -> Option<(Field, usize)> {
 
 /// A string value whose opening quote is behind us; where the next byte after it is.
 #[inline]
-fn quoted<'a>(line: &'a [u8], at: usize, field: Field, found: &mut Found<'a>, clock: &mut Clock) -> Option<usize> {
+fn quoted<'a>(
+    line: &'a [u8],
+    at: usize,
+    field: Field,
+    keys: &Keys,
+    found: &mut Found<'a>,
+    clock: &mut Clock,
+) -> Option<usize> {
     match field {
         Field::Client => {
             found.has_client = true;
@@ -152,6 +160,7 @@ fn quoted<'a>(line: &'a [u8], at: usize, field: Field, found: &mut Found<'a>, cl
     let text = &line[at..end];
     match field {
         Field::Other => {}
+        Field::Client if keys.client_has_port => found.client = value::address_with_port(text),
         Field::Client => found.client = value::address(text),
         Field::Time => found.time = clock.read(text),
         Field::Method => found.method = Some(text),
@@ -188,15 +197,19 @@ fn bare(line: &[u8], at: usize, field: Field, found: &mut Found<'_>) -> Option<u
     Some(at + len)
 }
 
+/// From this length on memchr is faster than what it costs to call it.
+const SHORT_STRING: usize = 40;
+
 /// The closing quote of a string without escapes that begins at `at`. Eight bytes at a time: most
-/// strings are so short that calling memchr costs more than it saves.
+/// strings are short.
 #[inline]
 fn string_end(line: &[u8], mut at: usize) -> Option<usize> {
     const ONES: u64 = 0x0101_0101_0101_0101;
     const HIGHS: u64 = 0x8080_8080_8080_8080;
     // The high bit of the first byte that is zero is set (of later ones perhaps wrongly, which does not matter).
     let zeros = |word: u64| word.wrapping_sub(ONES) & !word & HIGHS;
-    while let Some(chunk) = line.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
+    for _ in 0..SHORT_STRING / 8 {
+        let Some(chunk) = line.get(at..).and_then(|rest| rest.first_chunk::<8>()) else { break };
         let word = u64::from_le_bytes(*chunk);
         let hits = zeros(word ^ (ONES * u64::from(b'"'))) | zeros(word ^ (ONES * u64::from(b'\\')));
         if hits != 0 {
@@ -206,6 +219,10 @@ fn string_end(line: &[u8], mut at: usize) -> Option<usize> {
         at += 8;
     }
     let rest = line.get(at..)?;
-    let len = rest.iter().position(|b| matches!(b, b'"' | b'\\'))?;
+    let len = if rest.len() < 8 {
+        rest.iter().position(|b| matches!(b, b'"' | b'\\'))?
+    } else {
+        memchr::memchr2(b'"', b'\\', rest)?
+    };
     (rest[len] == b'"').then_some(at + len)
 }

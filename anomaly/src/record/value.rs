@@ -30,6 +30,22 @@ pub(super) fn address(text: &[u8]) -> Option<IpAddr> {
     Some(IpAddr::V6(address).to_canonical())
 }
 
+/// An address with or without a port: `192.0.2.1:1234`, `[2001:db8::1]:1234`.
+pub(super) fn address_with_port(text: &[u8]) -> Option<IpAddr> {
+    let port = |port: &[u8]| number(port).is_some_and(|n| n <= u64::from(u16::MAX));
+    if let Some(rest) = text.strip_prefix(b"[") {
+        let end = memchr::memchr(b']', rest)?;
+        let behind = &rest[end + 1..];
+        return (behind.is_empty() || behind.strip_prefix(b":").is_some_and(port)).then(|| address(&rest[..end]))?;
+    }
+    match memchr::memchr(b':', text) {
+        Some(colon) if text.contains(&b'.') && !text[colon + 1..].contains(&b':') => {
+            port(&text[colon + 1..]).then(|| address(&text[..colon]))?
+        }
+        _ => address(text),
+    }
+}
+
 /// A dotted quad at the beginning of `text`, and where it ends. As strict as the standard library: one to
 /// three digits each, no leading zero.
 pub(super) fn ipv4_prefix(text: &[u8]) -> Option<(Ipv4Addr, usize)> {
@@ -170,6 +186,22 @@ fn usual_stamp(text: &[u8]) -> Option<Timestamp> {
     Some(Timestamp::from_secs(days_from_civil(year, month, day) * 86_400 + day_secs - ahead_minutes * 60))
 }
 
+/// `27/Apr/2026:09:25:51 +0100`, as the combined format has it.
+fn common_stamp(text: &[u8]) -> Option<Timestamp> {
+    const MONTHS: [&[u8; 3]; 12] =
+        [b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec"];
+    let [d1, d2, b'/', m1, m2, m3, b'/', y1, y2, y3, y4, b':', h1, h2, b':', i1, i2, b':', s1, s2, b' ', z, a, b, c, d] =
+        *text
+    else {
+        return None;
+    };
+    let month = 1 + MONTHS.iter().position(|month| **month == [m1, m2, m3])?;
+    let (tens, ones) = (b'0' + (month / 10) as u8, b'0' + (month % 10) as u8);
+    usual_stamp(&[
+        y1, y2, y3, y4, b'-', tens, ones, b'-', d1, d2, b'T', h1, h2, b':', i1, i2, b':', s1, s2, z, a, b, c, d,
+    ])
+}
+
 fn pair(tens: u8, ones: u8) -> Option<u32> {
     let (tens, ones) = (tens.wrapping_sub(b'0'), ones.wrapping_sub(b'0'));
     (tens < 10 && ones < 10).then_some(u32::from(tens) * 10 + u32::from(ones))
@@ -198,7 +230,7 @@ pub(super) struct Clock {
 }
 
 impl Clock {
-    /// The stamp of `text`: ISO 8601, or seconds since the epoch.
+    /// The stamp of `text`: ISO 8601, seconds since the epoch, or as in the combined format.
     #[inline]
     pub(super) fn read(&mut self, text: &[u8]) -> Option<Timestamp> {
         if text == self.text && !text.is_empty() { Some(self.time) } else { self.read_new(text) }
@@ -213,7 +245,7 @@ impl Clock {
 
     #[cold]
     fn read_new(&mut self, text: &[u8]) -> Option<Timestamp> {
-        let time = stamp(text).or_else(|| epoch(text))?;
+        let time = stamp(text).or_else(|| epoch(text)).or_else(|| common_stamp(text))?;
         self.text.clear();
         self.text.extend_from_slice(text);
         self.time = time;

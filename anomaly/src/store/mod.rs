@@ -16,6 +16,7 @@ mod quarantine;
 mod reader;
 mod rows;
 mod schema;
+mod transaction;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -78,8 +79,8 @@ pub enum StoreError {
         /// The newest that this program knows.
         known: i64,
     },
-    /// An SQLite database, but of another program.
-    #[error("{} is a database of another program", .0.display())]
+    /// A file, but of another program.
+    #[error("{} is not a database of anomaly: move it away, or set another store.path", .0.display())]
     Foreign(PathBuf),
     /// Directory or file could not be made or opened.
     #[error("{}: {message}", path.display())]

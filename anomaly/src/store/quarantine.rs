@@ -10,7 +10,16 @@ use crate::time::Timestamp;
 const KEPT: usize = 4;
 
 /// Renames the database and its write-ahead log to a name with the time in it. Nothing is open any more.
+///
+/// # Errors
+/// [`StoreError::Foreign`] where neither content nor name says that it is a database: a `store.path` that was set to
+/// somebody's log by mistake must not move that away.
 pub(super) fn quarantine(path: &Path, now: Timestamp, problem: String) -> Result<Quarantined, StoreError> {
+    if !has_magic(path)
+        && !path.extension().is_some_and(|e| ["db", "sqlite", "sqlite3"].iter().any(|known| e == *known))
+    {
+        return Err(StoreError::Foreign(path.to_owned()));
+    }
     let stamp: String = now.to_string().chars().filter(char::is_ascii_alphanumeric).collect();
     let moved_to = (1..)
         .map(|n| if n == 1 { format!(".damaged-{stamp}") } else { format!(".damaged-{stamp}-{n}") })
@@ -27,6 +36,12 @@ pub(super) fn quarantine(path: &Path, now: Timestamp, problem: String) -> Result
     fs::rename(path, &moved_to).map_err(failed)?;
     forget_oldest(path);
     Ok(Quarantined { moved_to, problem })
+}
+
+fn has_magic(path: &Path) -> bool {
+    use std::io::Read as _;
+    let mut start = [0; 16];
+    fs::File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == *b"SQLite format 3\0"
 }
 
 fn forget_oldest(path: &Path) {

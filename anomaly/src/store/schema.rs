@@ -106,8 +106,6 @@ pub(super) fn open_writer(path: &Path, busy: Duration) -> Result<Connection, Sto
             .map_err(|e| StoreError::from_sqlite(path, e))?;
     let prepared = (|| {
         conn.busy_timeout(busy)?;
-        // Before the first table is made; afterwards it changes nothing.
-        conn.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
         // Checked before anything is written to the file.
         let found = version(&conn)?;
         Ok(found)
@@ -115,6 +113,10 @@ pub(super) fn open_writer(path: &Path, busy: Duration) -> Result<Connection, Sto
     .map_err(|e| StoreError::from_sqlite(path, e))?;
     let from = prepared.checked(path)?;
     (|| {
+        if from == 0 {
+            // Only before the first table is made, and it takes a write lock.
+            conn.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+        }
         conn.pragma_update(None, "journal_mode", "WAL")?;
         conn.pragma_update(None, "synchronous", "NORMAL")?;
         // Done by a thread of its own (`Store::save_progress`): it syncs.

@@ -1,21 +1,18 @@
 //! The one connection that writes, and what it keeps while it cannot.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior};
+use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use super::quarantine::quarantine;
 use super::reader::{self, Reader};
-use super::{
-    BUSY_TIMEOUT, BanState, KEEP_CHECKPOINTS, KEEP_ENDED, KEEP_HISTORY, Loaded, MAX_ENDED, MAX_OFFENCES, MAX_UNWRITTEN,
-    OPEN_TIMEOUT, Opened, StoreError, rows, schema,
-};
-use crate::engine::{Ban, Offence, Origin, State, Unban};
+use super::transaction::{Decision, Plan, Unwritten, hash, prune, sum_of, write_checkpoints, write_learned};
+use super::{BUSY_TIMEOUT, Loaded, MAX_UNWRITTEN, OPEN_TIMEOUT, Opened, StoreError, rows, schema};
+use crate::engine::{Ban, Origin, State, Unban};
 use crate::report::HistoryPoint;
 use crate::time::Timestamp;
 
@@ -25,8 +22,6 @@ const WAL_BYTES: u64 = 4 << 20;
 const WAL_BYTES_MAX: u64 = 64 << 20;
 /// Bans whose counts one call of [`Store::update_counts`] writes, so that the next ban does not wait long.
 pub const COUNTS: usize = 5_000;
-/// Rows that one call of [`Store::prune`] removes from a table.
-const PRUNE_ROWS: u32 = 2_000;
 /// Pages that one call of [`Store::prune`] gives back to the file system.
 const PRUNE_PAGES: u32 = 256;
 
@@ -60,28 +55,6 @@ pub struct Store {
     folded: Result<(), StoreError>,
     /// Newest time that a call brought, to name a quarantined file.
     now: Timestamp,
-}
-
-#[derive(Debug)]
-struct Unwritten {
-    decision: Decision,
-    /// Only to be written together with the progress.
-    with_progress: bool,
-}
-
-#[derive(Debug)]
-enum Decision {
-    Ban(Box<Ban>),
-    Unban(Unban, u64, u64),
-}
-
-impl Decision {
-    fn prefix(&self) -> &IpNet {
-        match self {
-            Self::Ban(ban) => &ban.prefix,
-            Self::Unban(unban, ..) => &unban.prefix,
-        }
-    }
 }
 
 impl Store {
@@ -248,15 +221,15 @@ impl Store {
 
     /// Ends the ban on record, with what it had dropped. As [`Store::record_ban`] otherwise.
     ///
-    /// The end of a ban that is younger than the last saved progress is only written together with
-    /// the next progress: after a crash the log is read again from before that ban, and must
-    /// not lead to it a second time. So call [`Store::save_progress`] right after an operator's unban.
+    /// Where an operator lifts a ban that is younger than the last saved progress, that is only written together with
+    /// the next progress: after a crash the log is read again from before that ban, and, its offence being
+    /// taken back, would lead to it a second time. So call [`Store::save_progress`] right after an operator's unban.
     ///
     /// # Errors
     /// Why it is not on disk yet.
     pub fn record_unban(&mut self, unban: &Unban, packets: u64, bytes: u64) -> Result<(), StoreError> {
         self.now = self.now.max(unban.at);
-        let with_progress = self.fresh.contains(&unban.prefix);
+        let with_progress = unban.origin == Origin::Operator && self.fresh.contains(&unban.prefix);
         self.record(Decision::Unban(unban.clone(), packets, bytes), with_progress)
     }
 
@@ -522,251 +495,4 @@ pub fn write_baseline(path: &Path, now: Timestamp, baseline: &[u8]) -> Result<()
         tx.commit()
     })()
     .map_err(|e| StoreError::from_sqlite(path, e))
-}
-
-/// What one transaction works on; taken over by the store only when it was committed.
-struct Plan<'a> {
-    unwritten: &'a VecDeque<Unwritten>,
-    offences: Option<u64>,
-    learned: [Option<u64>; 2],
-    out_of_step: bool,
-}
-
-impl Plan<'_> {
-    fn write_decisions(&mut self, tx: &Transaction<'_>, all: bool) -> Result<(), rusqlite::Error> {
-        for entry in self.unwritten.iter().filter(|u| all || !u.with_progress) {
-            match &entry.decision {
-                Decision::Ban(ban) => self.write_ban(tx, ban)?,
-                Decision::Unban(unban, packets, bytes) => self.write_unban(tx, unban, *packets, *bytes)?,
-            }
-        }
-        Ok(())
-    }
-
-    fn write_ban(&mut self, tx: &Transaction<'_>, ban: &Ban) -> Result<(), rusqlite::Error> {
-        if ban.in_past {
-            rows::insert_ban(tx, ban, BanState::InPast)?;
-        } else {
-            end_active(tx, &ban.prefix, ban.at)?;
-            rows::insert_ban(tx, ban, BanState::Active)?;
-        }
-        self.set_offence(tx, &ban.prefix, Some((ban.offence, ban.at)))
-    }
-
-    fn write_unban(
-        &mut self,
-        tx: &Transaction<'_>,
-        unban: &Unban,
-        packets: u64,
-        bytes: u64,
-    ) -> Result<(), rusqlite::Error> {
-        let state = match unban.origin {
-            Origin::Detector => BanState::Expired,
-            Origin::Operator => BanState::Lifted,
-        };
-        tx.prepare_cached(
-            "UPDATE bans SET state = ?3, ended_at = ?4, packets = max(packets, ?5), bytes = max(bytes, ?6) WHERE id = \
-             (SELECT id FROM bans WHERE prefix = ?1 AND offence = ?2 AND state <> 'in_past' ORDER BY at DESC LIMIT 1)",
-        )?
-        .execute((
-            rows::key(&unban.prefix),
-            unban.offence,
-            state.as_str(),
-            unban.at.as_ms(),
-            rows::int(packets),
-            rows::int(bytes),
-        ))?;
-        if unban.origin == Origin::Operator
-            && let Some((count, last)) = offence(tx, &unban.prefix)?
-            && count == unban.offence
-        {
-            // Lifted by hand: that offence is taken back.
-            return self.set_offence(tx, &unban.prefix, (count > 1).then(|| (count - 1, last)));
-        }
-        Ok(())
-    }
-
-    fn set_offence(
-        &mut self,
-        tx: &Transaction<'_>,
-        prefix: &IpNet,
-        to: Option<(u32, Timestamp)>,
-    ) -> Result<(), rusqlite::Error> {
-        let from = offence(tx, prefix)?;
-        match to {
-            Some((count, last)) => write_offence(tx, &Offence { prefix: *prefix, count, last })?,
-            None => {
-                tx.prepare_cached("DELETE FROM offences WHERE prefix = ?1")?.execute([rows::key(prefix)])?;
-            }
-        }
-        if let Some(sum) = &mut self.offences {
-            if let Some((count, last)) = from {
-                *sum = sum.wrapping_sub(sum_of(&[Offence { prefix: *prefix, count, last }]));
-            }
-            if let Some((count, last)) = to {
-                *sum = sum.wrapping_add(sum_of(&[Offence { prefix: *prefix, count, last }]));
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes the bans on record those in force, where they may differ.
-    fn write_bans(&mut self, tx: &Transaction<'_>, now: Timestamp, bans: &[Ban]) -> Result<(), rusqlite::Error> {
-        if !self.out_of_step {
-            return Ok(());
-        }
-        let mut on_record: HashMap<Vec<u8>, i64> = tx
-            .prepare_cached("SELECT prefix, at FROM bans WHERE state = 'active'")?
-            .query_map([], |r| Ok((r.get(0)?, r.get(1)?)))?
-            .collect::<Result<_, _>>()?;
-        for ban in bans.iter().filter(|b| !b.in_past) {
-            if on_record.remove(&rows::key(&ban.prefix)) != Some(ban.at.as_ms()) {
-                end_active(tx, &ban.prefix, ban.at)?;
-                rows::insert_ban(tx, ban, BanState::Active)?;
-            }
-        }
-        let mut end = tx.prepare_cached(
-            "UPDATE bans SET state = 'lifted', ended_at = min(coalesce(until, ?2), ?2) WHERE prefix = ?1 AND state = 'active'",
-        )?;
-        for key in on_record.into_keys() {
-            end.execute((key, now.as_ms()))?;
-        }
-        self.out_of_step = false;
-        Ok(())
-    }
-
-    /// Writes offences that differ from those on disk; finds out that none does without reading any.
-    fn write_offences(&mut self, tx: &Transaction<'_>, offences: &[Offence]) -> Result<(), rusqlite::Error> {
-        let mut newest: Vec<Offence>;
-        let offences = if offences.len() > MAX_OFFENCES {
-            newest = offences.to_vec();
-            newest.select_nth_unstable_by_key(MAX_OFFENCES, |o| std::cmp::Reverse(o.last));
-            newest.truncate(MAX_OFFENCES);
-            &newest
-        } else {
-            offences
-        };
-        let wanted = sum_of(offences);
-        if self.offences == Some(wanted) {
-            return Ok(());
-        }
-        let mut on_disk: HashMap<Vec<u8>, (u32, i64)> = tx
-            .prepare_cached("SELECT prefix, count, last FROM offences")?
-            .query_map([], |r| Ok((r.get(0)?, (r.get::<_, i64>(1)?.try_into().unwrap_or(u32::MAX), r.get(2)?))))?
-            .collect::<Result<_, _>>()?;
-        for offence in offences {
-            if on_disk.remove(&rows::key(&offence.prefix)) != Some((offence.count, offence.last.as_ms())) {
-                write_offence(tx, offence)?;
-            }
-        }
-        let mut delete = tx.prepare_cached("DELETE FROM offences WHERE prefix = ?1")?;
-        for key in on_disk.into_keys() {
-            delete.execute([key])?;
-        }
-        self.offences = Some(wanted);
-        Ok(())
-    }
-
-    fn write_learned(
-        &mut self,
-        tx: &Transaction<'_>,
-        now: Timestamp,
-        bytes: [&[u8]; 2],
-    ) -> Result<(), rusqlite::Error> {
-        for ((name, bytes), written) in ["baseline", "windows"].into_iter().zip(bytes).zip(&mut self.learned) {
-            let new = hash(bytes);
-            if *written != Some(new) {
-                write_learned(tx, name, now, bytes)?;
-                *written = Some(new);
-            }
-        }
-        write_learned(tx, "saved", now, &[])
-    }
-}
-
-/// A ban that is replaced by a newer one of the same prefix has ended.
-fn end_active(tx: &Transaction<'_>, prefix: &IpNet, replaced_at: Timestamp) -> Result<(), rusqlite::Error> {
-    tx.prepare_cached(
-        "UPDATE bans SET state = 'lifted', ended_at = ?2 WHERE prefix = ?1 AND state = 'active' AND at <> ?2",
-    )?
-    .execute((rows::key(prefix), replaced_at.as_ms()))?;
-    Ok(())
-}
-
-fn offence(tx: &Transaction<'_>, prefix: &IpNet) -> Result<Option<(u32, Timestamp)>, rusqlite::Error> {
-    tx.prepare_cached("SELECT count, last FROM offences WHERE prefix = ?1")?
-        .query_row([rows::key(prefix)], |r| {
-            Ok((r.get::<_, i64>(0)?.try_into().unwrap_or(u32::MAX), Timestamp::from_ms(r.get(1)?)))
-        })
-        .optional()
-}
-
-fn write_offence(tx: &Transaction<'_>, offence: &Offence) -> Result<(), rusqlite::Error> {
-    tx.prepare_cached("INSERT OR REPLACE INTO offences (prefix, count, last) VALUES (?1, ?2, ?3)")?.execute((
-        rows::key(&offence.prefix),
-        offence.count,
-        offence.last.as_ms(),
-    ))?;
-    Ok(())
-}
-
-fn write_learned(tx: &Transaction<'_>, name: &str, now: Timestamp, bytes: &[u8]) -> Result<(), rusqlite::Error> {
-    tx.prepare_cached("INSERT OR REPLACE INTO learned (name, saved_at, bytes) VALUES (?1, ?2, ?3)")?.execute((
-        name,
-        now.as_ms(),
-        bytes,
-    ))?;
-    Ok(())
-}
-
-fn write_checkpoints(
-    tx: &Transaction<'_>,
-    now: Timestamp,
-    checkpoints: &BTreeMap<PathBuf, Vec<u8>>,
-) -> Result<(), rusqlite::Error> {
-    let mut insert =
-        tx.prepare_cached("INSERT OR REPLACE INTO checkpoints (path, saved_at, value) VALUES (?1, ?2, ?3)")?;
-    for (path, value) in checkpoints {
-        insert.execute((path.as_os_str().as_bytes(), now.as_ms(), value))?;
-    }
-    Ok(())
-}
-
-fn prune(tx: &Transaction<'_>, now: Timestamp) -> Result<bool, rusqlite::Error> {
-    let mut removed_all_due = true;
-    let ended: u32 = tx.query_row("SELECT count(*) FROM bans WHERE state <> 'active'", [], |r| r.get(0))?;
-    let too_many = ended.saturating_sub(MAX_ENDED).min(PRUNE_ROWS);
-    let old: Vec<i64> = tx
-        .prepare_cached(
-            "SELECT id FROM (SELECT id, ended_at, row_number() OVER (ORDER BY ended_at) AS n FROM bans \
-             WHERE state <> 'active' ORDER BY ended_at LIMIT ?1) WHERE n <= ?2 OR ended_at < ?3",
-        )?
-        .query_map((PRUNE_ROWS, too_many, now.minus(KEEP_ENDED).as_ms()), |r| r.get(0))?
-        .collect::<Result<_, _>>()?;
-    removed_all_due &= old.len() < PRUNE_ROWS as usize;
-    for id in old {
-        tx.prepare_cached("DELETE FROM evidence WHERE ban = ?1")?.execute([id])?;
-        tx.prepare_cached("DELETE FROM bans WHERE id = ?1")?.execute([id])?;
-    }
-    let points = tx
-        .prepare_cached("DELETE FROM history WHERE t IN (SELECT t FROM history WHERE t < ?1 ORDER BY t LIMIT ?2)")?
-        .execute((now.minus(KEEP_HISTORY).as_secs(), PRUNE_ROWS))?;
-    removed_all_due &= points < PRUNE_ROWS as usize;
-    tx.prepare_cached("DELETE FROM checkpoints WHERE saved_at < ?1")?.execute([now.minus(KEEP_CHECKPOINTS).as_ms()])?;
-    Ok(!removed_all_due)
-}
-
-/// Tells two byte strings apart within one run of the process.
-fn hash(bytes: &[u8]) -> u64 {
-    use std::hash::BuildHasher as _;
-    foldhash::quality::FixedState::with_seed(0x616e_6f6d).hash_one(bytes)
-}
-
-/// Order does not matter, and one row can be taken out again.
-fn sum_of(offences: &[Offence]) -> u64 {
-    use std::hash::BuildHasher as _;
-    let state = foldhash::quality::FixedState::with_seed(0x616e_6f6d);
-    offences.iter().fold(0u64, |sum, o| {
-        sum.wrapping_add(state.hash_one((o.prefix.network(), o.prefix.prefix_len(), o.count, o.last)))
-    })
 }

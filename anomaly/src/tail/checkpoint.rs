@@ -48,7 +48,9 @@ pub struct Position {
     pub offset: u64,
     /// Reading stopped inside a line that is skipped because it is too long.
     pub in_oversized: bool,
-    /// SHA-256, in hex, of up to 512 bytes from the beginning, never beyond `offset`.
+    /// How many bytes from the beginning have been seen, up to 512.
+    pub head_len: u64,
+    /// SHA-256 of those, in hex.
     pub head: String,
     /// SHA-256, in hex, of up to 512 bytes before `offset`.
     pub tail: String,
@@ -59,13 +61,15 @@ pub struct Position {
 }
 
 impl Position {
-    /// Whether this is the content of `file`, perhaps with more behind it.
+    /// Whether this is the content of `file`, perhaps with more behind it. True of any file where none of it was
+    /// seen.
     pub(super) fn fits(&self, file: &File) -> io::Result<bool> {
-        if file.metadata()?.len() < self.offset {
+        if file.metadata()?.len() < self.offset.max(self.head_len) {
             return Ok(false);
         }
-        let (head, tail) = ends(file, self.offset)?;
-        Ok(digest(&head) == self.head && digest(&tail) == self.tail)
+        let tail_len = self.offset.min(FINGERPRINT_BYTES as u64);
+        let same = |at, len, expected: &str| Ok::<_, io::Error>(digest(&bytes_at(file, at, len)?) == expected);
+        Ok(same(0, self.head_len, &self.head)? && same(self.offset - tail_len, tail_len, &self.tail)?)
     }
 }
 
@@ -77,11 +81,13 @@ pub(super) fn modified_ns(metadata: &std::fs::Metadata) -> i64 {
 /// The bytes that make the fingerprint of a file that was read up to `offset`.
 pub(super) fn ends(file: &File, offset: u64) -> io::Result<(Vec<u8>, Vec<u8>)> {
     let len = offset.min(FINGERPRINT_BYTES as u64);
-    let read = |at: u64| {
-        let mut bytes = vec![0; len as usize];
-        file.read_exact_at(&mut bytes, at).map(|()| bytes)
-    };
-    Ok((read(0)?, read(offset - len)?))
+    Ok((bytes_at(file, 0, len)?, bytes_at(file, offset - len, len)?))
+}
+
+/// At most `FINGERPRINT_BYTES` bytes, or an error where there are fewer.
+pub(super) fn bytes_at(file: &File, at: u64, len: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; len.min(FINGERPRINT_BYTES as u64) as usize];
+    file.read_exact_at(&mut bytes, at).map(|()| bytes)
 }
 
 /// SHA-256 in hex.

@@ -19,7 +19,7 @@ mod source;
 mod watcher;
 
 pub use checkpoint::{Checkpoint, FileId, Position};
-use rotated::Rotated;
+use rotated::{Known, Rotated};
 use source::{Source, Step};
 pub use watcher::{WatchError, Watcher};
 
@@ -243,7 +243,8 @@ impl Tail {
         let limit = counts.bytes.saturating_add(limit_bytes as u64);
         loop {
             if !self.drain(now, limit, counts, on_line) {
-                return Ok(false);
+                // It may take long until the log's turn comes.
+                return self.current.as_mut().map_or(Ok(()), Source::prime).map(|()| false);
             }
             if let Some(current) = &mut self.current {
                 let mut rewritten = false;
@@ -255,11 +256,20 @@ impl Tail {
                         Step::Bytes(_) => {}
                         Step::End => break,
                         Step::Rewritten => {
+                            if let Err(error) = resume::can_be_seen(&self.path) {
+                                // The copy cannot be looked for now: later, then.
+                                self.presence = absence(&error);
+                                return Ok(true);
+                            }
                             rewritten = true;
                             counts.truncations += 1;
-                            let known: Vec<FileId> = self.finished.iter().map(|p| p.id).collect();
-                            let copies = resume::copy_of(&self.path, &current.position(), &known);
-                            if copies.is_empty() {
+                            let mut known = known(&self.finished, &self.draining, &self.waiting);
+                            known.open.push(current.id);
+                            known.begun.extend(current.written_anew());
+                            let copies = resume::copy_of(&self.path, current, &known);
+                            // An unfinished line goes on in the copy, where that goes so far.
+                            let done = current.position().offset;
+                            if copies.first().is_none_or(|(_, copy)| copy.offset != done) {
                                 current.finish(counts, on_line);
                             }
                             current.rewind();
@@ -285,7 +295,8 @@ impl Tail {
             if nth == self.draining.len() {
                 let Some((rotated, position)) = self.waiting.pop_front() else { break };
                 match open_rotated(rotated, &position) {
-                    Ok(source) => {
+                    Ok(mut source) => {
+                        source.perhaps_copy = source.backlog_bytes() == 0 && position.offset == 0;
                         counts.caught_up += 1;
                         self.draining.push(source);
                     }
@@ -297,9 +308,18 @@ impl Tail {
                 return false;
             }
             let source = &mut self.draining[nth];
+            if source.perhaps_copy
+                && let (Some(copy), Some(log)) = (source.plain(), self.current.as_ref().and_then(Source::plain))
+                && resume::is_copy_of(copy, log).unwrap_or(false)
+            {
+                // It will be found once the log is cut, with the place to which it has been read.
+                self.draining.remove(nth);
+                continue;
+            }
             let done = match source.step((limit - counts.bytes) as usize, counts, on_line) {
                 Ok(Step::Bytes(_)) => {
                     source.quiet_since = None;
+                    source.perhaps_copy = false;
                     continue;
                 }
                 Ok(Step::End) => {
@@ -314,15 +334,23 @@ impl Tail {
                     true
                 }
             };
-            if done || self.draining.len() > MAX_DRAINING {
-                let mut source = self.draining.remove(nth);
-                source.finish(counts, on_line);
-                remember(&mut self.finished, source.position());
+            if done {
+                self.retire(nth, counts, on_line);
             } else {
                 nth += 1;
             }
         }
+        while self.draining.len() > MAX_DRAINING {
+            self.retire(0, counts, on_line);
+        }
         true
+    }
+
+    /// Closes a rotated file that has been read to its end.
+    fn retire<F: FnMut(&[u8])>(&mut self, nth: usize, counts: &mut Counts, on_line: &mut F) {
+        let mut source = self.draining.remove(nth);
+        source.finish(counts, on_line);
+        remember(&mut self.finished, source.position());
     }
 
     /// Looks which file the path names now; true when that changed what is to be read.
@@ -347,11 +375,10 @@ impl Tail {
                     }
                     (Some(old), Some(new)) => {
                         counts.rotations += 1;
-                        let known: Vec<FileId> = std::iter::once(new.id)
-                            .chain(self.draining.iter().map(|s| s.id))
-                            .chain(self.finished.iter().map(|p| p.id))
-                            .collect();
-                        self.waiting.extend(resume::newer_than(&self.path, old.id, &known));
+                        let mut known = known(&self.finished, &self.draining, &self.waiting);
+                        known.open.extend([old.id, new.id]);
+                        known.begun.push(old.position());
+                        self.waiting.extend(resume::newer_than(&self.path, &old.position(), &known));
                         self.draining.push(old);
                         true
                     }
@@ -380,7 +407,10 @@ impl Tail {
                     return Source::at(file, real_path, &position);
                 }
             }
-            Source::from_beginning(file, real_path)
+            let mut source = Source::from_beginning(file, real_path)?;
+            // Should it go away before it is read, it is known by its first bytes.
+            source.prime()?;
+            Ok(source)
         });
         match opened {
             Ok(source) => {
@@ -460,8 +490,20 @@ fn open_rotated(rotated: Rotated, position: &Position) -> io::Result<Source> {
     }
 }
 
+fn known(finished: &VecDeque<Position>, draining: &[Source], waiting: &VecDeque<(Rotated, Position)>) -> Known {
+    let waiting = waiting.iter().map(|(rotated, _)| rotated.id);
+    Known {
+        open: draining.iter().map(|s| s.id).chain(waiting).collect(),
+        begun: finished.iter().cloned().chain(draining.iter().map(Source::position)).collect(),
+    }
+}
+
 fn remember(finished: &mut VecDeque<Position>, position: Position) {
     finished.retain(|p| p.id != position.id);
+    // Of an empty file there is only the number, which another may get.
+    if position.head_len == 0 {
+        return;
+    }
     finished.push_back(Position { finished: true, ..position });
     if finished.len() > MAX_FINISHED {
         finished.pop_front();

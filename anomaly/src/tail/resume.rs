@@ -2,10 +2,16 @@
 //! they were written.
 
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use super::checkpoint::{FileId, Position, modified_ns};
-use super::rotated::{self, Generation, Rotated, rotated};
+use super::checkpoint::{FileId, Position, ends, modified_ns};
+use super::rotated::{self, Generation, Known, Rotated, rotated};
+use super::source::Source;
+
+/// A file may have been written to for so long after it was rotated: one that is newer by its name may be older by
+/// its last write. One minute.
+const LATE_NS: i64 = 60_000_000_000;
 
 /// Where to go on.
 #[derive(Debug, Default)]
@@ -24,8 +30,18 @@ pub(super) struct Plan {
 enum Now {
     TheLog,
     Sibling(usize),
+    /// It was cut, after it had been read further than the copy goes that `copytruncate` made of it.
+    ShorterCopy(usize),
     Elsewhere(Rotated),
     Nowhere,
+}
+
+/// What has been rotated since.
+enum After {
+    /// Later than this generation, whose last write this was.
+    Generation(Generation, i64),
+    /// Not written to before this; the file itself is gone.
+    Time(i64),
 }
 
 /// Compares the files of the earlier run with those that are there.
@@ -35,16 +51,32 @@ pub(super) fn plan(path: &Path, files: Vec<Position>) -> Plan {
     let log = rotated::open(path).ok();
     let log_id = log.as_ref().and_then(|f| f.metadata().ok()).map(|m| FileId::of(&m));
     let mut taken = vec![None; siblings.len()];
-    // The oldest file with lines yet to be read: what was rotated after it has not been read either.
-    let mut oldest_unread: Option<(Option<Generation>, i64)> = None;
+    // What was rotated after the last file has not been read either.
+    let mut unread_after = None;
     for mut position in files {
-        let now = find(&position, log.as_ref().zip(log_id), &siblings);
-        if !position.finished && oldest_unread.is_none() && !matches!(now, Now::TheLog) {
-            let generation = match now {
-                Now::Sibling(nth) => Some(siblings[nth].generation.clone()),
-                _ => None,
+        let now = match find(&position, log.as_ref().zip(log_id), &siblings) {
+            // An empty file is known by its number alone, which a later one may have been given.
+            Now::Sibling(nth)
+                if position.head_len == 0
+                    && (siblings[nth].gzip
+                        || taken[nth].is_some()
+                        || log.as_ref().is_some_and(|log| is_copy(&siblings[nth], log))) =>
+            {
+                Now::Nowhere
+            }
+            now => now,
+        };
+        if !position.finished {
+            unread_after = match &now {
+                Now::TheLog if position.head_len > 0 => None,
+                // (The copy that was made before it was cut may have the same time.)
+                Now::TheLog => Some(After::Time(position.modified_ns + 1)),
+                Now::Sibling(_) if position.head_len == 0 => Some(After::Time(position.modified_ns)),
+                Now::Sibling(nth) | Now::ShorterCopy(nth) => {
+                    Some(After::Generation(siblings[*nth].generation.clone(), position.modified_ns))
+                }
+                Now::Elsewhere(_) | Now::Nowhere => Some(After::Time(position.modified_ns)),
             };
-            oldest_unread = Some((generation, position.modified_ns));
         }
         match now {
             Now::TheLog => {
@@ -61,20 +93,28 @@ pub(super) fn plan(path: &Path, files: Vec<Position>) -> Plan {
             }
             Now::Elsewhere(rotated) if !position.finished => plan.waiting.push((rotated, position)),
             Now::Elsewhere(_) => plan.finished.push(position),
+            Now::ShorterCopy(nth) => taken[nth] = siblings[nth].at_end().map(|p| Position { finished: true, ..p }),
             Now::Nowhere => {
                 plan.lost += u64::from(!position.finished && position.offset > 0);
                 // It may come back: a volume that is mounted late, a file that was moved for a while.
-                plan.finished.push(Position { finished: true, ..position });
+                if position.head_len > 0 {
+                    plan.finished.push(Position { finished: true, ..position });
+                }
             }
         }
     }
     for (sibling, taken) in siblings.into_iter().zip(taken) {
-        match (taken, &oldest_unread) {
+        match (taken, &unread_after) {
             (Some(position), _) if !position.finished => plan.waiting.push((sibling, position)),
             (Some(_), _) | (None, None) => {}
-            (None, Some((generation, modified))) => {
-                let newer = generation.as_ref().is_none_or(|g| sibling.generation > *g);
-                if newer && sibling.modified_ns >= *modified {
+            (None, Some(after)) => {
+                let newer = match after {
+                    After::Generation(generation, modified) => {
+                        sibling.generation > *generation && sibling.modified_ns >= modified - LATE_NS
+                    }
+                    After::Time(modified) => sibling.modified_ns >= *modified,
+                };
+                if newer && !log.as_ref().is_some_and(|log| is_copy(&sibling, log)) {
                     let position = sibling.unread();
                     plan.waiting.push((sibling, position));
                 }
@@ -96,14 +136,17 @@ fn find(position: &Position, log: Option<(&File, FileId)>, siblings: &[Rotated])
     if let Some(elsewhere) = position.file.as_ref().and_then(|file| elsewhere(Path::new(file), position)) {
         return Now::Elsewhere(elsewhere);
     }
-    // A copy, compressed or not. An empty beginning is that of every file.
-    if position.offset == 0 {
+    // A copy, compressed or not. Of an empty file any other would be one.
+    if position.head_len == 0 {
         return Now::Nowhere;
     }
     if log.is_some_and(|(file, _)| fits(file)) {
         return Now::TheLog;
     }
-    siblings.iter().position(|s| s.fits(position)).map_or(Now::Nowhere, Now::Sibling)
+    if let Some(nth) = siblings.iter().position(|s| s.fits(position)) {
+        return Now::Sibling(nth);
+    }
+    siblings.iter().rposition(|s| s.begins(position)).map_or(Now::Nowhere, Now::ShorterCopy)
 }
 
 /// The file under the name it had, when that is not the log's: the log was a symbolic link.
@@ -122,12 +165,18 @@ fn elsewhere(path: &Path, position: &Position) -> Option<Rotated> {
 }
 
 /// What was rotated after the file `old`, which was the log a moment ago: nothing, unless it was rotated
-/// twice since. `known` are files that are read already.
-pub(super) fn newer_than(path: &Path, old: FileId, known: &[FileId]) -> Vec<(Rotated, Position)> {
-    let mut siblings = rotated(path).into_iter();
-    let Some(old) = siblings.find(|s| s.id == old) else { return Vec::new() };
+/// twice since.
+pub(super) fn newer_than(path: &Path, old: &Position, known: &Known) -> Vec<(Rotated, Position)> {
+    let log = rotated::open(path).ok();
+    let siblings = rotated(path);
+    let place = siblings.iter().position(|s| s.id == old.id);
+    let earliest = if place.is_some() { old.modified_ns - LATE_NS } else { old.modified_ns };
     siblings
-        .filter(|s| !known.contains(&s.id) && s.modified_ns >= old.modified_ns)
+        .into_iter()
+        .skip(place.map_or(0, |nth| nth + 1))
+        // Where it has no rotated name, it was removed: the time has to tell.
+        .filter(|s| s.modified_ns >= earliest && !s.is_known(known))
+        .filter(|s| !log.as_ref().is_some_and(|log| is_copy(s, log)))
         .map(|s| {
             let position = s.unread();
             (s, position)
@@ -135,25 +184,46 @@ pub(super) fn newer_than(path: &Path, old: FileId, known: &[FileId]) -> Vec<(Rot
         .collect()
 }
 
-/// The copy that `copytruncate` made of a file that was read up to `position`, and what was rotated
-/// since; nothing where there is no copy. `known` are files that are read already.
-pub(super) fn copy_of(path: &Path, position: &Position, known: &[FileId]) -> Vec<(Rotated, Position)> {
-    if position.offset == 0 {
+/// Whether a rotated file is the copy of the present log that `copytruncate` is just making.
+fn is_copy(sibling: &Rotated, log: &File) -> bool {
+    !sibling.gzip && is_copy_of(&sibling.file, log).unwrap_or(false)
+}
+
+/// Whether `copy` begins and goes on like `log`, and has no more than that.
+pub(super) fn is_copy_of(copy: &File, log: &File) -> io::Result<bool> {
+    let len = copy.metadata()?.len();
+    Ok(len > 0 && log.metadata()?.len() >= len && ends(copy, len)? == ends(log, len)?)
+}
+
+/// The copy that `copytruncate` made of `old`, which has just been cut, and what was rotated since;
+/// nothing where there is no copy.
+pub(super) fn copy_of(path: &Path, old: &Source, known: &Known) -> Vec<(Rotated, Position)> {
+    let position = old.position();
+    if position.head_len == 0 {
         return Vec::new();
     }
     let mut siblings = rotated(path);
-    let is_copy = |s: &Rotated| s.id != position.id && !known.contains(&s.id) && s.fits(position);
-    let Some(nth) = siblings.iter().rposition(is_copy) else { return Vec::new() };
+    let unknown = |s: &Rotated| s.id != old.id && !s.is_known(known);
+    let (nth, position) = match siblings.iter().rposition(|s| unknown(s) && s.fits(&position)) {
+        Some(nth) => (nth, position),
+        // Read further than the copy goes: all of it is known, and need not be found again.
+        None => {
+            let shorter = siblings.iter().rposition(|s| unknown(s) && s.begins(&position));
+            match shorter.and_then(|nth| Some((nth, siblings[nth].at_end()?))) {
+                Some(shorter) => shorter,
+                None => return Vec::new(),
+            }
+        }
+    };
     let copy = siblings.swap_remove(nth);
-    let position = Position { id: copy.id, file: copy.path.to_str().map(Into::into), ..position.clone() };
-    let newer = newer_than(path, copy.id, known);
+    let newer = newer_than(path, &copy.unread(), known);
     std::iter::once((copy, position)).chain(newer).collect()
 }
 
 /// Whether the log may be looked for: false while nobody lets us see whether it is there.
-pub(super) fn can_be_seen(path: &Path) -> std::io::Result<()> {
+pub(super) fn can_be_seen(path: &Path) -> io::Result<()> {
     match rotated::open(path) {
-        Err(error) if !matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+        Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             // A link to nowhere is as good as missing.
             fs::symlink_metadata(path).and(Err(error))
         }

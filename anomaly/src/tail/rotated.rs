@@ -5,7 +5,7 @@ use std::io::{self, Read, Seek};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use super::checkpoint::{FINGERPRINT_BYTES, FileId, Position, digest, modified_ns};
+use super::checkpoint::{FINGERPRINT_BYTES, FileId, Position, digest, ends, modified_ns};
 
 /// Which rotation a file is of. Later ones are greater.
 ///
@@ -29,37 +29,75 @@ pub(super) struct Rotated {
 }
 
 impl Rotated {
-    /// Its position before anything of it was read.
+    /// Its position before anything of it was handed over.
     pub(super) fn unread(&self) -> Position {
+        let head = self.head(FINGERPRINT_BYTES as u64).unwrap_or_default();
         Position {
             id: self.id,
             file: self.path.to_str().map(Into::into),
             offset: 0,
             in_oversized: false,
-            head: digest(b""),
+            head_len: head.len() as u64,
+            head: digest(&head),
             tail: digest(b""),
             modified_ns: self.modified_ns,
             finished: false,
         }
     }
 
+    /// Its position when all of it is known.
+    pub(super) fn at_end(&self) -> Option<Position> {
+        let offset = self.file.metadata().ok()?.len();
+        let (_, tail) = ends(&self.file, offset).ok()?;
+        Some(Position { offset, tail: digest(&tail), ..self.unread() })
+    }
+
+    /// Whether this has the same beginning as the file of `position`, and ends before it.
+    pub(super) fn begins(&self, position: &Position) -> bool {
+        let shorter = self.file.metadata().is_ok_and(|m| m.len() < position.offset);
+        !self.gzip && shorter && self.has_head_of(position)
+    }
+
     /// Whether `position` is a place in this file. Of a compressed one only its beginning is
     /// compared.
     pub(super) fn fits(&self, position: &Position) -> bool {
-        let fits = || {
-            if !self.gzip {
-                return position.fits(&self.file);
-            }
-            let len = position.offset.min(FINGERPRINT_BYTES as u64);
-            let mut head = Vec::new();
-            let mut file = &self.file;
-            file.rewind()?;
-            flate2::read::MultiGzDecoder::new(file).take(len).read_to_end(&mut head)?;
-            file.rewind()?;
-            Ok::<_, io::Error>(digest(&head) == position.head)
-        };
-        fits().unwrap_or(false)
+        if self.gzip { self.has_head_of(position) } else { position.fits(&self.file).unwrap_or(false) }
     }
+
+    /// Whether this is one of the files that are known, or a copy of one. The number alone would not do: that of a
+    /// file that was removed may have been given to another.
+    pub(super) fn is_known(&self, known: &Known) -> bool {
+        known.open.contains(&self.id) || known.begun.iter().any(|p| p.head_len > 0 && self.fits(p))
+    }
+
+    fn has_head_of(&self, position: &Position) -> bool {
+        self.head(position.head_len)
+            .is_ok_and(|head| head.len() as u64 == position.head_len && digest(&head) == position.head)
+    }
+
+    /// The first bytes of its (uncompressed) content, at most `len`.
+    fn head(&self, len: u64) -> io::Result<Vec<u8>> {
+        let len = len.min(FINGERPRINT_BYTES as u64);
+        let mut file = &self.file;
+        file.rewind()?;
+        let mut head = Vec::new();
+        if self.gzip {
+            flate2::read::MultiGzDecoder::new(file).take(len).read_to_end(&mut head)?;
+        } else {
+            file.take(len).read_to_end(&mut head)?;
+        }
+        file.rewind()?;
+        Ok(head)
+    }
+}
+
+/// Files that need not be found any more.
+#[derive(Debug)]
+pub(super) struct Known {
+    /// Those that are open, so that nobody else can have their numbers.
+    pub(super) open: Vec<FileId>,
+    /// Those that are being read or have been.
+    pub(super) begun: Vec<Position>,
 }
 
 /// Opens a regular file without ever waiting for somebody at the other end of a pipe.

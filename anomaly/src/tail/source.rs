@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, IoSliceMut, Read};
+use std::os::unix::fs::FileExt;
 
 use flate2::bufread::MultiGzDecoder;
 
@@ -55,9 +56,13 @@ pub(super) struct Source {
     /// Place in the file that `buffer[end]` belongs to.
     offset: u64,
     head: Vec<u8>,
+    /// First bytes of a file of which nothing has been read yet.
+    primed: Vec<u8>,
     skip: Skip,
     /// The end of what was read in an earlier life, to be checked when [`Skip::To`] gets there.
     expected_tail: Option<String>,
+    /// It was empty when it was found: it may be the copy of the log that `copytruncate` is about to make.
+    pub(super) perhaps_copy: bool,
     /// Since when there has been nothing new.
     pub(super) quiet_since: Option<Timestamp>,
 }
@@ -75,8 +80,10 @@ impl Source {
             end: 0,
             offset: 0,
             head: Vec::new(),
+            primed: Vec::new(),
             skip: Skip::No,
             expected_tail: None,
+            perhaps_copy: false,
             quiet_since: None,
         })
     }
@@ -159,18 +166,44 @@ impl Source {
     /// How far it has been read.
     pub(super) fn position(&self) -> Position {
         let done = self.done();
-        let head = self.head.len().min(done as usize);
-        let tail = self.start.min(FINGERPRINT_BYTES);
+        let unfinished = if self.offset == 0 { &self.primed } else { &self.buffer[self.start..self.end] };
+        let mut head = self.head.clone();
+        if head.len() as u64 == done {
+            head.extend(unfinished.iter().take(FINGERPRINT_BYTES - head.len()));
+        }
+        let tail = &self.buffer[self.start - self.start.min(FINGERPRINT_BYTES)..self.start];
         Position {
             id: self.id,
             file: self.real_path.clone(),
             offset: if let Skip::To(offset) = self.skip { offset } else { done },
             in_oversized: matches!(self.skip, Skip::Oversized | Skip::Fragment),
-            head: digest(&self.head[..head]),
-            tail: self.expected_tail.clone().unwrap_or_else(|| digest(&self.buffer[self.start - tail..self.start])),
+            head_len: head.len() as u64,
+            head: digest(&head),
+            tail: self.expected_tail.clone().unwrap_or_else(|| digest(tail)),
             modified_ns: self.file().metadata().map_or(0, |m| modified_ns(&m)),
             finished: false,
         }
+    }
+
+    /// The position at the beginning of what the file has become.
+    pub(super) fn written_anew(&self) -> Option<Position> {
+        let mut source = Self::from_beginning(self.plain()?.try_clone().ok()?, self.real_path.clone()).ok()?;
+        source.prime().ok()?;
+        Some(source.position())
+    }
+
+    /// Looks at the first bytes of a file that has to wait for its turn: should it be cut in the
+    /// meantime, that will be seen.
+    pub(super) fn prime(&mut self) -> io::Result<()> {
+        if self.offset == 0
+            && self.primed.is_empty()
+            && let Input::Plain(file) = &self.input
+        {
+            self.primed.resize(FINGERPRINT_BYTES, 0);
+            let read = file.read_at(&mut self.primed, 0)?;
+            self.primed.truncate(read);
+        }
+        Ok(())
     }
 
     /// Reads once, at most `limit` bytes, and hands over the lines that are complete now.
@@ -200,8 +233,6 @@ impl Source {
             } else {
                 self.lines(before, counts, on_line);
             }
-        } else if read == Step::End && matches!(self.skip, Skip::To(_)) {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "shorter than what was read before"));
         }
         Ok(read)
     }
@@ -220,6 +251,7 @@ impl Source {
     pub(super) fn rewind(&mut self) {
         self.buffer.clear();
         self.head.clear();
+        self.primed.clear();
         (self.start, self.end, self.offset, self.skip) = (0, 0, 0, Skip::No);
     }
 
@@ -256,6 +288,12 @@ impl Source {
                 })?;
                 if read < known || again[..known] != old[old.len() - known..] {
                     return Ok(Step::Rewritten);
+                }
+                if self.offset == 0 && !self.primed.is_empty() {
+                    if !new[..read].starts_with(&self.primed[..self.primed.len().min(room)]) {
+                        return Ok(Step::Rewritten);
+                    }
+                    self.primed.clear();
                 }
                 self.end += read - known;
                 self.offset += (read - known) as u64;

@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::{Notify, broadcast, oneshot};
 use tracing::{error, info, warn};
 
 use super::clock::{now, stopwatch};
@@ -52,7 +52,7 @@ pub enum Work {
     /// State and checkpoints for the store; the flag is cleared when done.
     Save(Progress, Arc<AtomicBool>),
     /// Every ban that should be enforced.
-    Reconcile(Vec<Ban>),
+    Reconcile(Arc<[Arc<Ban>]>),
     /// The why-card.
     Explain {
         /// Of whom.
@@ -62,7 +62,7 @@ pub enum Work {
         /// Who allows it.
         allowlisted_by: Option<IpNet>,
         /// Active bans that cover it.
-        active: Vec<Ban>,
+        active: Vec<Arc<Ban>>,
         /// Who asked.
         reply: oneshot::Sender<Result<Explanation, RequestError>>,
     },
@@ -129,6 +129,8 @@ pub struct Apply {
     pub metrics: Arc<Metrics>,
     /// Where the picture goes.
     pub picture: Shared<ApplyPicture>,
+    /// Told when there is something new to show before the second is over.
+    pub news: Arc<Notify>,
     /// As it is now.
     pub config: Box<Config>,
     /// Never dropped because the host lives on them.
@@ -179,7 +181,7 @@ impl Apply {
                 let more = self.with_store(|store| store.prune(now())).unwrap_or(false);
                 prune_at = at + if more { MAINTAIN_EVERY } else { PRUNE_EVERY };
             }
-            if self.store.unwritten() > 0 {
+            if self.store.unwritten() > 0 || self.store.failing().is_some() {
                 self.with_store(Store::retry);
             }
             if self.snapshots.due(now()) {
@@ -244,6 +246,11 @@ impl Apply {
                 Output::Refused(refusal) => refused = Some(refusal),
                 other => self.tell(&other),
             }
+        }
+        if banned.is_some() || !lifted.is_empty() {
+            // Whoever gets the answer, and asks again, must see what was done.
+            self.publish();
+            self.news.notify_one();
         }
         self.answer(reply, banned.as_deref(), lifted, refused);
     }
@@ -388,7 +395,7 @@ impl Apply {
         prefix: &IpNet,
         now: Option<TopRow>,
         allowlisted_by: Option<IpNet>,
-        active: &[Ban],
+        active: &[Arc<Ban>],
     ) -> Result<Explanation, RequestError> {
         let name = self.enforcer.name().as_str();
         let counts = Arc::clone(&self.counts);
@@ -419,11 +426,14 @@ impl Apply {
         self.with_store(|store| store.save_progress(progress.at, &progress.state, &checkpoints));
     }
 
-    /// Calls the store; a failure is counted and shown, and over when a call works again.
+    /// Calls the store; a failure is counted and shown, and over when the store says that everything is written again
+    /// (on a nearly full disk small writes work while large ones fail).
     fn with_store<T>(&mut self, call: impl FnOnce(&mut Store) -> Result<T, StoreError>) -> Option<T> {
         match call(&mut self.store) {
             Ok(value) => {
-                self.degrade("store", None);
+                if self.store.failing().is_none() {
+                    self.degrade("store", None);
+                }
                 Some(value)
             }
             Err(failure) => {
@@ -487,6 +497,7 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("store.path", old.store_path != new.store_path),
         ("notify", old.notify != new.notify),
         ("dashboard", old.dashboard != new.dashboard),
+        ("nginx", old.nginx != new.nginx),
     ];
     differ.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
 }

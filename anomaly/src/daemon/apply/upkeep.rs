@@ -105,9 +105,9 @@ impl Apply {
     }
 
     /// True when nothing may be given to the enforcer because `anomaly off` was said. XDP takes bans all the same: its
-    /// program has been told to pass everything.
+    /// program has been told to pass everything, but Nginx has not where it reads a deny list.
     pub(super) fn passes_all(&self) -> bool {
-        self.off && self.enforcer.name() != Name::Xdp
+        self.off && (self.enforcer.name() != Name::Xdp || self.config.nginx.deny_map.is_some())
     }
 
     pub(super) fn notice_off(&mut self) {

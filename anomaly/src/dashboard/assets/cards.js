@@ -25,8 +25,9 @@ const DEGRADED = {
   not_effective: "A ban has no effect",
   enforcement: "Bans are not all enforced",
   map_full: "The ban map is full",
+  off: "Nothing is dropped",
 };
-const SERIOUS = new Set(["log_silent", "log_missing", "not_effective", "enforcement", "store"]);
+const SERIOUS = new Set(["log_silent", "log_missing", "not_effective", "enforcement", "store", "off"]);
 
 /** Six figures that say how it is. */
 export class Vitals {
@@ -115,7 +116,7 @@ export function system(status) {
   const rows = [
     ["Enforcer", enforcerWords(status)],
     ...status.interfaces.map((i) => [`Interface ${i.name}`, i.reason ? `${i.mode}: ${i.reason}` : i.mode]),
-    ["Enforced", `${format.ratio(status.enforcement_ratio)} of ${format.exact(status.active_bans)} bans`],
+    ["Enforced", status.enforcer === "dry-run" ? "nothing: dry run" : `${format.ratio(status.enforcement_ratio)} of ${format.exact(status.active_bans)} bans`],
     ["Records", `${format.count(status.records)} read · ${format.count(status.blocked)} of banned clients`],
     ["Rejected lines", `${format.count(status.rejected)} · late ${format.count(status.late)}`],
     ["Backlog", status.backlog_bytes ? `${format.bytes(status.backlog_bytes)} not read yet` : "none"],

@@ -88,8 +88,10 @@ export class Chart {
     if (points.length < 2) text(this.note, "Collecting the first points");
     attr(this.root, "viewBox", `0 0 ${Math.round(width)} ${Math.round(height)}`);
 
-    const [span, size] = SPANS[this.range];
+    const [longest, size] = SPANS[this.range];
     const end = points.at(-1)?.t ?? 0;
+    // A daemon that started a minute ago has a minute to show, not an empty day.
+    const span = Math.min(longest, Math.max(end - (points[0]?.t ?? 0), 60));
     const start = end - span;
     const most = (of) => points.reduce((max, p) => Math.max(max, of(p)), 0);
     const body = Math.max(most((p) => p.rate), most((p) => p.mean + p.stddev), 0.1);
@@ -157,12 +159,11 @@ export class Chart {
       attr(rule, "y2", y(v));
       label("left", PAD.left - 8, y(v) + 4, v >= 10_000 ? format.count(v) : String(Number(v.toPrecision(3))));
     }
-    const narrow = width < 480;
-    const every = { "5m": narrow ? 120 : 60, "1h": narrow ? 1200 : 600, "24h": narrow ? 21_600 : 10_800 }[this.range];
+    const every = [10, 30, 60, 120, 300, 600, 1200, 3600, 10_800, 21_600].find((s) => (span / s) * 80 <= width) ?? 43_200;
     const zone = new Date().getTimezoneOffset() * 60;
     for (let t = Math.ceil((start - zone) / every) * every + zone; t <= start + span; t += every) {
       if (x(t) < PAD.left + 14 || x(t) > width - PAD.right - 14) continue;
-      label("bottom", x(t), height - 6, format.minute(t * 1000));
+      label("bottom", x(t), height - 6, every < 60 ? format.clock(t * 1000) : format.minute(t * 1000));
     }
   }
 

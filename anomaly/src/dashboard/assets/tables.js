@@ -161,7 +161,7 @@ export class Feed {
   reset(rows) {
     this.list.replaceChildren();
     rows.forEach((row) => this.add(row, false));
-    this.list.hidden = rows.length === 0;
+    this.list.parentElement.hidden = rows.length === 0;
     this.empty.hidden = rows.length !== 0;
   }
 
@@ -176,11 +176,11 @@ export class Feed {
       "li",
       { className: kind },
       el("time", { dateTime: row.time, title: row.time }, format.time(at, this.clock())),
-      el("span", { className: "what" }, row.ip && ipLink(row.ip), row.ip && " ", el("b", {}, words), row.reason && el("span", { className: "reason" }, row.rule ? `${format.rule(row)}: ${format.reason(row)}` : row.reason)),
+      el("span", { className: "what" }, row.ip && ipLink(row.ip), row.ip && " ", el("b", {}, words), row.reason && el("span", { className: "reason" }, row.reason.startsWith(row.rule) ? `${format.rule(row)}: ${format.reason(row)}` : row.reason)),
     );
     this.list.prepend(item);
     while (this.list.childElementCount > 100) this.list.lastElementChild.remove();
-    this.list.hidden = false;
+    this.list.parentElement.hidden = false;
     this.empty.hidden = true;
     if (fresh) {
       item.classList.add("fresh");

@@ -129,9 +129,14 @@ impl Ledger {
     }
 
     /// Takes note of what the kernel has counted for everything it drops now. What it no longer
-    /// drops, or counts from zero again, is kept in the totals.
-    pub fn count(&mut self, now: impl Iterator<Item = (IpNet, Count)>) {
-        let now: HashMap<IpNet, Count> = now.collect();
+    /// drops, or counts from zero again, is kept in the totals. Without `sets` only rules were looked
+    /// at, and what is in a set stays as it was.
+    pub fn count(&mut self, now: impl Iterator<Item = (IpNet, Count)>, sets: bool) {
+        let mut now: HashMap<IpNet, Count> = now.collect();
+        if !sets {
+            let in_set = |prefix: &IpNet| self.entries.get(prefix) == Some(&Place::Set);
+            now.extend(self.last.iter().filter(|(prefix, _)| in_set(prefix)).map(|(prefix, count)| (*prefix, *count)));
+        }
         for (prefix, before) in &self.last {
             if now.get(prefix).is_none_or(|count| count.packets < before.packets) {
                 add(&mut self.retired, prefix, *before);
@@ -196,11 +201,14 @@ mod tests {
         let host = net("192.0.2.1/32");
         let wide = net("198.51.100.0/24");
         let count = |packets| Count { packets, bytes: packets * 100 };
-        ledger.count([(host, count(5)), (wide, count(7))].into_iter());
-        ledger.count([(host, count(6)), (wide, count(2))].into_iter());
-        ledger.count([(host, count(8))].into_iter());
+        ledger.count([(host, count(5)), (wide, count(7))].into_iter(), true);
+        ledger.count([(host, count(6)), (wide, count(2))].into_iter(), true);
+        ledger.count([(host, count(8))].into_iter(), true);
         let totals = ledger.totals();
         assert_eq!((totals.dropped_host, totals.dropped_prefix, totals.dropped_bytes), (8, 9, 1700));
         assert_eq!(ledger.counted(&host), count(8));
+        ledger.put(host, Place::Set);
+        ledger.count(std::iter::empty(), false);
+        assert_eq!((ledger.totals(), ledger.counted(&host)), (totals, count(8)), "sets were not looked at");
     }
 }

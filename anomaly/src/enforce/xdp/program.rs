@@ -25,7 +25,7 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../anomaly-ebpf
 
 /// Tries are small and taken entry by entry; this only bounds them.
 const TRIE_CAPACITY: u32 = 16_384;
-/// Where a table of addresses starts: a quarter of a megabyte of buckets. It grows as bans come.
+/// Where a table of addresses starts: less than 2 MB. It grows as bans come.
 const FIRST_CAPACITY: u32 = 16_384;
 
 const NO_PREALLOC: u32 = 1;
@@ -44,9 +44,9 @@ const fn spec(name: &'static str, kind: MapType, key: usize, value: usize, flags
 }
 
 const SPECS: [Spec; 10] = [
-    spec("BANS_V4", MapType::Hash, 4, size_of::<Ban>(), NO_PREALLOC),
-    spec("BANS_V6", MapType::Hash, 16, size_of::<Ban>(), NO_PREALLOC),
-    spec("BANS_V6_64", MapType::Hash, 8, size_of::<Ban>(), NO_PREALLOC),
+    spec("BANS_V4", MapType::Hash, 4, size_of::<Ban>(), 0),
+    spec("BANS_V6", MapType::Hash, 16, size_of::<Ban>(), 0),
+    spec("BANS_V6_64", MapType::Hash, 8, size_of::<Ban>(), 0),
     spec("NETS_V4", MapType::LpmTrie, 8, size_of::<NetBan>(), NO_PREALLOC),
     spec("NETS_V6", MapType::LpmTrie, 20, size_of::<NetBan>(), NO_PREALLOC),
     spec("ALLOW_V4", MapType::LpmTrie, 8, 8, NO_PREALLOC),

@@ -1,0 +1,63 @@
+// Debian's Chromium, and what every test wants to know of a page.
+
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { chromium } from "playwright-core";
+
+const AXE = readFileSync(new URL("node_modules/axe-core/axe.min.js", import.meta.url), "utf8");
+
+export async function launch() {
+  return chromium.launch({
+    executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
+    // Root cannot have Chromium's sandbox; the page is ours, and the network is the loopback.
+    args: process.getuid() === 0 ? ["--no-sandbox"] : [],
+  });
+}
+
+/** A page that remembers every complaint and every request; `leave()` asserts that there was none to complain about. */
+export async function visit(browser, url, options = {}) {
+  const { expect = [], ...rest } = options;
+  const context = await browser.newContext({ viewport: { width: 1440, height: 900 }, bypassCSP: false, ...rest });
+  const page = await context.newPage();
+  const complaints = [];
+  const origin = new URL(url).origin;
+  page.on("console", (message) => {
+    if (["error", "warning"].includes(message.type())) complaints.push(`${message.type()}: ${message.text()}`);
+  });
+  page.on("pageerror", (error) => complaints.push(`exception: ${error.message}`));
+  page.on("dialog", (dialog) => complaints.push(`dialog: ${dialog.message()}`));
+  page.on("request", (request) => {
+    if (new URL(request.url()).origin !== origin) complaints.push(`request to ${request.url()}`);
+  });
+  await page.goto(url);
+  page.leave = async () => {
+    const pwned = await page.evaluate(() => window.pwned);
+    assert.equal(pwned, undefined, "text from the log was run");
+    const unexpected = complaints.filter((c) => !expect.some((e) => e.test(c)));
+    assert.deepEqual(unexpected, []);
+    await context.close();
+  };
+  return page;
+}
+
+/** Asserts that axe finds nothing serious. It is evaluated by the debugger, not by the page: its CSP stays as it is. */
+export async function accessible(page, what) {
+  await page.evaluate(AXE);
+  const { violations } = await page.evaluate(() => window.axe.run(document, { resultTypes: ["violations"] }));
+  const grave = violations
+    .filter((v) => ["serious", "critical"].includes(v.impact))
+    .map((v) => `${v.id}: ${v.help}: ${v.nodes.map((n) => n.target.join(" ")).join(", ")}`);
+  assert.deepEqual(grave, [], what);
+  return violations.map((v) => `${v.impact} ${v.id}: ${v.nodes.map((n) => n.target.join(" ")).join(", ")}`);
+}
+
+/** How far the page is wider than its window. */
+export async function overflow(page) {
+  return page.evaluate(() => document.documentElement.scrollWidth - window.innerWidth);
+}
+
+/** Where screenshots go; none are taken without it. */
+export async function picture(page, name, options = {}) {
+  const dir = process.env.ANOMALY_PICTURES;
+  if (dir) await page.screenshot({ path: `${dir}/${name}.png`, ...options });
+}
