@@ -99,7 +99,7 @@ pub fn run(args: &Args) -> Result<()> {
             }
             eprintln!("{trace}, seed {seed}: done");
         }
-        if args.plot.is_some() && seeds.first().is_some() {
+        if args.plot.is_some() && !seeds.is_empty() {
             let case = Case { data: &data, work: &work, trace, seed: seeds[0], copies: args.copies };
             rows.push(plot::Panel::read(trace, &case.log(), &case.truth(), &case.labels())?);
         }

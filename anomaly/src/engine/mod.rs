@@ -4,6 +4,10 @@
 //! It does no I/O, reads no clock, logs nothing, cannot fail, and depends on
 //! neither tokio nor serde. Everything is deterministic: the same inputs give
 //! the same outputs.
+//!
+//! A record goes through `waiting` (is its stamp believed?), `ledger` (is its client banned?), `site` (the window of all),
+//! `table` and `window` (its client's), `population` (what is normal, learned), `detector` (is it anomalous?), and back
+//! to the `ledger`, which decides how long.
 
 mod codec;
 mod command;
