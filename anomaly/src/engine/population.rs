@@ -120,7 +120,7 @@ pub struct Population {
     minute: i64,
     now: Box<Counts>,
     /// The newest minutes, oldest first from `next` on.
-    ring: Vec<Box<Counts>>,
+    ring: Vec<Counts>,
     next: usize,
     rolling: Box<Memory>,
     long: Box<Memory>,
@@ -144,7 +144,7 @@ impl Population {
         Self {
             minute: 0,
             now: counts(),
-            ring: vec![counts(); minutes],
+            ring: vec![[[0; BINS]; MEASURES]; minutes],
             next: 0,
             rolling: Box::default(),
             long: Box::default(),
@@ -229,11 +229,11 @@ impl Population {
             return;
         }
         let now = std::mem::replace(&mut self.now, counts());
-        let mut old = std::mem::replace(&mut self.ring, vec![counts(); minutes]);
+        let mut old = std::mem::replace(&mut self.ring, vec![[[0; BINS]; MEASURES]; minutes]);
         old.rotate_left(std::mem::take(&mut self.next));
         *self.rolling = Memory::default();
         for counts in old {
-            self.now = counts;
+            *self.now = counts;
             self.push();
         }
         self.now = now;
@@ -269,7 +269,7 @@ impl Population {
                 slot.fade(DAY_FADE);
                 slot.merge(hour);
             }
-            self.hour = Box::default();
+            *self.hour = Memory::default();
             self.heard.fill(0);
         }
         let days = minute.div_euclid(1440) - self.day;
@@ -293,7 +293,7 @@ impl Population {
                 rolling.add(new);
             }
         }
-        std::mem::swap(slot, &mut self.now);
+        std::mem::swap(slot, &mut *self.now);
         for counts in self.now.iter_mut() {
             counts.fill(0);
         }
@@ -305,13 +305,13 @@ impl Population {
         for (memory, held) in self.long.iter_mut().zip(self.held.iter()) {
             memory.merge(held);
         }
-        self.held = Box::default();
+        *self.held = Memory::default();
     }
 
     /// What was held back is never learned.
     pub fn forget_held(&mut self) {
         if self.held[0].total() > 0.0 {
-            self.held = Box::default();
+            *self.held = Memory::default();
         }
     }
 
