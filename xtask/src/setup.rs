@@ -76,14 +76,14 @@ pub fn install(what: &str, packages: &[&str], yes: bool) -> Result<()> {
     let mut args = vec!["install", "-y", "-qq", "--no-install-recommends"];
     args.extend(packages);
     apt(&args).with_context(|| by_hand.clone())?;
-    if packages.contains(&"nginx") {
-        stop_service("nginx");
+    for service in ["nginx", "prometheus"].iter().filter(|service| packages.contains(service)) {
+        stop_service(service);
     }
     Ok(())
 }
 
 /// Debian starts a service as soon as it is installed; who only wanted to run tests did not ask for
-/// a web server on port 80.
+/// a web server on port 80, or a Prometheus.
 fn stop_service(name: &str) {
     if is_there("systemctl") {
         let stopped = Command::new("systemctl").args(["disable", "--now", name]).stderr(Stdio::null()).status();

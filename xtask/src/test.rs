@@ -4,7 +4,7 @@
 //! that make network namespaces run beside the others: each has its own, under names of its own.
 
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -39,13 +39,12 @@ struct Step {
 
 /// The file in which tests note that they were skipped (`lab::skip`).
 const SKIPS: &str = "ANOMALY_SKIPS";
-/// What the browser tests run.
+/// What `tests/browser/run.sh` runs, beside python3-venv, which shows in no program.
 const BROWSER: &[Package] = &[
+    package("chromium", "/usr/bin/chromium"),
     package("nodejs", "node"),
     package("npm", "npm"),
-    package("chromium", "/usr/bin/chromium"),
     package("prometheus", "promtool"),
-    package("python3-venv", "/var/lib/dpkg/info/python3-venv.list"),
 ];
 /// What other tests than the lab's run.
 const TESTS: &[Package] = &[package("ipset", "ipset"), package("gzip", "gzip"), package("openssl", "openssl")];
@@ -100,7 +99,7 @@ impl Runner<'_> {
             let mut demo = Command::new(std::env::current_exe()?);
             finish(demo.args(["demo", "--once"]).args(yes.then_some("--yes"))).map(|()| None)
         });
-        self.step("browser tests", |_| browser(yes));
+        self.step("browser, schemathesis, promtool", |_| browser(yes));
     }
 
     fn step(&mut self, name: &'static str, work: impl FnOnce(&mut Self) -> Result<Option<String>>) {
@@ -148,38 +147,24 @@ impl Runner<'_> {
     }
 }
 
-/// The dashboard in a real browser, over a real daemon in dry-run; needs no root where all is installed.
+/// Dashboard and API over a real daemon in dry-run: in a browser, by schemathesis and promtool. Needs no root where all
+/// of that is installed.
 fn browser(yes: bool) -> Result<Option<String>> {
-    let dir = root().join("tests/browser");
-    let mut files: Vec<PathBuf> = std::fs::read_dir(&dir)
-        .with_context(|| dir.display().to_string())?
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.to_string_lossy().ends_with(".test.mjs"))
-        .collect();
-    files.sort();
-    if BROWSER.iter().any(|p| !setup::is_there(p.shows))
-        && let Some(why) = privileged()
-    {
-        return Ok(Some(format!("{why} (it installs nodejs, npm, chromium, prometheus and python3-venv)")));
+    let venv = Command::new("python3").args(["-c", "import ensurepip"]).stderr(Stdio::null()).status();
+    let mut missing: Vec<&str> = BROWSER.iter().filter(|p| !setup::is_there(p.shows)).map(|p| p.name).collect();
+    if !venv.is_ok_and(|status| status.success()) {
+        missing.push("python3-venv");
     }
-    setup::packages("the browser tests", BROWSER, yes)?;
-    let binary = build_daemon(false)?;
-    let mut npm = Command::new("npm");
-    npm.args(["ci", "--no-audit", "--no-fund", "--loglevel", "error"]).current_dir(&dir);
-    finish(npm.env("npm_config_cache", root().join("target/npm")))?;
-    let mut failed = Vec::new();
-    for file in files {
-        let mut node = Command::new("node");
-        node.arg("--test").arg(&file).current_dir(&dir).env("ANOMALY_BIN", &binary);
-        if finish(&mut node).is_err() {
-            failed.push(file.file_name().unwrap_or_default().to_string_lossy().into_owned());
+    if !missing.is_empty() {
+        if let Some(why) = privileged() {
+            return Ok(Some(format!("{why} (it installs {})", missing.join(" "))));
         }
+        setup::install("the browser tests", &missing, yes)?;
     }
-    if !failed.is_empty() {
-        bail!("{}", failed.join(", "));
-    }
-    Ok(None)
+    let mut script = Command::new("sh");
+    script.arg(root().join("tests/browser/run.sh")).env("ANOMALY_BIN", build_daemon(false)?);
+    script.env("npm_config_cache", root().join("target/npm"));
+    finish(&mut script).map(|()| None)
 }
 
 /// Why tests that need root are skipped; `None` when they are not.
