@@ -5,6 +5,7 @@ mod compose;
 mod debian;
 mod deny_map;
 mod detection;
+mod doctor;
 mod end_to_end;
 mod enforce_iptables;
 mod kernel;

@@ -143,7 +143,10 @@ impl<'lab> Host<'lab> {
 
     fn command(&self, program: &str) -> Command {
         let mut command = self.lab.server.command("chroot");
-        command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("DEBIAN_FRONTEND", "noninteractive").env("LC_ALL", "C");
+        command
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .env("LC_ALL", "C");
         command.arg(&self.root).arg(program);
         command
     }

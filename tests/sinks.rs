@@ -525,8 +525,7 @@ fn https_is_checked_against_the_certificates_of_the_host() {
         .arg(&certificate)
         .output();
     if !made.as_ref().is_ok_and(|output| output.status.success()) {
-        assert!(std::env::var_os("CI").is_none(), "CI needs openssl: {made:?}");
-        eprintln!("SKIPPED: openssl is needed to make a certificate: {made:?}");
+        crate::lab::skip("a sink over TLS", &format!("openssl is needed to make a certificate: {made:?}"));
         return;
     }
     let _ = rustls::crypto::ring::default_provider().install_default();

@@ -19,6 +19,7 @@ const UNSAFE: &[(&str, &str)] = &[
 const CLOCK: &[(&str, &str)] = &[
     ("anomaly/src/daemon/clock.rs", "the one place of the daemon"),
     ("tests/lab/clock.rs", "a lab waits for real processes"),
+    ("anomaly/benches/", "a benchmark measures time"),
     ("tests/web/limits.rs", "measures how long the server really waits"),
 ];
 

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use anomaly::config::{self, ConfigError, Loaded};
 use anomaly::enforce::{deny_map, iptables, xdp};
 use anomaly::engine::{BanLength, State};
+use anomaly::record::Format;
 use anomaly::replay::{Replay, Report};
 use anomaly::report::DecisionRow;
 use anomaly::{daemon, doctor, store};
@@ -123,6 +124,7 @@ fn run(cli: &Cli, args: &args::Run) -> Result<ExitCode> {
 fn replay(cli: &Cli, args: &args::Replay) -> Result<ExitCode> {
     let stopwatch = daemon::stopwatch();
     let config = load(cli.config.as_deref())?.config;
+    let format = args.format.as_deref().and_then(Format::from_name).unwrap_or(config.log.format);
     let mut replay = Replay::new(config.engine);
     if let Some(path) = &args.baseline {
         let baseline = store::read_baseline(path).with_context(|| path.display().to_string())?;
@@ -134,14 +136,14 @@ fn replay(cli: &Cli, args: &args::Replay) -> Result<ExitCode> {
     let bar = progress_bar(&args.files);
     let finished = if args.json {
         let mut report = JsonReport { out, bar };
-        let finished = replay.run(&args.files, &mut report);
+        let finished = replay.run(&args.files, &format, &mut report);
         finished.and_then(|()| {
             let summary = serde_json::to_string(&replay.summary(stopwatch()))?;
             Ok(writeln!(report.out, "{{\"summary\":{summary}}}").and_then(|()| report.out.flush())?)
         })
     } else {
         let mut report = TextReport { out, bar };
-        let finished = replay.run(&args.files, &mut report);
+        let finished = replay.run(&args.files, &format, &mut report);
         finished.and_then(|()| {
             let s = replay.summary(stopwatch());
             let rate = s.records_per_sec;

@@ -14,7 +14,7 @@ use flate2::read::MultiGzDecoder;
 use serde::Serialize;
 
 use crate::engine::{Decision, Engine, Input, Output, Settings};
-use crate::record::{Parser, Reject};
+use crate::record::{Format, Parser, Reject};
 use crate::report::DecisionRow;
 use crate::time::Timestamp;
 
@@ -84,10 +84,10 @@ impl Replay {
     ///
     /// # Errors
     /// A file that cannot be opened or read, or a report that cannot be written.
-    pub fn run(&mut self, paths: &[PathBuf], report: &mut dyn Report) -> Result<()> {
+    pub fn run(&mut self, paths: &[PathBuf], format: &Format, report: &mut dyn Report) -> Result<()> {
         let mut sources = Vec::with_capacity(paths.len());
         for path in paths {
-            let mut source = Source::open(path)?;
+            let mut source = Source::open(path, format)?;
             source.advance(&mut self.summary)?;
             sources.push(source);
         }
@@ -221,7 +221,7 @@ enum Stopped {
 }
 
 impl Source {
-    fn open(path: &Path) -> Result<Self> {
+    fn open(path: &Path, format: &Format) -> Result<Self> {
         let name = || path.display().to_string();
         let mut raw: Box<dyn Read> =
             if path == Path::new("-") { Box::new(io::stdin()) } else { Box::new(File::open(path).with_context(name)?) };
@@ -241,7 +241,7 @@ impl Source {
             path: path.to_path_buf(),
             reader,
             read_bytes,
-            parser: Parser::new(),
+            parser: Parser::with_format(format),
             buffer: vec![0; CHUNK],
             start: 0,
             end: 0,

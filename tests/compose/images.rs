@@ -22,12 +22,8 @@ pub fn make(lab: &Lab, engine: &Engine<'_>) -> Result<Vec<(&'static str, String)
         std::fs::copy(repository().join("tests/compose").join(name), context.join(name))?;
     }
     std::fs::copy(env!("CARGO_BIN_EXE_anomaly"), context.join("anomaly"))?;
-    let stages = [
-        ("NGINX_IMAGE", "nginx"),
-        ("NEXTCLOUD_IMAGE", "app"),
-        ("DB_IMAGE", "db"),
-        ("BUILDER_IMAGE", "builder"),
-    ];
+    let stages =
+        [("NGINX_IMAGE", "nginx"), ("NEXTCLOUD_IMAGE", "app"), ("DB_IMAGE", "db"), ("BUILDER_IMAGE", "builder")];
     let mut settings = vec![("RUNTIME_IMAGE", base.to_owned())];
     for (variable, stage) in stages {
         settings.push((variable, engine.build(&context, stage, base)?));

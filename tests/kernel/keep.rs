@@ -136,7 +136,7 @@ fn a_hundred_thousand_bans_are_set_found_and_lifted() {
     // Lifting what is not there, among what is, is no error.
     let prefixes: Vec<IpNet> = drops[..200].iter().map(|drop| drop.prefix).collect();
     assert!(xdp.unban(&prefixes).iter().all(Result::is_ok));
-    assert_eq!(held(&mut xdp), [String::new(); 0]);
+    assert!(held(&mut xdp).is_empty());
     assert_eq!(rig.arrive("10.77.0.2", "10.77.0.1", 2), 2);
     close(xdp);
 }

@@ -52,7 +52,7 @@ const BROWSER: &[Package] = &[
 const TESTS: &[Package] = &[
     package("ipset", "ipset"),
     package("gzip", "gzip"),
-    package("procps", "sysctl"),
+    package("openssl", "openssl"),
     package("systemd", "systemd-analyze"),
 ];
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anomaly::config::{Backend, duration};
 use anomaly::engine::BanLength;
+use anomaly::record::Format;
 use anomaly::report::parse_ip;
 use clap::{Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
@@ -108,6 +109,9 @@ pub struct Replay {
     /// Write the baseline that was learned to this database, for a daemon to start with
     #[arg(long, value_name = "DB")]
     pub learn: Option<PathBuf>,
+    /// How the logs are written instead of log.format
+    #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(Format::NAMES))]
+    pub format: Option<String>,
     /// Logs, plain or gzipped, in any order; - is standard input
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,

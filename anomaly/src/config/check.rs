@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::raw::{Raw, RawLength};
+use super::raw::{Raw, RawFields, RawLength};
 use super::{Backend, Config, OnStop, Secret, XdpMode};
 use crate::engine::BanLength;
+use crate::record::Format;
 use crate::report::parse_ip;
 
 /// Reads `90s`, `10m`, `2h`, `7d`, `1w`, sums of them (`1h30m`) and bare seconds.
@@ -98,6 +99,45 @@ impl Checks<'_> {
         }
     }
 
+    /// A preset, and keys that differ from it.
+    fn format(&mut self, preset: Option<String>, fields: RawFields, into: &mut Format) {
+        if let Some(name) = preset {
+            match Format::from_name(&name) {
+                Some(format) => *into = format,
+                None => {
+                    let wanted = format!("must be one of {}", Format::NAMES.join(", "));
+                    self.problem("log.format", format!("{name:?}"), &wanted);
+                }
+            }
+        }
+        let RawFields { source_ip, timestamp, method, path, status, response_size, peer } = fields;
+        let given = [
+            ("source_ip", source_ip),
+            ("timestamp", timestamp),
+            ("method", method),
+            ("path", path),
+            ("status", status),
+            ("response_size", response_size),
+            ("peer", peer),
+        ];
+        for (key, name) in given {
+            let Some(name) = name else { continue };
+            let Format::Json(map) = into else {
+                self.problem(&format!("log.fields.{key}"), format!("{name:?}"), "the combined format has no keys");
+                continue;
+            };
+            match key {
+                "source_ip" => map.client = name,
+                "timestamp" => map.time = name,
+                "method" => map.method = name,
+                "path" => map.path = name,
+                "status" => map.status = name,
+                "response_size" => map.response_size = name,
+                _ => map.peer = Some(name).filter(|n| !n.is_empty()),
+            }
+        }
+    }
+
     fn path(&mut self, key: &str, value: Option<PathBuf>, into: &mut PathBuf) {
         let Some(value) = value else { return };
         if value.as_os_str().is_empty() {
@@ -158,6 +198,7 @@ pub(super) fn check(raw: Raw, problems: &mut Vec<String>) -> Config {
         config.log.paths = paths;
     }
     c.secs("log.backfill_secs", raw.log.backfill_secs, 0, TEN_YEARS, &mut config.log.backfill);
+    c.format(raw.log.format, raw.log.fields, &mut config.log.format);
     config.log.log_requests = raw.log.log_requests.unwrap_or(config.log.log_requests);
 
     let e = &mut config.enforcer;

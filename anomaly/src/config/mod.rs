@@ -10,6 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::engine;
+use crate::record::Format;
 
 mod check;
 mod raw;
@@ -55,6 +56,8 @@ pub struct Log {
     pub paths: Vec<PathBuf>,
     /// How much log time to read back where there is no checkpoint. Default 86400 s.
     pub backfill: Duration,
+    /// How a line is written. Default Nginx's, as in `nginx/log_format.conf`.
+    pub format: Format,
     /// Log every request (at info level). Default false.
     pub log_requests: bool,
 }
@@ -187,6 +190,7 @@ impl Default for Config {
             log: Log {
                 paths: vec!["/var/log/nginx/access.json".into()],
                 backfill: Duration::from_secs(86_400),
+                format: Format::default(),
                 log_requests: false,
             },
             enforcer: Enforcer {

@@ -68,9 +68,23 @@ pub(super) struct Raw {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawLog {
+    pub(super) format: Option<String>,
+    pub(super) fields: RawFields,
     pub(super) paths: Option<Vec<PathBuf>>,
     pub(super) backfill_secs: Option<i64>,
     pub(super) log_requests: Option<bool>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawFields {
+    pub(super) source_ip: Option<String>,
+    pub(super) timestamp: Option<String>,
+    pub(super) method: Option<String>,
+    pub(super) path: Option<String>,
+    pub(super) status: Option<String>,
+    pub(super) response_size: Option<String>,
+    pub(super) peer: Option<String>,
 }
 
 #[derive(Default, Deserialize)]

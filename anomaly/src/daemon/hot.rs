@@ -226,7 +226,7 @@ impl Hot {
     }
 
     fn open(&self, path: PathBuf, checkpoint: Option<Checkpoint>) -> Result<Log, TailError> {
-        let mut parser = Parser::new();
+        let mut parser = Parser::with_format(&self.config.log.format);
         let fresh = checkpoint.is_none();
         let back = self.config.log.backfill;
         let start = match checkpoint {
@@ -248,7 +248,7 @@ impl Hot {
         }
         Ok(Log {
             tail,
-            parser: Parser::new(),
+            parser: Parser::with_format(&self.config.log.format),
             newest: Timestamp::MIN,
             at_end: false,
             presence: Presence::Reading,
@@ -399,6 +399,11 @@ impl Hot {
         self.logs.retain(|log| config.log.paths.iter().any(|p| p == log.tail.path()));
         self.logs.append(&mut logs);
         let paths_changed = config.log.paths != self.config.log.paths;
+        if config.log.format != self.config.log.format {
+            for log in &mut self.logs {
+                log.parser = Parser::with_format(&config.log.format);
+            }
+        }
         self.engine.handle(now(), Input::Command(Command::Configure(Box::new(config.engine.clone()))), &mut self.out);
         *self.config = config;
         if paths_changed {

@@ -22,7 +22,7 @@ use super::hot::{Hot, HotPicture, Parts, Shared, newest};
 use super::picture::{HANGS_AFTER, Machine, Memory, Sources, live, point};
 use super::{Event, Handle, Live, Request, off};
 use crate::audit::{self, Audit, Snapshots};
-use crate::config::{Config, ConfigError, Loaded};
+use crate::config::{Backend, Config, ConfigError, Loaded};
 use crate::dashboard;
 use crate::dashboard::history::History;
 use crate::enforce::{self, guard};
@@ -69,6 +69,8 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
     off::clear(&config.dashboard.socket);
     let guarded: Vec<IpNet> = guard::find(&config.trusted_proxies).into_iter().map(|g| g.prefix).collect();
     config.engine.never_ban.extend(&guarded);
+    // A dry run drops nothing, so it is no news that banned clients go on.
+    config.engine.self_proof = config.enforcer.backend != Backend::DryRun;
 
     let opened = open_store(&config.store_path)?;
     let restored = opened.state.bans.len();
@@ -381,6 +383,7 @@ impl Service {
             warn!("{key} has changed and takes effect at the next restart");
         }
         config.engine.never_ban.extend(&self.guarded);
+        config.engine.self_proof = self.config.engine.self_proof;
         config.enforcer = crate::config::Enforcer { on_stop: config.enforcer.on_stop, ..self.config.enforcer.clone() };
         config.store_path.clone_from(&self.config.store_path);
         config.notify = self.config.notify.clone();

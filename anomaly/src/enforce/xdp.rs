@@ -360,11 +360,11 @@ impl Enforcer for XdpEnforcer {
                 continue;
             }
             let entries: Vec<(IpNet, u64)> = of_kind.iter().map(|(_, entry)| *entry).collect();
-            let all: HashSet<IpNet> = entries.iter().map(|(prefix, _)| *prefix).collect();
-            if self.put(kind, &entries, &all).is_err() {
+            if self.put(kind, &entries, None).is_err() {
                 // One by one, so that each answer says how it went for that one.
+                let all: HashSet<IpNet> = entries.iter().map(|(prefix, _)| *prefix).collect();
                 for (n, entry) in of_kind {
-                    answers[n] = self.put(kind, &[entry], &all);
+                    answers[n] = self.put(kind, &[entry], Some(&all));
                 }
             }
         }

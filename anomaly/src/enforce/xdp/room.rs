@@ -91,20 +91,23 @@ impl XdpEnforcer {
         Ok(())
     }
 
-    /// Sets the bans of one table; none of `protect` gives way to them. Fails as a whole; [`Enforcer::ban`]
-    /// then tries one by one.
+    /// Sets the bans of one table; none of `protect` (or of themselves) gives way to them. Fails as a whole;
+    /// `ban` then tries one by one.
     pub(super) fn put(
         &mut self,
         kind: Kind,
         drops: &[(IpNet, u64)],
-        protect: &HashSet<IpNet>,
+        protect: Option<&HashSet<IpNet>>,
     ) -> Result<(), EnforceError> {
         let reading = |e| failed("reading", kind.map(), e);
         let prefixes: Vec<IpNet> = drops.iter().map(|(prefix, _)| *prefix).collect();
         let held = tables::existing(self.kernel.table(kind), &prefixes).map_err(reading)?;
         let fresh = prefixes.iter().filter(|prefix| !held.contains_key(prefix)).count();
         if !self.has_room(kind, fresh)? {
-            self.give_way(kind, fresh, protect)?;
+            match protect {
+                Some(protect) => self.give_way(kind, fresh, protect)?,
+                None => self.give_way(kind, fresh, &prefixes.iter().copied().collect())?,
+            }
         }
         let entries: Vec<(IpNet, Ban)> = drops
             .iter()
