@@ -111,7 +111,7 @@ fn the_package_keeps_bans_over_an_upgrade_and_leaves_nothing() -> Result<()> {
         ensure!(host.root.join(kept).exists(), "{kept} is only for purge to remove");
     }
     host.run(&["dpkg", "--purge", "anomaly"])?;
-    let left = host.run(&["find", "/", "-name", "*anomaly*", "-not", "-path", "/proc/*"])?;
+    let left = host.run(&["find", "/", "-path", "/proc", "-prune", "-o", "-name", "*anomaly*", "-print"])?;
     ensure!(left.is_empty(), "left after purge:\n{left}");
     Ok(())
 }

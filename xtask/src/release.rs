@@ -38,7 +38,7 @@ pub fn run(args: &Args) -> Result<()> {
     let made = build()?;
     debian_package(args.deb_version.as_deref(), &dist, args.yes)?;
     for name in ["anomaly.8", "anomaly.bash", "_anomaly", "anomaly.fish"] {
-        fs::copy(made.join("package").join(name), dist.join(name))?;
+        fs::copy(texts().join(name), dist.join(name))?;
     }
     fs::copy(made.join("anomaly"), dist.join("anomaly"))?;
     if !args.no_sbom {
@@ -49,8 +49,14 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// What the program prints about itself; beside cargo's own directories, because cargo-deb takes everything in those
+/// for a compiler's output, and compresses no manual page among it.
+fn texts() -> PathBuf {
+    root().join("target/package")
+}
+
 /// Builds the program, and with it the manual page and the completions, which it prints itself. Gives cargo's
-/// directory of release builds; the rest is in `package` there.
+/// directory of release builds.
 ///
 /// # Errors
 /// When it does not compile.
@@ -62,15 +68,15 @@ pub fn build() -> Result<PathBuf> {
         bail!("the release could not be built");
     }
     let made = root().join("target/release");
-    let package = made.join("package");
+    let package = texts();
     fs::create_dir_all(&package)?;
-    let texts: [(&str, &[&str]); 4] = [
+    let printed: [(&str, &[&str]); 4] = [
         ("anomaly.8", &["man"]),
         ("anomaly.bash", &["completions", "bash"]),
         ("_anomaly", &["completions", "zsh"]),
         ("anomaly.fish", &["completions", "fish"]),
     ];
-    for (name, words) in texts {
+    for (name, words) in printed {
         let output = Command::new(made.join("anomaly")).args(words).output()?;
         if !output.status.success() {
             bail!("anomaly {words:?}: {}", output.status);
