@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::cargo::{build_daemon, cargo, root};
 use crate::lab::clock;
+use crate::release;
 use crate::setup::{self, Package, package};
 
 /// Installs what the tests need and runs them: unit, integration (with scenarios, kernel and lab), demo, browser.
@@ -47,7 +48,19 @@ const BROWSER: &[Package] = &[
     package("prometheus", "promtool"),
 ];
 /// What other tests than the lab's run.
-const TESTS: &[Package] = &[package("ipset", "ipset"), package("gzip", "gzip"), package("openssl", "openssl")];
+const TESTS: &[Package] = &[
+    package("ipset", "ipset"),
+    package("gzip", "gzip"),
+    package("openssl", "openssl"),
+    package("systemd", "systemd-analyze"),
+];
+
+/// What the compose test runs.
+const ENGINE: &[Package] = &[
+    package("docker.io", "dockerd"),
+    package("docker-compose", "docker-compose"),
+    package("debootstrap", "debootstrap"),
+];
 
 /// Runs the task.
 pub fn run(args: &Args) -> Result<()> {
@@ -100,6 +113,49 @@ impl Runner<'_> {
             finish(demo.args(["demo", "--once"]).args(yes.then_some("--yes"))).map(|()| None)
         });
         self.step("browser, schemathesis, promtool", |_| browser(yes));
+        self.step("compose: the stack under attack, in an engine of its own", |run| run.compose(yes));
+        self.step("package: install, upgrade, purge", |run| run.package(yes));
+    }
+
+    fn compose(&self, yes: bool) -> Result<Option<String>> {
+        if let Some(why) = self.slow("compose") {
+            return Ok(Some(why));
+        }
+        if let Some(why) = privileged() {
+            return Ok(Some(why));
+        }
+        let missing: Vec<_> = ENGINE.iter().filter(|p| !setup::is_there(p.shows)).map(|p| p.name).collect();
+        if !missing.is_empty() && !setup::can_be_installed(&missing) {
+            return Ok(Some(format!("no container engine can be had: apt knows no {}", missing.join(", "))));
+        }
+        setup::packages("the compose test", ENGINE, yes)?;
+        let words = ["test", "--package", "anomaly", "--test", "tests", "compose::"];
+        self.cargo(&words, &[("ANOMALY_COMPOSE_TESTS", "1")])
+    }
+
+    /// Why a step that takes many minutes is left out; it is run by name, or where slow tests are wanted.
+    fn slow(&self, step: &str) -> Option<String> {
+        let wanted = !self.args.only.is_empty() || std::env::var_os("ANOMALY_SLOW_TESTS").is_some();
+        (!wanted).then(|| format!("slow: --only {step}, or ANOMALY_SLOW_TESTS=1, runs it"))
+    }
+
+    /// Takes an optimised build of everything, so only by name or where slow tests are wanted.
+    fn package(&self, yes: bool) -> Result<Option<String>> {
+        if let Some(why) = self.slow("package") {
+            return Ok(Some(why));
+        }
+        if let Some(why) = privileged() {
+            return Ok(Some(why));
+        }
+        setup::packages("the package test", &[setup::package("debootstrap", "debootstrap")], yes)?;
+        release::build()?;
+        let pack = |version| -> Result<String> {
+            let path = release::debian_package(Some(version), &root().join("target/debian"), yes)?;
+            Ok(path.to_str().context("the target directory's path is not UTF-8")?.to_owned())
+        };
+        let (first, next) = (pack("0.0.1-1")?, pack("0.0.2-1")?);
+        let words = ["test", "--package", "anomaly", "--test", "tests", "package::"];
+        self.cargo(&words, &[("ANOMALY_DEB", &first), ("ANOMALY_DEB_NEXT", &next)])
     }
 
     fn step(&mut self, name: &'static str, work: impl FnOnce(&mut Self) -> Result<Option<String>>) {
