@@ -101,7 +101,9 @@ impl Replay {
             let limit = order.get(1).and_then(|i| sources[*i].next);
             self.read_until(&mut sources[first], limit, report, &mut bytes)?;
         }
-        Ok(())
+        // The newest records may still wait for others to confirm a jump in log time.
+        self.engine.handle(self.now, Input::Tick { caught_up: true }, &mut self.out);
+        Ok(write_rows(&mut self.out, &mut self.summary, report)?)
     }
 
     fn read_until(

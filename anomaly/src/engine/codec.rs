@@ -40,12 +40,6 @@ impl Writer {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Bytes with their length.
-    pub fn bytes(&mut self, bytes: &[u8]) {
-        self.uint(bytes.len() as u64);
-        self.raw(bytes);
-    }
-
     /// The blob.
     pub fn finish(self) -> Vec<u8> {
         self.bytes
@@ -133,15 +127,6 @@ impl<'a> Reader<'a> {
         Ok(head)
     }
 
-    /// Bytes with their length.
-    ///
-    /// # Errors
-    /// [`BadState`] where fewer are left.
-    pub fn bytes(&mut self) -> Result<&'a [u8], BadState> {
-        let len = self.count(1)?;
-        self.raw(len)
-    }
-
     /// That nothing is left over.
     ///
     /// # Errors
@@ -165,7 +150,7 @@ mod tests {
             w.int(v);
         }
         w.float(0.1);
-        w.bytes(b"abc");
+        w.raw(b"abc");
         let bytes = w.finish();
         let mut r = Reader::new(&bytes, 7).expect("its version");
         for v in [0, 1, 127, 128, 300, u64::MAX] {
@@ -175,7 +160,7 @@ mod tests {
             assert_eq!(r.int(), Ok(v));
         }
         assert_eq!(r.float(), Ok(0.1));
-        assert_eq!(r.bytes(), Ok(&b"abc"[..]));
+        assert_eq!(r.raw(3), Ok(&b"abc"[..]));
         assert_eq!(r.end(), Ok(()));
     }
 

@@ -48,7 +48,7 @@ impl Known {
         if let Some(h) = self.histories.get_mut(&key) {
             h.minutes = h.minutes.saturating_add(1);
             h.last = h.last.max(minute);
-            // Slower than any ramp: a tenth of the way in the founding minutes, a day of heavy minutes later.
+            // Half of the way in the founding minutes, of which there are two; later slower than any ramp.
             let weight = if founding { 0.5 } else { 1.0 / f64::from(h.minutes.clamp(2, 1440)) };
             h.usual += (pages - h.usual) * weight;
             h.founder |= founding;

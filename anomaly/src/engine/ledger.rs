@@ -138,11 +138,6 @@ impl Ledger {
         Arc::clone(list)
     }
 
-    /// How many bans are in force.
-    pub fn len(&self) -> usize {
-        self.bans.len()
-    }
-
     /// When the next ban ends.
     pub fn next_end(&self) -> Option<Timestamp> {
         self.ends.first().map(|(at, _)| *at)
@@ -343,6 +338,21 @@ impl Ledger {
         self.recent = recent.into();
     }
 
+    /// Records that came through bans, and whether that was reported, for the store.
+    pub fn came_through_so_far(&self) -> Vec<(IpNet, u64, bool)> {
+        let proofs = self.bans.iter().filter(|(_, a)| a.through > 0);
+        let mut proofs: Vec<_> = proofs.map(|(prefix, a)| (*prefix, a.through, a.reported)).collect();
+        proofs.sort();
+        proofs
+    }
+
+    /// Restores what [`Ledger::came_through_so_far`] gave.
+    pub fn set_came_through(&mut self, prefix: &IpNet, through: u64, reported: bool) {
+        if let Some(active) = self.bans.get_mut(prefix) {
+            (active.through, active.reported) = (through, reported);
+        }
+    }
+
     /// The grace periods, for the store.
     pub fn grace(&self) -> impl ExactSizeIterator<Item = (&IpNet, &Timestamp)> {
         self.grace.iter()
@@ -442,7 +452,7 @@ mod tests {
         let x = net("192.0.2.1/32");
         let ban = ledger.ban(x, request(1000), Timestamp::from_secs(90_000), &s);
         assert!(ban.in_past);
-        assert_eq!((ledger.len(), ledger.next_end()), (0, None));
+        assert_eq!((ledger.bans().len(), ledger.next_end()), (0, None));
         assert!(ledger.in_past(&x, Timestamp::from_secs(1599)));
         assert!(!ledger.in_past(&x, Timestamp::from_secs(1600)));
         assert_eq!(ledger.ban(x, request(89_999), Timestamp::from_secs(90_000), &s).offence, 2);

@@ -4,14 +4,20 @@
 //! It does no I/O, reads no clock, logs nothing, cannot fail, and depends on
 //! neither tokio nor serde. Everything is deterministic: the same inputs give
 //! the same outputs.
+//!
+//! A record goes through `waiting` (is its stamp believed?), `ledger` (is its client banned?), `site` (the window of all),
+//! `table` and `window` (its client's), `population` (what is normal, learned), `detector` (is it anomalous?), and back
+//! to the `ledger`, which decides how long.
 
 mod codec;
+mod command;
 mod contract;
 mod detector;
 mod histogram;
 mod key;
 mod known;
 mod ledger;
+mod picture;
 mod population;
 mod settings;
 mod signals;
@@ -23,7 +29,6 @@ mod waiting;
 mod window;
 
 use std::hash::BuildHasher;
-use std::net::IpAddr;
 
 use foldhash::fast::{FixedState, RandomState};
 use ipnet::IpNet;
@@ -50,8 +55,6 @@ const LAG_SECS: i64 = 2;
 const LATE_RUN: u32 = 100;
 /// Idle clients looked at when a second begins.
 const SWEEP_PER_SECOND: usize = 256;
-/// An operator needs `force` for prefixes shorter than these.
-const WIDE: (u8, u8) = (16, 32);
 
 /// The detector and the ledger of bans behind one entrance.
 #[derive(Clone, Debug)]
@@ -60,6 +63,8 @@ pub struct Engine {
     exempt: Exempt,
     table: Table,
     top: Top,
+    /// Requests in the window of the busiest client, as of this second.
+    busiest: u32,
     evidence: Evidence,
     site: Site,
     population: Population,
@@ -100,6 +105,7 @@ impl Engine {
             exempt: Exempt::new(&settings.allowlist, &settings.never_ban, settings.ipv6_prefix),
             table: Table::new(settings.max_tracked_ips),
             top: Top::default(),
+            busiest: 0,
             evidence: Evidence::default(),
             known: Known::default(),
             ledger: Ledger::default(),
@@ -243,7 +249,7 @@ impl Engine {
                 self.site.skip_to(sec);
                 break;
             }
-            let closed = self.site.close_second(&self.settings);
+            let closed = self.site.close_second(self.busiest, &self.settings);
             self.minute_held |= closed.held;
             if let Some(accepted) = closed.accepted {
                 self.population.accept();
@@ -256,7 +262,7 @@ impl Engine {
             self.end_minutes(at + 1);
         }
         let oldest = self.oldest();
-        self.top.refresh(oldest, &mut self.table);
+        self.busiest = self.top.refresh(oldest, &mut self.table);
         let (top, evidence) = (&mut self.top, &mut self.evidence);
         self.table.sweep(SWEEP_PER_SECOND, oldest, &mut |index, client| forget(top, evidence, index, client));
         if sec - self.recalculated >= i64::from(self.settings.recalc_secs) {
@@ -283,6 +289,7 @@ impl Engine {
     /// Log time was in the future: begins anew at `to` with empty windows and everything that was learned.
     fn step_back(&mut self, to: Timestamp) {
         let sec = to.as_secs();
+        let was_warm = self.is_warm();
         self.clock = to;
         self.site.restart(sec);
         self.population.restart(sec.div_euclid(60));
@@ -293,7 +300,9 @@ impl Engine {
         self.evidence = Evidence::default();
         self.recalculated = sec;
         self.alerted = None;
-        self.warm_at = self.warm_at.map(|at| at.min(sec + i64::from(self.settings.warmup_secs)));
+        if was_warm {
+            self.warm_at = Some(i64::MIN);
+        }
     }
 
     /// Handles a record that happened at `time`.
@@ -331,8 +340,8 @@ impl Engine {
         }
         let kind = Kind::of(record.method, record.path, record.status);
         self.site.add(sec, kind.is_error());
-        self.alert(out);
         self.follow(record, kind, sec as u32, now, out);
+        self.alert(out);
     }
 
     fn came_through(&mut self, prefix: IpNet, record: &Record<'_>, at: Timestamp, out: &mut Vec<Output>) {
@@ -354,7 +363,7 @@ impl Engine {
 
     /// Says so when the whole site is anomalous.
     fn alert(&mut self, out: &mut Vec<Output>) {
-        if !self.site.is_anomalous() || !self.is_warm() {
+        if !self.site.is_anomalous(self.busiest) || !self.is_warm() {
             return;
         }
         let Some(now) = self.site.now() else { return };
@@ -408,6 +417,7 @@ impl Engine {
         }
         client.last = oldest.wrapping_add(self.settings.window_secs - 1);
         let posts = client.window.add(sec, kind, path);
+        self.busiest = self.busiest.max(client.window.requests());
         if kind.is_asset() && !client.is(table::Client::BROWSER) && Limits::shows_browser(&client.window) {
             client.flags |= table::Client::BROWSER;
         }
@@ -517,169 +527,6 @@ impl Engine {
             errors: u64::from(window.errors()),
             samples,
         }
-    }
-
-    fn command(&mut self, now: Timestamp, command: Command, out: &mut Vec<Output>) {
-        match command {
-            Command::Ban { prefix, length, reason, force } => {
-                let prefix = prefix.trunc();
-                let outcome = match self.refuse(&prefix, force) {
-                    Some(refusal) => Output::Refused(refusal),
-                    None => Output::Decision(Decision::Ban(Box::new(self.ban_by_hand(now, prefix, length, reason)))),
-                };
-                out.push(outcome);
-            }
-            Command::Unban { prefix } => {
-                let prefix = prefix.trunc();
-                let unbans = self.ledger.lift(&prefix, now, &self.settings);
-                if unbans.is_empty() {
-                    out.push(Output::Refused(Refusal::NotBanned { prefix }));
-                }
-                self.clear(&prefix);
-                out.extend(unbans.into_iter().map(|u| Output::Decision(Decision::Unban(u))));
-            }
-            Command::Configure(settings) => self.configure(now, *settings, out),
-        }
-    }
-
-    fn refuse(&self, prefix: &IpNet, force: bool) -> Option<Refusal> {
-        let overlap = |entries: &[IpNet]| entries.iter().find(|e| e.contains(prefix) || prefix.contains(*e)).copied();
-        let prefix = *prefix;
-        if let Some(entry) = overlap(&self.settings.allowlist) {
-            return Some(Refusal::AllowListed { prefix, entry });
-        }
-        if let Some(entry) = overlap(&self.settings.never_ban) {
-            return Some(Refusal::NeverBan { prefix, entry });
-        }
-        let shortest = if prefix.addr().is_ipv4() { WIDE.0 } else { WIDE.1 };
-        (prefix.prefix_len() < shortest && !force).then_some(Refusal::TooWide { prefix })
-    }
-
-    fn ban_by_hand(&mut self, now: Timestamp, prefix: IpNet, length: Option<BanLength>, note: String) -> Ban {
-        let index = self.table.find(&self.exempt.key(prefix.addr()));
-        let finding = index.filter(|i| self.table.get(*i).key.prefix().contains(&prefix)).map(|index| {
-            let window = &self.table.get(index).window;
-            let rate = f64::from(window.requests()) / f64::from(self.settings.window_secs);
-            Finding {
-                at: now,
-                rule: Rule::RateMultiplier,
-                error_surge: Limits::is_error_surge(window, self.level.error_rate, &self.settings),
-                rate,
-                baseline: self.level,
-                z_score: (rate - self.level.mean) / self.level.stddev,
-                signal: None,
-                limit: 0.0,
-                requests: u64::from(window.requests()),
-                errors: u64::from(window.errors()),
-                samples: self.evidence.peek(index),
-            }
-        });
-        self.clear(&prefix);
-        let request = BanRequest { at: now, origin: Origin::Operator, length, finding, note };
-        self.ledger.ban(prefix, request, now, &self.settings)
-    }
-
-    /// Forgets the windows of the clients inside a prefix, where that is one client.
-    fn clear(&mut self, prefix: &IpNet) {
-        if let Some(index) = self.table.find(&self.exempt.key(prefix.addr())) {
-            forget(&mut self.top, &mut self.evidence, index, self.table.get(index));
-            self.table.remove(index);
-        }
-    }
-
-    fn configure(&mut self, now: Timestamp, settings: Settings, out: &mut Vec<Output>) {
-        let old = std::mem::replace(&mut self.settings, settings);
-        let s = &self.settings;
-        self.exempt = Exempt::new(&s.allowlist, &s.never_ban, s.ipv6_prefix);
-        self.table.set_capacity(s.max_tracked_ips);
-        if (old.window_secs, old.history_secs) != (s.window_secs, s.history_secs) {
-            self.site.resize(s);
-            self.population.resize(s);
-        }
-        if old.warmup_secs != s.warmup_secs {
-            let shift = i64::from(s.warmup_secs) - i64::from(old.warmup_secs);
-            self.warm_at = self.warm_at.map(|at| at + shift);
-        }
-        for index in self.table.places_in_use() {
-            let client = self.table.get_mut(index);
-            let prefix = client.key.prefix();
-            let exempt = prefix.prefix_len() == prefix.max_prefix_len() && self.exempt.covers(prefix.addr());
-            client.flags = client.flags & !table::Client::EXEMPT | if exempt { table::Client::EXEMPT } else { 0 };
-        }
-        let exempt = &self.exempt;
-        let unbans = self.ledger.lift_where(now, &self.settings, |p| exempt.overlap(p).is_some());
-        out.extend(unbans.into_iter().map(|u| Output::Decision(Decision::Unban(u))));
-        if let Some(sec) = self.site.now() {
-            self.recalculate(out, sec);
-        } else {
-            self.site.recalculate(&self.settings);
-            self.limits = Limits::new(&self.population, self.site.level().error_rate, &self.settings);
-        }
-    }
-
-    /// What people see, with at most `top` clients.
-    pub fn snapshot(&self, top: usize) -> Snapshot {
-        let s = &self.settings;
-        let span = f64::from(s.window_secs);
-        let requests = self.site.requests();
-        let mut clients: Vec<Client> =
-            if top == 0 { Vec::new() } else { self.top.places().iter().map(|i| self.client_at(*i)).collect() };
-        clients.retain(|c| c.requests > 0);
-        clients.sort_by(|a, b| b.requests.cmp(&a.requests).then(a.prefix.cmp(&b.prefix)));
-        clients.truncate(top);
-        let warmup_left = match (self.warm_at, self.site.now()) {
-            (Some(warm_at), Some(now)) => (warm_at - now).clamp(0, i64::from(u32::MAX)) as u32,
-            (Some(_), None) => 0,
-            (None, _) => s.warmup_secs,
-        };
-        Snapshot {
-            at: self.clock,
-            records: self.records,
-            late: self.late,
-            early: self.early,
-            blocked: self.blocked,
-            global_rate: f64::from(requests) / span,
-            last_second: u64::from(self.site.last_second()),
-            global_error_ratio: f64::from(self.site.errors()) / f64::from(requests.max(1)),
-            global: *self.site.level(),
-            global_limit: self.site.limit_rps(s),
-            ip: self.level,
-            ip_limit: self.limit_rps(0),
-            warmup_left_secs: warmup_left,
-            hours: std::array::from_fn(|hour| self.site.slot(hour, s)),
-            tracked_ips: self.table.len(),
-            tracked_ips_peak: self.table.peak(),
-            evicted: self.table.evicted(),
-            top: clients,
-            bans: self.ledger.bans(),
-        }
-    }
-
-    /// Rate of page requests over a whole window above which a client is banned.
-    fn limit_rps(&self, own_tenths: u32) -> f64 {
-        let tenths = self.limits.pages_per_window().max(own_tenths);
-        f64::from(tenths) / 10.0 / f64::from(self.settings.window_secs)
-    }
-
-    fn client_at(&self, index: u32) -> Client {
-        let client = self.table.get(index);
-        let (requests, errors) = client.window.since(self.oldest());
-        let rate = f64::from(requests) / f64::from(self.settings.window_secs);
-        Client {
-            prefix: client.key.prefix(),
-            requests: u64::from(requests),
-            errors: u64::from(errors),
-            rate,
-            z_score: (rate - self.level.mean) / self.level.stddev,
-            limit: self.limit_rps(self.known.limit(&client.key)),
-            banned: false,
-        }
-    }
-
-    /// The newest figures of one client; `None` when it is not followed.
-    pub fn client(&self, address: IpAddr) -> Option<Client> {
-        let index = self.table.find(&self.exempt.key(address))?;
-        Some(Client { banned: self.ledger.covering(address).is_some(), ..self.client_at(index) })
     }
 }
 

@@ -120,7 +120,7 @@ pub struct Population {
     minute: i64,
     now: Box<Counts>,
     /// The newest minutes, oldest first from `next` on.
-    ring: Vec<Box<Counts>>,
+    ring: Vec<Counts>,
     next: usize,
     rolling: Box<Memory>,
     long: Box<Memory>,
@@ -144,7 +144,7 @@ impl Population {
         Self {
             minute: 0,
             now: counts(),
-            ring: vec![counts(); minutes],
+            ring: vec![[[0; BINS]; MEASURES]; minutes],
             next: 0,
             rolling: Box::default(),
             long: Box::default(),
@@ -229,11 +229,11 @@ impl Population {
             return;
         }
         let now = std::mem::replace(&mut self.now, counts());
-        let mut old = std::mem::replace(&mut self.ring, vec![counts(); minutes]);
+        let mut old = std::mem::replace(&mut self.ring, vec![[[0; BINS]; MEASURES]; minutes]);
         old.rotate_left(std::mem::take(&mut self.next));
         *self.rolling = Memory::default();
         for counts in old {
-            self.now = counts;
+            *self.now = counts;
             self.push();
         }
         self.now = now;
@@ -269,7 +269,7 @@ impl Population {
                 slot.fade(DAY_FADE);
                 slot.merge(hour);
             }
-            self.hour = Box::default();
+            *self.hour = Memory::default();
             self.heard.fill(0);
         }
         let days = minute.div_euclid(1440) - self.day;
@@ -284,7 +284,14 @@ impl Population {
 
     /// Moves the present minute's counts into the rolling history.
     fn push(&mut self) {
-        let slot = &mut self.ring[self.next];
+        let at = self.next;
+        self.next = (at + 1) % self.ring.len();
+        let slot = &mut self.ring[at];
+        // Every client is in the requests: nobody there, nobody anywhere. Quiet logs have many such minutes.
+        let requests = Measure::Requests as usize;
+        if slot[requests].iter().chain(&self.now[requests]).all(|c| *c == 0) {
+            return;
+        }
         for ((rolling, old), new) in self.rolling.iter_mut().zip(slot.iter()).zip(self.now.iter()) {
             if old.iter().any(|c| *c > 0) {
                 rolling.subtract(old);
@@ -293,11 +300,10 @@ impl Population {
                 rolling.add(new);
             }
         }
-        std::mem::swap(slot, &mut self.now);
+        std::mem::swap(slot, &mut *self.now);
         for counts in self.now.iter_mut() {
             counts.fill(0);
         }
-        self.next = (self.next + 1) % self.ring.len();
     }
 
     /// What was held back is normal from now on.
@@ -305,13 +311,13 @@ impl Population {
         for (memory, held) in self.long.iter_mut().zip(self.held.iter()) {
             memory.merge(held);
         }
-        self.held = Box::default();
+        *self.held = Memory::default();
     }
 
     /// What was held back is never learned.
     pub fn forget_held(&mut self) {
         if self.held[0].total() > 0.0 {
-            self.held = Box::default();
+            *self.held = Memory::default();
         }
     }
 
@@ -374,6 +380,11 @@ impl Population {
             save_counts(&self.ring[(self.next + i) % self.ring.len()], w);
         }
         save_counts(&self.now, w);
+        w.uint(self.heard.iter().filter(|n| **n > 0).count() as u64);
+        for (i, n) in self.heard.iter().enumerate().filter(|(_, n)| **n > 0) {
+            w.uint(i as u64);
+            w.raw(&[*n]);
+        }
     }
 
     /// Reads what [`Population::save`] wrote.
@@ -398,6 +409,10 @@ impl Population {
             population.push();
         }
         population.now = load_counts(r)?;
+        for _ in 0..r.count(2)? {
+            let i: usize = r.small()?;
+            *population.heard.get_mut(i).ok_or(BadState)? = r.raw(1)?[0];
+        }
         Ok(population)
     }
 }

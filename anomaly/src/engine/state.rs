@@ -3,7 +3,7 @@
 //! Not in here: samples kept as evidence (they are in the bans already), and a replay's records that wait for witnesses.
 
 use super::codec::{Reader, Writer};
-use super::contract::{BadState, Level, Offence, Output, Scope, Source, State};
+use super::contract::{BadState, Level, Output, Scope, Source, State};
 use super::detector::Limits;
 use super::key::Key;
 use super::known::Known;
@@ -42,12 +42,6 @@ impl Engine {
         let mut at = Timestamp::MIN;
         for ban in state.bans {
             at = at.max(ban.at);
-            // A crash between the two must not forget the offence.
-            let known = self.ledger.offences_of(&ban.prefix);
-            if known < ban.offence {
-                let offence = Offence { prefix: ban.prefix, count: ban.offence, last: ban.at };
-                self.ledger.remember(offence, &self.settings);
-            }
             self.ledger.hold(ban);
         }
         let exempt = &self.exempt;
@@ -111,6 +105,13 @@ impl Engine {
                 w.int(until.as_ms());
             }
         }
+        let proofs = self.ledger.came_through_so_far();
+        w.uint(proofs.len() as u64);
+        for (prefix, through, reported) in proofs {
+            w.raw(&prefix_bytes(&prefix));
+            w.uint(through);
+            w.uint(reported.into());
+        }
         w.uint(self.ledger.recent().len() as u64);
         self.ledger.recent().for_each(|at| w.int(at.as_ms()));
         w.uint(self.table.len() as u64);
@@ -157,6 +158,11 @@ impl Engine {
                 list.push((prefix, Timestamp::from_ms(r.int()?)));
             }
         }
+        let mut proofs = Vec::new();
+        for _ in 0..r.count(19)? {
+            let prefix = Key::from_bytes(r.raw(17)?).and_then(|k| k.to_prefix()).ok_or(BadState)?;
+            proofs.push((prefix, r.uint()?, r.uint()? != 0));
+        }
         let mut recent = Vec::new();
         for _ in 0..r.count(1)? {
             recent.push(Timestamp::from_ms(r.int()?));
@@ -188,6 +194,9 @@ impl Engine {
         let [grace, past] = times;
         grace.into_iter().for_each(|(prefix, until)| self.ledger.set_grace(prefix, until));
         past.into_iter().for_each(|(prefix, until)| self.ledger.set_past(prefix, until));
+        for (prefix, through, reported) in proofs {
+            self.ledger.set_came_through(&prefix, through, reported);
+        }
         self.ledger.set_recent(recent);
         let oldest = self.oldest();
         for client in clients {
@@ -195,6 +204,7 @@ impl Engine {
             let (index, _) = self.table.entry(client.key, oldest, |index, c| super::forget(top, evidence, index, c));
             *self.table.get_mut(index) = client;
             self.top.offer(index, &mut self.table);
+            self.busiest = self.busiest.max(self.table.get(index).window.since(oldest).0);
         }
         Ok(())
     }

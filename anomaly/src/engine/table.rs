@@ -61,10 +61,24 @@ impl Client {
     }
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    index: u32,
+    hash: u32,
+}
+
+impl Place {
+    /// The table takes buckets from the lower bits and tags from the upper ones.
+    const fn spread(self) -> u64 {
+        (self.hash as u64) << 32 | self.hash as u64
+    }
+}
+
 /// The table.
 #[derive(Clone, Debug)]
 pub struct Table {
-    index: HashTable<u32>,
+    /// Where each client is, with half of its hash: finding and growing need not look at the clients.
+    index: HashTable<Place>,
     slabs: Vec<Vec<Client>>,
     free: Vec<u32>,
     hand: usize,
@@ -119,14 +133,19 @@ impl Table {
         self.capacity = capacity.max(1);
     }
 
-    fn hash(&self, key: &Key) -> u64 {
-        self.hasher.hash_one(key.hashed())
+    fn hash(&self, key: &Key) -> u32 {
+        self.hasher.hash_one(key.hashed()) as u32
     }
 
     /// Where a client is.
     pub fn find(&self, key: &Key) -> Option<u32> {
-        let hash = self.hash(key);
-        self.index.find(hash, |i| get(&self.slabs, *i).key == *key).copied()
+        self.find_hashed(key, self.hash(key))
+    }
+
+    fn find_hashed(&self, key: &Key, hash: u32) -> Option<u32> {
+        let place = Place { index: 0, hash };
+        let is_it = |p: &Place| p.hash == hash && get(&self.slabs, p.index).key == *key;
+        self.index.find(place.spread(), is_it).map(|p| p.index)
     }
 
     /// A client by its place.
@@ -143,8 +162,8 @@ impl Table {
     /// `dropped` is told of each client that goes.
     pub fn entry(&mut self, key: Key, oldest: u32, mut dropped: impl FnMut(u32, &Client)) -> (u32, bool) {
         let hash = self.hash(&key);
-        if let Some(index) = self.index.find(hash, |i| get(&self.slabs, *i).key == key) {
-            return (*index, false);
+        if let Some(index) = self.find_hashed(&key, hash) {
+            return (index, false);
         }
         self.sweep(SWEEP, oldest, &mut dropped);
         while self.len() >= self.capacity {
@@ -167,8 +186,8 @@ impl Table {
                 (slab * SLAB + self.slabs[slab].len() - 1) as u32
             }
         };
-        let (slabs, hasher) = (&self.slabs, &self.hasher);
-        self.index.insert_unique(hash, index, |i| hasher.hash_one(get(slabs, *i).key.hashed()));
+        let place = Place { index, hash };
+        self.index.insert_unique(place.spread(), place, |p| p.spread());
         self.peak = self.peak.max(self.index.len());
         (index, true)
     }
@@ -228,7 +247,7 @@ impl Table {
     /// Forgets a client.
     pub fn remove(&mut self, index: u32) {
         let hash = self.hash(&self.get(index).key);
-        if let Ok(entry) = self.index.find_entry(hash, |i| *i == index) {
+        if let Ok(entry) = self.index.find_entry(Place { index, hash }.spread(), |p| p.index == index) {
             entry.remove();
             let client = self.get_mut(index);
             client.flags = Client::FREE;

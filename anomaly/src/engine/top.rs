@@ -52,17 +52,20 @@ impl Top {
         requests.enumerate().min_by_key(|(_, r)| *r).unwrap_or((0, 0))
     }
 
-    /// Once a second: those whose window has emptied make room.
-    pub fn refresh(&mut self, oldest: u32, table: &mut Table) {
+    /// Once a second: those whose window has emptied make room. The answer is the requests of the busiest.
+    pub fn refresh(&mut self, oldest: u32, table: &mut Table) -> u32 {
+        let mut busiest = 0;
         self.places.retain(|index| {
             let client = table.get_mut(*index);
             client.window.expire(oldest);
+            busiest = busiest.max(client.window.requests());
             if client.window.is_empty() {
                 client.flags &= !Client::TOP;
             }
             !client.window.is_empty()
         });
         self.least = if self.places.len() < CANDIDATES { 0 } else { self.find_least(table).1 };
+        busiest
     }
 
     /// A client is no longer followed.

@@ -1,0 +1,435 @@
+//! What holds for any input: determinism, restarts, batches, the allow-list, one end for each ban, the cap, and that
+//! more requests never make a client less suspicious.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use anomaly::engine::{
+    BadState, BanLength, Command, Decision, Engine, Input, Output, Refusal, Settings, Signal, Snapshot, State,
+};
+use anomaly::record::Record;
+use anomaly::time::Timestamp;
+use ipnet::IpNet;
+use proptest::prelude::*;
+
+const START: i64 = 1_767_225_600;
+
+/// A request: seconds since the one before, the client, what it asks for, and how late it is.
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    forward: u16,
+    client: u8,
+    what: u8,
+    late: u8,
+}
+
+fn steps(len: usize) -> impl Strategy<Value = Vec<Step>> {
+    let forward = prop_oneof![20 => Just(0u16), 10 => 1u16..3, 1 => 3u16..2000];
+    // Few clients, so that some of them flood.
+    let step = (forward, prop_oneof![4 => 0u8..3, 1 => 0u8..40], 0u8..12, prop_oneof![9 => Just(0u8), 1 => 0u8..90]);
+    let step = step.prop_map(|(forward, client, what, late)| Step { forward, client, what, late });
+    proptest::collection::vec(step, 1..len)
+}
+
+fn settings() -> Settings {
+    // Small figures, so that a short log is enough for bans.
+    Settings {
+        warmup_secs: 5,
+        min_requests: 12,
+        hard_limit: 200,
+        brake_per_minute: 5,
+        offence_decay: Duration::from_secs(5000),
+        ..Settings::default()
+    }
+}
+
+fn client(n: u8) -> IpAddr {
+    if n.is_multiple_of(4) {
+        format!("2001:db8:{}::{n}", n / 8).parse().expect("an address")
+    } else {
+        IpAddr::V4(Ipv4Addr::new(192, 0, 2, n))
+    }
+}
+
+struct Run {
+    engine: Engine,
+    time: i64,
+    out: Vec<Output>,
+}
+
+impl Run {
+    fn new(settings: Settings) -> Self {
+        Self { engine: Engine::new(settings), time: START, out: Vec::new() }
+    }
+
+    fn step(&mut self, step: &Step) {
+        self.time += i64::from(step.forward);
+        let path = format!("/{}{}", step.what % 7, [".php", "", ".png"][usize::from(step.what) % 3]);
+        let record = Record {
+            client: client(step.client),
+            time: Timestamp::from_secs(self.time - i64::from(step.late)),
+            method: if step.what.is_multiple_of(5) { b"POST" } else { b"GET" },
+            path: path.as_bytes(),
+            status: [200, 404, 500, 401][usize::from(step.what) % 4],
+            response_size: 1,
+            peer: None,
+            damaged: false,
+        };
+        self.engine.handle(Timestamp::from_secs(self.time), Input::Record(&record), &mut self.out);
+    }
+
+    fn tick(&mut self, caught_up: bool) {
+        self.engine.handle(Timestamp::from_secs(self.time), Input::Tick { caught_up }, &mut self.out);
+    }
+
+    fn finish(mut self) -> (Vec<Output>, Snapshot) {
+        self.time += 90_000;
+        self.tick(true);
+        let snapshot = self.engine.snapshot(10);
+        (self.out, snapshot)
+    }
+}
+
+fn run(steps: &[Step], settings: Settings) -> (Vec<Output>, Snapshot) {
+    let mut run = Run::new(settings);
+    steps.iter().for_each(|step| run.step(step));
+    run.finish()
+}
+
+/// Evidence is kept in memory only; everything else must be the same after a restart.
+fn without_samples(outputs: Vec<Output>) -> Vec<Output> {
+    let strip = |mut output: Output| {
+        match &mut output {
+            Output::Decision(Decision::Ban(ban)) => {
+                if let Some(finding) = &mut ban.finding {
+                    finding.samples.clear();
+                }
+            }
+            Output::Braked(braked) => braked.finding.samples.clear(),
+            _ => {}
+        }
+        output
+    };
+    outputs.into_iter().map(strip).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_same_input_gives_the_same_output(steps in steps(600)) {
+        prop_assert_eq!(run(&steps, settings()), run(&steps, settings()));
+    }
+
+    #[test]
+    fn a_restart_goes_unnoticed(steps in steps(600), at in 0usize..600) {
+        let mut first = Run::new(settings());
+        let at = at.min(steps.len());
+        steps[..at].iter().for_each(|step| first.step(step));
+        let state = first.engine.save();
+        let mut second = Run { engine: Engine::new(settings()), time: first.time, out: first.out.clone() };
+        prop_assert_eq!(second.engine.restore(state.clone()), Ok(()));
+        // Sums of fractions may differ in their last bits, bytes not.
+        prop_assert_eq!(second.engine.save(), state);
+        for step in &steps[at..] {
+            first.step(step);
+            second.step(step);
+        }
+        let (first, second) = (first.finish(), second.finish());
+        prop_assert_eq!(without_samples(first.0), without_samples(second.0));
+        prop_assert_eq!(first.1.bans, second.1.bans);
+        prop_assert_eq!(first.1.global, second.1.global);
+        prop_assert_eq!(first.1.ip, second.1.ip);
+    }
+
+    #[test]
+    fn ticks_in_between_do_not_matter(steps in steps(600), every in 1usize..20) {
+        let mut ticked = Run::new(settings());
+        for (i, step) in steps.iter().enumerate() {
+            ticked.step(step);
+            if i % every == 0 {
+                ticked.tick(false);
+            }
+        }
+        prop_assert_eq!(ticked.finish(), run(&steps, settings()));
+    }
+
+    #[test]
+    fn an_allow_listed_address_is_in_no_ban(steps in steps(600), listed in proptest::collection::vec(0u8..40, 1..6)) {
+        let allowlist: Vec<IpNet> = listed.iter().map(|n| IpNet::from(client(*n))).collect();
+        let (out, _) = run(&steps, Settings { allowlist: allowlist.clone(), ..settings() });
+        for output in out {
+            if let Output::Decision(Decision::Ban(ban)) = output {
+                prop_assert!(!allowlist.iter().any(|a| ban.prefix.contains(a)), "{}", ban.prefix);
+            }
+        }
+    }
+
+    #[test]
+    fn each_timed_ban_ends_exactly_once(steps in steps(800)) {
+        let (out, snapshot) = run(&steps, settings());
+        let mut open: HashMap<IpNet, u32> = HashMap::new();
+        for output in out {
+            match output {
+                Output::Decision(Decision::Ban(ban)) if ban.in_past => {}
+                Output::Decision(Decision::Ban(ban)) => {
+                    prop_assert_eq!(open.insert(ban.prefix, ban.offence), None, "banned twice");
+                }
+                Output::Decision(Decision::Unban(unban)) => {
+                    prop_assert_eq!(open.remove(&unban.prefix), Some(unban.offence));
+                }
+                _ => {}
+            }
+        }
+        let left: Vec<IpNet> = snapshot.bans.iter().map(|b| b.prefix).collect();
+        prop_assert!(snapshot.bans.iter().all(|b| b.until.is_none()));
+        prop_assert_eq!(open.len(), left.len());
+    }
+
+    #[test]
+    fn tracked_addresses_never_exceed_the_cap(steps in steps(600), cap in 1usize..8) {
+        let mut run = Run::new(Settings { max_tracked_ips: cap, ..settings() });
+        for step in &steps {
+            run.step(step);
+            prop_assert!(run.engine.snapshot(0).tracked_ips <= cap);
+        }
+    }
+
+    /// A flood that is banned is banned no later with more of the same in between.
+    #[test]
+    fn more_requests_never_unflag(
+        base in proptest::collection::vec(0u16..3, 50..400),
+        extra in proptest::collection::vec((0usize..400, 0u8..12), 0..100),
+    ) {
+        let banned_at = |extra: &[(usize, u8)]| {
+            let mut run = Run::new(settings());
+            // Somebody else begins the log, so that the warm-up is over.
+            run.step(&Step { forward: 0, client: 39, what: 4, late: 0 });
+            run.time += 30;
+            for (i, forward) in base.iter().enumerate() {
+                run.step(&Step { forward: *forward, client: 1, what: 4, late: 0 });
+                for (_, what) in extra.iter().filter(|(at, _)| *at == i) {
+                    run.step(&Step { forward: 0, client: 1, what: *what, late: 0 });
+                }
+            }
+            run.out.iter().find_map(|o| match o {
+                Output::Decision(Decision::Ban(ban)) => Some(ban.at),
+                _ => None,
+            })
+        };
+        if let Some(without) = banned_at(&[]) {
+            let with = banned_at(&extra);
+            prop_assert!(with.is_some_and(|with| with <= without), "{without} became {with:?}");
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_state_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..400), cut in 0usize..4000) {
+        let mut broken = Engine::new(settings());
+        let mut state = State { baseline: bytes.clone(), windows: bytes, ..State::default() };
+        let _ = broken.restore(state.clone());
+        let mut run = Run::new(settings());
+        for i in 0..300u16 {
+            run.step(&Step { forward: i % 2, client: (i % 30) as u8, what: (i % 12) as u8, late: 0 });
+        }
+        state = run.engine.save();
+        prop_assume!(cut < state.windows.len());
+        state.windows.truncate(cut);
+        prop_assert_eq!(Engine::new(settings()).restore(state), if cut == 0 { Ok(()) } else { Err(BadState) });
+    }
+}
+
+fn flood(run: &mut Run, client: u8, requests: u32, per_second: u32) {
+    for i in 0..requests {
+        run.step(&Step { forward: u16::from(i % per_second == 0), client, what: 4, late: 0 });
+    }
+}
+
+fn warm(settings: Settings) -> Run {
+    let mut run = Run::new(settings);
+    run.step(&Step { forward: 0, client: 39, what: 4, late: 0 });
+    run.time += 600;
+    run.tick(true);
+    run.out.clear();
+    run
+}
+
+fn bans(out: &[Output]) -> Vec<&anomaly::engine::Ban> {
+    out.iter()
+        .filter_map(|o| match o {
+            Output::Decision(Decision::Ban(ban)) => Some(&**ban),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn an_unban_by_hand_takes_back_the_offence_and_gives_grace() {
+    let mut run = warm(Settings::default());
+    flood(&mut run, 1, 200, 50);
+    assert_eq!(bans(&run.out).iter().map(|b| b.offence).collect::<Vec<_>>(), [1]);
+    let prefix = bans(&run.out)[0].prefix;
+    run.out.clear();
+    let now = Timestamp::from_secs(run.time);
+    run.engine.handle(now, Input::Command(Command::Unban { prefix }), &mut run.out);
+    assert!(matches!(run.out[..], [Output::Decision(Decision::Unban(_))]));
+    assert!(run.engine.client(client(1)).is_none(), "its windows are cleared");
+    run.out.clear();
+    flood(&mut run, 1, 1000, 50);
+    assert_eq!(bans(&run.out), Vec::<&anomaly::engine::Ban>::new(), "only the hard limit bans in the grace");
+    flood(&mut run, 1, 300, 50);
+    assert_eq!(
+        bans(&run.out).iter().map(|b| (b.offence, b.finding.as_ref().map(|f| f.rule))).collect::<Vec<_>>(),
+        [(1, Some(anomaly::engine::Rule::HardLimit))]
+    );
+    run.out.clear();
+    run.engine.handle(
+        now,
+        Input::Command(Command::Unban { prefix: "203.0.113.1/32".parse().expect("a prefix") }),
+        &mut run.out,
+    );
+    assert!(matches!(run.out[..], [Output::Refused(Refusal::NotBanned { .. })]));
+}
+
+#[test]
+fn an_operator_bans_exactly_what_is_written_and_never_the_allow_list() {
+    let allowlist = vec!["10.0.0.0/8".parse().expect("a prefix")];
+    let mut run = warm(Settings { allowlist, ..Settings::default() });
+    let mut ask = |prefix: &str, length, force| {
+        let prefix = prefix.parse().expect("a prefix");
+        let command = Command::Ban { prefix, length, reason: "by hand".into(), force };
+        let mut out = Vec::new();
+        run.engine.handle(Timestamp::from_secs(run.time), Input::Command(command), &mut out);
+        out.pop().expect("an answer")
+    };
+    let hour = Some(BanLength::Timed(Duration::from_secs(3600)));
+    assert!(matches!(ask("10.1.0.0/16", hour, true), Output::Refused(Refusal::AllowListed { .. })));
+    assert!(matches!(ask("0.0.0.0/0", hour, true), Output::Refused(Refusal::AllowListed { .. })));
+    assert!(matches!(ask("192.0.0.0/8", hour, false), Output::Refused(Refusal::TooWide { .. })));
+    let Output::Decision(Decision::Ban(ban)) = ask("192.0.2.0/24", hour, false) else { panic!("no ban") };
+    assert_eq!((ban.offence, ban.until.map(|u| u.since(ban.at).as_secs())), (1, Some(3600)));
+    let Output::Decision(Decision::Ban(ban)) = ask("203.0.113.9/32", None, false) else { panic!("no ban") };
+    assert_eq!(ban.until.map(|u| u.since(ban.at).as_secs()), Some(600));
+    flood(&mut run, 1, 500, 50);
+    assert!(bans(&run.out).is_empty(), "who is inside a banned prefix is blocked already");
+    assert_eq!(run.engine.snapshot(0).blocked, 500);
+}
+
+#[test]
+fn reading_lines_again_after_a_crash_counts_no_offence_twice() {
+    let mut run = warm(Settings::default());
+    let state = run.engine.save();
+    let time = run.time;
+    flood(&mut run, 1, 400, 50);
+    let ban = bans(&run.out)[0].clone();
+    // The ban was stored, the windows were not; ten minutes later the daemon starts again and reads on from before.
+    let offences = run.engine.save().offences;
+    let mut again = Run::new(Settings::default());
+    assert_eq!(again.engine.restore(State { bans: vec![ban], offences, ..state }), Ok(()));
+    again.time = time;
+    flood(&mut again, 1, 400, 50);
+    assert!(bans(&again.out).is_empty());
+    assert_eq!(again.engine.save().offences.iter().map(|o| o.count).collect::<Vec<_>>(), [1]);
+}
+
+#[test]
+fn a_ban_from_a_backlog_counts_but_is_in_the_past() {
+    let mut run = warm(Settings::default());
+    let later = Timestamp::from_secs(run.time + 7200);
+    for i in 0..1000 {
+        let record = Record {
+            client: client(1),
+            time: Timestamp::from_secs(run.time + i / 50),
+            method: b"GET",
+            path: b"/",
+            status: 200,
+            response_size: 1,
+            peer: None,
+            damaged: false,
+        };
+        run.engine.handle(later, Input::Record(&record), &mut run.out);
+    }
+    let bans = bans(&run.out);
+    assert_eq!(bans.iter().map(|b| (b.offence, b.in_past)).collect::<Vec<_>>(), [(1, true)]);
+    assert!(run.engine.snapshot(0).bans.is_empty());
+    assert_eq!(run.engine.next_deadline(), None);
+}
+
+#[test]
+fn stamps_in_the_future_do_not_blind_the_detector() {
+    for replay in [false, true] {
+        let mut run = warm(Settings::default());
+        if replay {
+            run = Run::new(Settings { replay: true, ..Settings::default() });
+            for i in 0..700u16 {
+                run.step(&Step { forward: 1, client: (i % 30) as u8 + 5, what: 4, late: 0 });
+            }
+        }
+        let record = Record {
+            client: client(2),
+            time: Timestamp::from_secs(run.time + 86_400 * 365),
+            method: b"GET",
+            path: b"/",
+            status: 200,
+            response_size: 1,
+            peer: None,
+            damaged: true,
+        };
+        run.engine.handle(Timestamp::from_secs(run.time), Input::Record(&record), &mut run.out);
+        flood(&mut run, 1, 200, 50);
+        assert_eq!(run.engine.snapshot(0).early, 1, "replay {replay}");
+        assert_eq!(bans(&run.out).len(), 1, "replay {replay}");
+    }
+}
+
+#[test]
+fn a_clock_that_is_set_back_does_not_blind_the_detector() {
+    let mut run = warm(Settings::default());
+    run.time -= 3 * 3600;
+    flood(&mut run, 1, 200, 50);
+    assert_eq!(bans(&run.out).len(), 1);
+}
+
+#[test]
+fn a_configuration_is_taken_without_losing_a_window_or_a_ban() {
+    let mut run = warm(Settings::default());
+    flood(&mut run, 1, 200, 50);
+    flood(&mut run, 2, 50, 50);
+    let prefix = bans(&run.out)[0].prefix;
+    let now = Timestamp::from_secs(run.time);
+    run.out.clear();
+    let settings = Settings { window_secs: 30, z_score: 4.0, ..Settings::default() };
+    run.engine.handle(now, Input::Command(Command::Configure(Box::new(settings))), &mut run.out);
+    assert_eq!(run.engine.snapshot(0).bans.len(), 1);
+    assert_eq!(run.engine.client(client(2)).map(|c| c.requests), Some(50));
+    // An allow-list that covers a ban ends it.
+    run.out.clear();
+    let settings = Settings { allowlist: vec![prefix], ..Settings::default() };
+    run.engine.handle(now, Input::Command(Command::Configure(Box::new(settings))), &mut run.out);
+    assert!(run.out.iter().any(|o| matches!(o, Output::Decision(Decision::Unban(u)) if u.prefix == prefix)));
+    assert!(run.engine.snapshot(0).bans.is_empty());
+}
+
+#[test]
+fn a_ban_says_why() {
+    let mut run = warm(Settings::default());
+    for i in 0..40u8 {
+        run.step(&Step { forward: u16::from(i % 3 == 0), client: 1, what: 1 + 4 * (i % 12), late: 0 });
+    }
+    flood(&mut run, 1, 400, 50);
+    let bans = bans(&run.out);
+    let finding = bans[0].finding.as_ref().expect("the numbers");
+    assert_eq!(finding.signal.map(|s| s.0), Some(Signal::Pages));
+    assert!(finding.rate > finding.baseline.mean && finding.z_score > 3.0);
+    assert!(!finding.samples.is_empty() && finding.samples.len() <= 5);
+    assert_eq!(&*finding.samples[0].method, b"GET");
+}
+
+#[test]
+fn a_ban_without_effect_is_reported_once() {
+    let mut run = warm(Settings::default());
+    flood(&mut run, 1, 4000, 50);
+    let reports = run.out.iter().filter(|o| matches!(o, Output::NotEffective(_))).count();
+    assert_eq!(reports, 1);
+}

@@ -1,0 +1,265 @@
+//! Reads a scenario, plays it second by second, and holds what comes out against what must.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anomaly::engine::{Decision, Engine, Input, Output, Settings};
+use anomaly::record::Record;
+use anomaly::time::Timestamp;
+use ipnet::IpNet;
+use serde::Deserialize;
+
+/// Seconds of the epoch at which every scenario begins: midnight UTC.
+const START: i64 = 1_767_225_600;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Scenario {
+    /// What an operator would say of it.
+    #[expect(dead_code, reason = "for those who read the file")]
+    title: String,
+    /// How long it is played.
+    seconds: i64,
+    #[serde(default)]
+    allowlist: Vec<Net>,
+    #[serde(default)]
+    warmup_secs: Option<u32>,
+    traffic: Vec<Traffic>,
+    #[serde(default)]
+    expect: Vec<Expect>,
+}
+
+/// A prefix as text; host bits are kept, they say where counting begins.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(try_from = "String")]
+struct Net(IpNet);
+
+impl TryFrom<String> for Net {
+    type Error = ipnet::AddrParseError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse().map(Self)
+    }
+}
+
+/// Requests of one client, or of many that take turns at random.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Traffic {
+    /// An address, or a prefix of which `clients` addresses are used.
+    from: Net,
+    #[serde(default = "one")]
+    clients: u32,
+    start: i64,
+    end: i64,
+    /// Requests/s of all its clients together; grows exponentially to `rate_to` where that is given.
+    rate: f64,
+    #[serde(default)]
+    rate_to: Option<f64>,
+    /// Rises and falls by this share around `rate`, once a day.
+    #[serde(default)]
+    daily: f64,
+    /// Evenly spaced instead of Poisson.
+    #[serde(default)]
+    regular: bool,
+    /// All requests of a second at once, once in so many seconds.
+    #[serde(default)]
+    every: Option<i64>,
+    #[serde(default = "get")]
+    method: String,
+    /// `{}` is a random number below `paths`.
+    #[serde(default = "slash")]
+    path: String,
+    #[serde(default = "one")]
+    paths: u32,
+    #[serde(default = "ok")]
+    status: u16,
+}
+
+fn one() -> u32 {
+    1
+}
+fn get() -> String {
+    "GET".into()
+}
+fn slash() -> String {
+    "/".into()
+}
+fn ok() -> u16 {
+    200
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+enum Expect {
+    /// This prefix is banned, not before `after`, and `within` seconds of it.
+    Banned { prefix: Net, after: i64, within: i64 },
+    /// No ban shares an address with it.
+    NotBanned { prefix: Net },
+    /// As many bans as this, of whomever.
+    Bans { least: usize, most: usize },
+    /// As many global anomalies as this between two moments.
+    GlobalAnomalies { from: i64, to: i64, least: usize, most: usize },
+    /// Somebody's ban was held back.
+    Braked { least: usize },
+    /// A level that lasted was accepted.
+    Accepted { least: usize },
+}
+
+/// A small generator (splitmix64), so that scenarios are the same everywhere.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    fn below(&mut self, n: u32) -> u32 {
+        ((self.next() * f64::from(n)) as u32).min(n - 1)
+    }
+
+    fn poisson(&mut self, mean: f64) -> u32 {
+        if mean > 50.0 {
+            // Close enough to normal, and fast.
+            let normal: f64 = (0..12).map(|_| self.next()).sum::<f64>() - 6.0;
+            return (mean + normal * mean.sqrt()).round().max(0.0) as u32;
+        }
+        let (limit, mut product, mut count) = ((-mean).exp(), self.next(), 0);
+        while product > limit {
+            product *= self.next();
+            count += 1;
+        }
+        count
+    }
+}
+
+impl Traffic {
+    fn rate_at(&self, t: i64) -> f64 {
+        let part = (t - self.start) as f64 / (self.end - self.start).max(1) as f64;
+        let rate = self.rate_to.map_or(self.rate, |to| self.rate * (to / self.rate).powf(part));
+        rate * (1.0 + self.daily * (t as f64 / 86_400.0 * std::f64::consts::TAU).sin())
+    }
+
+    fn count_at(&self, t: i64, random: &mut Random) -> u32 {
+        if t < self.start || t >= self.end {
+            return 0;
+        }
+        let rate = self.rate_at(t);
+        match self.every {
+            Some(every) if (t - self.start) % every == 0 => (rate * every as f64).round() as u32,
+            Some(_) => 0,
+            None if self.regular => ((t + 1) as f64 * rate).floor() as u32 - (t as f64 * rate).floor() as u32,
+            None => random.poisson(rate),
+        }
+    }
+
+    fn client(&self, random: &mut Random) -> IpAddr {
+        let n = random.below(self.clients);
+        match self.from.0 {
+            IpNet::V4(net) => IpAddr::V4(Ipv4Addr::from(u32::from(net.addr()).wrapping_add(n))),
+            IpNet::V6(net) => IpAddr::V6(Ipv6Addr::from(u128::from(net.addr()).wrapping_add(u128::from(n)))),
+        }
+    }
+}
+
+/// What came out, with the seconds since the start.
+#[derive(Default)]
+struct Outcome {
+    bans: Vec<(i64, IpNet, String)>,
+    anomalies: Vec<i64>,
+    braked: usize,
+    accepted: usize,
+}
+
+impl Outcome {
+    fn take(&mut self, out: &mut Vec<Output>) {
+        for output in out.drain(..) {
+            match output {
+                Output::Decision(Decision::Ban(ban)) => {
+                    self.bans.push((ban.at.as_secs() - START, ban.prefix, ban.reason()));
+                }
+                Output::GlobalAnomaly(finding) => self.anomalies.push(finding.at.as_secs() - START),
+                Output::Braked(_) => self.braked += 1,
+                Output::LevelAccepted(_) => self.accepted += 1,
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Plays a scenario.
+///
+/// # Errors
+/// Says what was expected, and what happened instead.
+pub fn check(text: &str) -> Result<(), String> {
+    let scenario: Scenario = toml::from_str(text).map_err(|e| e.to_string())?;
+    let defaults = Settings::default();
+    let settings = Settings {
+        allowlist: scenario.allowlist.iter().map(|n| n.0).collect(),
+        warmup_secs: scenario.warmup_secs.unwrap_or(defaults.warmup_secs),
+        ..defaults
+    };
+    let mut engine = Engine::new(settings);
+    let mut random = Random(7);
+    let (mut out, mut outcome) = (Vec::new(), Outcome::default());
+    for t in 0..scenario.seconds {
+        for traffic in &scenario.traffic {
+            let count = traffic.count_at(t, &mut random);
+            for i in 0..count {
+                let client = traffic.client(&mut random);
+                let path = traffic.path.replace("{}", &random.below(traffic.paths).to_string());
+                let at = Timestamp::from_ms((START + t) * 1000 + i64::from(i) * 1000 / i64::from(count));
+                let record = Record {
+                    client,
+                    time: at,
+                    method: traffic.method.as_bytes(),
+                    path: path.as_bytes(),
+                    status: traffic.status,
+                    response_size: 100,
+                    peer: None,
+                    damaged: false,
+                };
+                engine.handle(at, Input::Record(&record), &mut out);
+            }
+        }
+        engine.handle(Timestamp::from_secs(START + t + 1), Input::Tick { caught_up: true }, &mut out);
+        outcome.take(&mut out);
+    }
+    let failed: Vec<String> = scenario.expect.iter().filter_map(|e| e.hold(&outcome).err()).collect();
+    if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
+}
+
+impl Expect {
+    fn hold(&self, outcome: &Outcome) -> Result<(), String> {
+        let between = |name: &str, n: usize, least: usize, most: usize| {
+            if (least..=most).contains(&n) { Ok(()) } else { Err(format!("{n} {name}, not {least} to {most}")) }
+        };
+        match self {
+            Self::Banned { prefix: Net(prefix), after, within } => {
+                match outcome.bans.iter().find(|(_, banned, _)| banned == prefix) {
+                    None => Err(format!("{prefix} was not banned; these were: {:?}", outcome.bans)),
+                    Some((t, _, reason)) if t < after || *t > after + within => {
+                        Err(format!("{prefix} was banned after {} s, not within {within} s: {reason}", t - after))
+                    }
+                    Some(_) => Ok(()),
+                }
+            }
+            Self::NotBanned { prefix: Net(prefix) } => {
+                match outcome.bans.iter().find(|(_, b, _)| b.contains(prefix) || prefix.contains(b)) {
+                    None => Ok(()),
+                    Some((t, banned, reason)) => Err(format!("{banned} was banned at {t} s: {reason}")),
+                }
+            }
+            Self::Bans { least, most } => between("bans", outcome.bans.len(), *least, *most),
+            Self::GlobalAnomalies { from, to, least, most } => {
+                let n = outcome.anomalies.iter().filter(|t| (from..to).contains(t)).count();
+                between(&format!("global anomalies (all: {:?})", outcome.anomalies), n, *least, *most)
+            }
+            Self::Braked { least } => between("braked", outcome.braked, *least, usize::MAX),
+            Self::Accepted { least } => between("accepted levels", outcome.accepted, *least, usize::MAX),
+        }
+    }
+}
