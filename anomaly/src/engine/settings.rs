@@ -21,12 +21,14 @@ pub struct Settings {
     pub min_hour_samples: u64,
     /// Seconds of log time during which only the hard limit bans. Default 120.
     pub warmup_secs: u32,
-    /// z-score above which a rate is anomalous. Default 3.0.
+    /// z-score from which a rate is anomalous; a client's is one on log scale (see `detector`). Default 3.0.
     pub z_score: f64,
-    /// Multiple of the mean above which a rate is anomalous. Default 5.0.
+    /// Multiple above which a rate is anomalous: of the mean for the site, of the population's far tail for a client.
+    /// Default 5.0.
     pub rate_multiplier: f64,
-    /// Multiple of the baseline's error rate from which a client is judged by
-    /// the tightened thresholds. Default 3.0.
+    /// Multiple of the baseline's error rate that makes an error surge. Error answers are judged by the tightened
+    /// thresholds, from a floor of `min_requests` times the larger of `tightened_rate_multiplier / rate_multiplier` and
+    /// this multiple of the error rate. Default 3.0.
     pub error_surge_multiplier: f64,
     /// Default 2.0.
     pub tightened_z_score: f64,
@@ -38,7 +40,9 @@ pub struct Settings {
     pub min_stddev_rps: f64,
     /// Floor of the error rate, 0 to 1. Default 0.01.
     pub min_error_rate: f64,
-    /// Fewer requests than this in the window are never an anomaly.
+    /// Floor of what a client may do, whatever has been learned: 4/3 of this many page requests at once and 3/40 of it
+    /// each second on top (with the default 80, and 4.5 a second). Twice as many are the floor of a global anomaly.
+    /// Default 60.
     pub min_requests: u32,
     /// More requests than this in the window always are, also during the warm-up. Default 1200.
     pub hard_limit: u32,
@@ -58,7 +62,8 @@ pub struct Settings {
     pub unban_grace: Duration,
     /// Automatic bans a minute from which the brake holds. Default 20; 0 switches the brake off.
     pub brake_per_minute: u32,
-    /// Share of the active clients (0 to 1) above which the brake holds.
+    /// Share of the followed clients (0 to 1) that must be banned in a minute before the brake holds, where that is
+    /// more than `brake_per_minute`. Default 0.05.
     pub brake_share: f64,
     /// Never banned by anyone.
     pub allowlist: Vec<IpNet>,
