@@ -20,6 +20,33 @@ use engine::{Engine, repository};
 /// Set by `cargo xtask test`'s step.
 const WANTED: &str = "ANOMALY_COMPOSE_TESTS";
 
+/// What docker-compose 1.29 and Compose v2 both take, at versions that stay, with files that are there.
+#[test]
+fn the_compose_file_suits_both_generations() -> Result<()> {
+    let dir = repository().join("compose");
+    for name in ["compose.yaml", "privileged.yaml"] {
+        let text = std::fs::read_to_string(dir.join(name))?;
+        for line in text.lines().filter(|line| !line.trim_start().starts_with('#')) {
+            let newer = ["name:", "include:", "version:"].iter().any(|key| line.starts_with(key));
+            ensure!(!newer && !line.contains("!reset") && !line.contains("!override"), "{name}: {line}");
+            if let Some((_, image)) = line.trim().split_once("image: ") {
+                let tag = image.trim_matches(['"', '}']).rsplit_once(':').map(|(_, tag)| tag);
+                let pinned = tag
+                    .is_some_and(|tag| tag.contains('.') && tag.starts_with(|c: char| c.is_ascii_digit() || c == 'v'));
+                ensure!(pinned, "{name}: not at a version: {image}");
+            }
+            // `- ./file:/place:ro`, or with a variable whose default it is.
+            let source = line.trim().trim_start_matches("- ").trim_start_matches('"');
+            let source = source.split_once(":-").filter(|_| source.starts_with("${")).map_or(source, |(_, rest)| rest);
+            if source.starts_with('.') {
+                let file = source.split([':', '}']).next().unwrap_or(source);
+                ensure!(dir.join(file).exists(), "{name} mounts {file}, which is not in the repository");
+            }
+        }
+    }
+    Ok(())
+}
+
 /// One set of containers for all of it: an engine and its images take a minute.
 #[test]
 fn the_compose_stack_is_guarded() -> Result<()> {
@@ -41,6 +68,7 @@ fn the_compose_stack_is_guarded() -> Result<()> {
     let engine = Engine::start(&lab)?;
     let mut settings = images::make(&lab, &engine)?;
     settings.extend(own_settings(&lab)?);
+    engine.compose(&settings, &["--profile", "monitoring", "config", "--quiet"])?;
     told(&engine, &settings, in_xdp(&lab, &engine, &settings).context("with XDP"))?;
     // As an old engine without old-engine.env would leave it: neither CAP_BPF nor CAP_SYS_ADMIN.
     settings.extend([("ANOMALY_CAP_BPF", "CHOWN".to_owned()), ("ANOMALY_CAP_PERFMON", "KILL".to_owned())]);

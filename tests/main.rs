@@ -2,6 +2,7 @@
 
 mod audit;
 mod compose;
+mod debian;
 mod deny_map;
 mod detection;
 mod doctor;
@@ -10,6 +11,7 @@ mod enforce_iptables;
 mod kernel;
 mod lab;
 mod nginx;
+mod package;
 mod sinks;
 mod store;
 mod store_crash;

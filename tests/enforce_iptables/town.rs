@@ -25,7 +25,7 @@ use crate::lab::run;
 use crate::lab::space::Space;
 
 /// How long an attempt to connect may take; on an idle veth it takes microseconds.
-const PATIENCE: Duration = Duration::from_millis(400);
+const PATIENCE: Duration = Duration::from_millis(1500);
 
 /// The port that the host publishes for the container.
 pub const PUBLISHED: u16 = 8443;

@@ -11,6 +11,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 
+use crate::cargo::{cargo, root};
 use crate::setup;
 
 /// Builds the kernel program and records what it was built from.
@@ -42,13 +43,13 @@ const RECORD: &str = "anomaly.bpf.sources";
 pub fn run(args: &Args) -> Result<()> {
     let root = root();
     if args.check {
-        check(&root)?;
+        check(root)?;
         println!("the committed object is from the present sources");
         return Ok(());
     }
     let tool_chain = ToolChain::find(args.yes)?;
-    let linker = tool_chain.linker(&root, args.yes)?;
-    let built = tool_chain.build(&root, &linker)?;
+    let linker = tool_chain.linker(root, args.yes)?;
+    let built = tool_chain.build(root, &linker)?;
     if let Some(output) = &args.output {
         copy(&built.join(OBJECTS[0].0), output)?;
         println!("{} by {}", output.display(), tool_chain.version);
@@ -60,7 +61,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let record = format!(
         "# Written by `cargo xtask build-ebpf`; `cargo test -p xtask` compares.\nsources sha256:{}\nobject sha256:{}\nbuilt by {}\n",
-        hash_of_sources(&root)?,
+        hash_of_sources(root)?,
         hash(&fs::read(ebpf.join(OBJECTS[0].1))?),
         tool_chain.version,
     );
@@ -131,11 +132,6 @@ fn hex(bytes: &[u8]) -> String {
 fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::copy(from, to).with_context(|| format!("{} to {}", from.display(), to.display()))?;
     Ok(())
-}
-
-fn root() -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent().unwrap_or(here).to_owned()
 }
 
 /// A compiler that can make BPF.
@@ -277,8 +273,7 @@ impl ToolChain {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let path = std::env::join_paths([PathBuf::from(llvm)].into_iter().chain(std::env::split_paths(&path)))?;
         // The compiler of this workspace builds it: bpf-linker itself needs nothing special.
-        let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-            .args(["install", "bpf-linker", "--locked", "--version", version, "--no-default-features"])
+        let status = cargo(&["install", "bpf-linker", "--locked", "--version", version, "--no-default-features"])
             .args(["--features", &format!("llvm-{}", self.llvm), "--root"])
             .arg(&home)
             .env("PATH", path)
@@ -351,7 +346,7 @@ mod tests {
 
     #[test]
     fn the_committed_object_is_from_the_present_sources() {
-        check(&root()).unwrap();
+        check(root()).unwrap();
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod eval;
 #[path = "../../tests/lab/mod.rs"]
 #[expect(dead_code, reason = "the end-to-end tests use more of it than the demo does")]
 mod lab;
+mod release;
 mod setup;
 mod test;
 
@@ -28,6 +29,7 @@ enum Task {
     Demo(demo::Args),
     Eval(eval::Args),
     Bench(bench::Args),
+    Release(release::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -37,5 +39,6 @@ fn main() -> anyhow::Result<()> {
         Task::Demo(args) => demo::run(&args),
         Task::Eval(args) => eval::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Release(args) => release::run(&args),
     }
 }

@@ -1,6 +1,7 @@
 //! Debian packages that a task needs: found, asked for, installed, or named.
 
 use std::io::{IsTerminal, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -72,18 +73,41 @@ pub fn install(what: &str, packages: &[&str], yes: bool) -> Result<()> {
         bail!("not installed: {list}");
     }
     eprintln!("installing {list}");
+    let _quiet = NoServices::begin();
     apt(&["update", "-qq"]).context("apt-get update")?;
     let mut args = vec!["install", "-y", "-qq", "--no-install-recommends"];
     args.extend(packages);
     apt(&args).with_context(|| by_hand.clone())?;
-    if packages.contains(&"nginx") {
-        stop_service("nginx");
+    for service in ["nginx", "prometheus"].iter().filter(|service| packages.contains(service)) {
+        stop_service(service);
     }
     Ok(())
 }
 
+/// Keeps Debian from starting services while packages are installed (an engine would set firewall rules), by the file
+/// that invoke-rc.d asks. One that is there already is left alone.
+struct NoServices(Option<&'static Path>);
+
+impl NoServices {
+    fn begin() -> Self {
+        let policy = Path::new("/usr/sbin/policy-rc.d");
+        let made = !policy.exists()
+            && std::fs::write(policy, "#!/bin/sh\nexit 101\n").is_ok()
+            && std::fs::set_permissions(policy, std::fs::Permissions::from_mode(0o755)).is_ok();
+        Self(made.then_some(policy))
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if let Some(policy) = self.0 {
+            let _ = std::fs::remove_file(policy);
+        }
+    }
+}
+
 /// Debian starts a service as soon as it is installed; who only wanted to run tests did not ask for
-/// a web server on port 80.
+/// a web server on port 80, or a Prometheus.
 fn stop_service(name: &str) {
     if is_there("systemctl") {
         let stopped = Command::new("systemctl").args(["disable", "--now", name]).stderr(Stdio::null()).status();

@@ -4,13 +4,14 @@
 //! that make network namespaces run beside the others: each has its own, under names of its own.
 
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use crate::cargo::{build_daemon, cargo, root};
 use crate::lab::clock;
+use crate::release;
 use crate::setup::{self, Package, package};
 
 /// Installs what the tests need and runs them: unit, integration (with scenarios, kernel and lab), demo, browser.
@@ -39,16 +40,27 @@ struct Step {
 
 /// The file in which tests note that they were skipped (`lab::skip`).
 const SKIPS: &str = "ANOMALY_SKIPS";
-/// What the browser tests run.
+/// What `tests/browser/run.sh` runs, beside python3-venv, which shows in no program.
 const BROWSER: &[Package] = &[
+    package("chromium", "/usr/bin/chromium"),
     package("nodejs", "node"),
     package("npm", "npm"),
-    package("chromium", "/usr/bin/chromium"),
     package("prometheus", "promtool"),
-    package("python3-venv", "/var/lib/dpkg/info/python3-venv.list"),
 ];
 /// What other tests than the lab's run.
-const TESTS: &[Package] = &[package("ipset", "ipset"), package("gzip", "gzip"), package("openssl", "openssl")];
+const TESTS: &[Package] = &[
+    package("ipset", "ipset"),
+    package("gzip", "gzip"),
+    package("openssl", "openssl"),
+    package("systemd", "systemd-analyze"),
+];
+
+/// What the compose test runs.
+const ENGINE: &[Package] = &[
+    package("docker.io", "dockerd"),
+    package("docker-compose", "docker-compose"),
+    package("debootstrap", "debootstrap"),
+];
 
 /// Runs the task.
 pub fn run(args: &Args) -> Result<()> {
@@ -100,7 +112,50 @@ impl Runner<'_> {
             let mut demo = Command::new(std::env::current_exe()?);
             finish(demo.args(["demo", "--once"]).args(yes.then_some("--yes"))).map(|()| None)
         });
-        self.step("browser tests", |_| browser(yes));
+        self.step("browser, schemathesis, promtool", |_| browser(yes));
+        self.step("compose: the stack under attack, in an engine of its own", |run| run.compose(yes));
+        self.step("package: install, upgrade, purge", |run| run.package(yes));
+    }
+
+    fn compose(&self, yes: bool) -> Result<Option<String>> {
+        if let Some(why) = self.slow("compose") {
+            return Ok(Some(why));
+        }
+        if let Some(why) = privileged() {
+            return Ok(Some(why));
+        }
+        let missing: Vec<_> = ENGINE.iter().filter(|p| !setup::is_there(p.shows)).map(|p| p.name).collect();
+        if !missing.is_empty() && !setup::can_be_installed(&missing) {
+            return Ok(Some(format!("no container engine can be had: apt knows no {}", missing.join(", "))));
+        }
+        setup::packages("the compose test", ENGINE, yes)?;
+        let words = ["test", "--package", "anomaly", "--test", "tests", "compose::"];
+        self.cargo(&words, &[("ANOMALY_COMPOSE_TESTS", "1")])
+    }
+
+    /// Why a step that takes many minutes is left out; it is run by name, or where slow tests are wanted.
+    fn slow(&self, step: &str) -> Option<String> {
+        let wanted = !self.args.only.is_empty() || std::env::var_os("ANOMALY_SLOW_TESTS").is_some();
+        (!wanted).then(|| format!("slow: --only {step}, or ANOMALY_SLOW_TESTS=1, runs it"))
+    }
+
+    /// Takes an optimised build of everything, so only by name or where slow tests are wanted.
+    fn package(&self, yes: bool) -> Result<Option<String>> {
+        if let Some(why) = self.slow("package") {
+            return Ok(Some(why));
+        }
+        if let Some(why) = privileged() {
+            return Ok(Some(why));
+        }
+        setup::packages("the package test", &[setup::package("debootstrap", "debootstrap")], yes)?;
+        release::build()?;
+        let pack = |version| -> Result<String> {
+            let path = release::debian_package(Some(version), &root().join("target/debian"), yes)?;
+            Ok(path.to_str().context("the target directory's path is not UTF-8")?.to_owned())
+        };
+        let (first, next) = (pack("0.0.1-1")?, pack("0.0.2-1")?);
+        let words = ["test", "--package", "anomaly", "--test", "tests", "package::"];
+        self.cargo(&words, &[("ANOMALY_DEB", &first), ("ANOMALY_DEB_NEXT", &next)])
     }
 
     fn step(&mut self, name: &'static str, work: impl FnOnce(&mut Self) -> Result<Option<String>>) {
@@ -148,38 +203,24 @@ impl Runner<'_> {
     }
 }
 
-/// The dashboard in a real browser, over a real daemon in dry-run; needs no root where all is installed.
+/// Dashboard and API over a real daemon in dry-run: in a browser, by schemathesis and promtool. Needs no root where all
+/// of that is installed.
 fn browser(yes: bool) -> Result<Option<String>> {
-    let dir = root().join("tests/browser");
-    let mut files: Vec<PathBuf> = std::fs::read_dir(&dir)
-        .with_context(|| dir.display().to_string())?
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.to_string_lossy().ends_with(".test.mjs"))
-        .collect();
-    files.sort();
-    if BROWSER.iter().any(|p| !setup::is_there(p.shows))
-        && let Some(why) = privileged()
-    {
-        return Ok(Some(format!("{why} (it installs nodejs, npm, chromium, prometheus and python3-venv)")));
+    let venv = Command::new("python3").args(["-c", "import ensurepip"]).stderr(Stdio::null()).status();
+    let mut missing: Vec<&str> = BROWSER.iter().filter(|p| !setup::is_there(p.shows)).map(|p| p.name).collect();
+    if !venv.is_ok_and(|status| status.success()) {
+        missing.push("python3-venv");
     }
-    setup::packages("the browser tests", BROWSER, yes)?;
-    let binary = build_daemon(false)?;
-    let mut npm = Command::new("npm");
-    npm.args(["ci", "--no-audit", "--no-fund", "--loglevel", "error"]).current_dir(&dir);
-    finish(npm.env("npm_config_cache", root().join("target/npm")))?;
-    let mut failed = Vec::new();
-    for file in files {
-        let mut node = Command::new("node");
-        node.arg("--test").arg(&file).current_dir(&dir).env("ANOMALY_BIN", &binary);
-        if finish(&mut node).is_err() {
-            failed.push(file.file_name().unwrap_or_default().to_string_lossy().into_owned());
+    if !missing.is_empty() {
+        if let Some(why) = privileged() {
+            return Ok(Some(format!("{why} (it installs {})", missing.join(" "))));
         }
+        setup::install("the browser tests", &missing, yes)?;
     }
-    if !failed.is_empty() {
-        bail!("{}", failed.join(", "));
-    }
-    Ok(None)
+    let mut script = Command::new("sh");
+    script.arg(root().join("tests/browser/run.sh")).env("ANOMALY_BIN", build_daemon(false)?);
+    script.env("npm_config_cache", root().join("target/npm"));
+    finish(&mut script).map(|()| None)
 }
 
 /// Why tests that need root are skipped; `None` when they are not.

@@ -69,7 +69,7 @@ pub struct Settings {
     pub allowlist: Vec<IpNet>,
     /// Never banned because the host lives on them; found at start, empty in replay.
     pub never_ban: Vec<IpNet>,
-    /// Report records of banned addresses ([`Output::NotEffective`](super::Output::NotEffective)); off in replay.
+    /// Report records of banned addresses ([`super::Output::NotEffective`]); off in replay.
     pub self_proof: bool,
     /// Past records are judged live (`replay`): a jump forward in log time must be
     /// confirmed by the next records. Otherwise (`run`) a record more than 60 s ahead of `now` is not
