@@ -311,10 +311,10 @@ fn entries_of_a_set_end_by_themselves() {
     let port = listener.local_addr().unwrap().port();
     let (mut enforcer, _) =
         town.open(&anomaly::config::Enforcer { iptables_max_rules: 0, ..settings() }, &path).unwrap();
-    let drops = [CLIENT4, CLIENT6].map(|p| Ban { prefix: net(p), left: Some(Duration::from_millis(1500)) });
+    let drops = [CLIENT4, CLIENT6].map(|p| Ban { prefix: net(p), left: Some(Duration::from_secs(6)) });
     assert!(town.on_host(|| enforcer.ban(&drops)).iter().all(Result::is_ok));
     assert_eq!(town.reach(port), (false, false));
-    clock::wait_until("both entries to end", Duration::from_secs(10), || town.reach(port) == (true, true)).unwrap();
+    clock::wait_until("both entries to end", Duration::from_secs(30), || town.reach(port) == (true, true)).unwrap();
     assert_eq!(town.on_host(|| enforcer.banned()).unwrap(), []);
     town.unban(&mut enforcer, &[net(CLIENT4), net(CLIENT6)]);
     assert_eq!((ours(&town, &path), town.sh("ipset list -n").as_str()), (0, ""));
