@@ -110,13 +110,16 @@ export class Chart {
       runs.at(-1).push(p);
     });
     const at = (p, v) => `${x(p.t).toFixed(1)} ${y(v).toFixed(1)}`;
-    const line = (of) => runs.map((run) => `M${run.map((p) => at(p, of(p))).join("L")}`).join("");
+    const path = (run, of) => (run.length ? `M${run.map((p) => at(p, of(p))).join("L")}` : "");
+    const line = (of) => runs.map((run) => path(run, of)).join("");
+    // There is no limit before something has been learned.
+    const learned = (of) => runs.map((run) => path(run.filter((p) => of(p) > 0), of)).join("");
     const between = (upper, lower) =>
       runs.map((run) => `M${run.map((p) => at(p, upper(p))).join("L")}L${run.toReversed().map((p) => at(p, lower(p))).join("L")}Z`).join("");
     attr(this.band, "d", between((p) => p.mean + p.stddev, (p) => Math.max(0, p.mean - p.stddev)));
     attr(this.area, "d", between((p) => p.rate, () => 0));
     attr(this.mean, "d", line((p) => p.mean));
-    attr(this.limit, "d", far ? "" : line((p) => p.limit));
+    attr(this.limit, "d", far ? "" : learned((p) => p.limit));
     attr(this.line, "d", line((p) => p.rate));
     text(this.beyond, far && points.length ? `limit ${format.rate(points.at(-1).limit)} ↑` : "");
     attr(this.beyond, "x", width - PAD.right);
@@ -205,7 +208,7 @@ export class Chart {
       el("span", { className: "when" }, format.clock(p.t * 1000)),
       row("rate", format.rate(p.rate)),
       row("mean", `${format.rate(p.mean)} ± ${format.rate(p.stddev)}`),
-      row("limit", format.rate(p.limit)),
+      row("limit", p.limit > 0 ? format.rate(p.limit) : "–"),
       row("errors", format.percent(p.error_ratio)),
       row("bans", format.exact(p.bans)),
     );
