@@ -14,12 +14,10 @@ use flate2::read::MultiGzDecoder;
 use serde::Serialize;
 
 use crate::engine::{Decision, Engine, Input, Output, Settings};
-use crate::record::{Format, Parser, Reject};
+use crate::record::{Format, MAX_LINE_BYTES, Parser, Reject};
 use crate::report::DecisionRow;
 use crate::time::Timestamp;
 
-/// Longest line that is looked at; longer ones are counted as rejected.
-const MAX_LINE: usize = 1 << 20;
 const CHUNK: usize = 256 << 10;
 
 /// What a replay has seen and decided: the last line of `replay --json`.
@@ -190,7 +188,7 @@ struct Source {
     start: usize,
     end: usize,
     ended: bool,
-    /// The rest of a line that is longer than [`MAX_LINE`] is being skipped.
+    /// The rest of a line that is longer than [`MAX_LINE_BYTES`] is being skipped.
     skipping: bool,
     next: Option<Timestamp>,
 }
@@ -290,7 +288,7 @@ impl Source {
                 None if self.ended && !rest.is_empty() => (rest, rest.len()),
                 None => return Ok(outcome),
             };
-            if std::mem::take(&mut self.skipping) || line.len() > MAX_LINE {
+            if std::mem::take(&mut self.skipping) || line.len() > MAX_LINE_BYTES {
                 outcome.rejected += 1;
                 self.start += length;
                 continue;
@@ -314,7 +312,7 @@ impl Source {
 
     /// Reads more; the number of bytes read, 0 at the end.
     fn fill(&mut self) -> io::Result<usize> {
-        if self.skipping || self.end - self.start > MAX_LINE {
+        if self.skipping || self.end - self.start > MAX_LINE_BYTES {
             // Longer than a line may be: forget what is there, and the rest of it when it comes.
             self.skipping = true;
             (self.start, self.end) = (0, 0);

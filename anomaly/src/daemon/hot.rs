@@ -118,7 +118,6 @@ pub struct Hot {
 #[derive(Debug, Default)]
 struct LineCounts {
     rejected: [u64; Reject::ALL.len()],
-    records: u64,
     /// A line to show, and how many went before it unshown.
     sample: Option<(Reject, String)>,
     unshown: u64,
@@ -491,7 +490,6 @@ fn read_log(
     let Log { tail, parser, newest, .. } = log;
     let polled = tail.poll(wall, limit, &mut |line| match parser.parse(line) {
         Ok(record) => {
-            counts.records += 1;
             *newest = record.time;
             if log_requests {
                 log_request(&record);

@@ -12,7 +12,7 @@ use super::apply::ApplyPicture;
 use super::hot::HotPicture;
 use crate::enforce::{Attachment, Coverage, Name, Totals};
 use crate::engine::Ban;
-use crate::report::{BanRow, BaselineRow, Degraded, HistoryPoint, InterfaceRow, LevelRow, Status, TopRow};
+use crate::report::{BanRow, BaselineRow, Degraded, HistoryPoint, InterfaceRow, LevelRow, Status, TopRow, round};
 use crate::time::Timestamp;
 
 /// A thread that has shown nothing for this long hangs.
@@ -230,8 +230,4 @@ fn dropped(totals: &Totals) -> u64 {
 fn worst_mode(attachments: &[Attachment]) -> Option<&'static str> {
     let covered = || attachments.iter().filter(|a| a.mode != "none");
     covered().find(|a| a.mode == "generic").or_else(|| covered().next()).map(|a| a.mode)
-}
-
-fn round(value: f64) -> f64 {
-    (value * 1000.0).round() / 1000.0
 }
