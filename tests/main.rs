@@ -18,4 +18,5 @@ mod store_crash;
 mod store_engine;
 mod tail;
 mod tidy;
+mod torture;
 mod web;

@@ -268,6 +268,10 @@ fn kill_9_loses_nothing_that_was_acknowledged() {
         expected.apply(&story.next());
         assert!(before.is(&found) || expected.is(&found), "round {round}: found {found:#?}, expected {before:#?}");
     }
+    crate::torture::figure(
+        "kill -9, store alone",
+        &format!("{rounds} kills: every acknowledged write found, none in half"),
+    );
 }
 
 fn copy(from: &Path, to: &Path, wal_bytes: Option<usize>, garbage: usize) {

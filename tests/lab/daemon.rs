@@ -237,6 +237,11 @@ impl<'lab> Daemon<'lab> {
         Ok(std::fs::write(config_file(self.lab, &self.config), text)?)
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// `kill -9`.
     pub fn kill(&mut self) {
         self.process.kill();

@@ -480,4 +480,6 @@ fn every_complete_line_exactly_once_whatever_happens() {
     for seed in first..first + stories {
         tell(seed);
     }
+    let told = format!("{stories} stories from seed {first} on: every complete line exactly once");
+    crate::torture::figure("stories of a log", &told);
 }

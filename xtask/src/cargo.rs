@@ -28,15 +28,30 @@ pub fn build_daemon(release: bool) -> Result<PathBuf> {
     if release {
         command.arg("--release");
     }
+    executable(command).context("the daemon could not be built")
+}
+
+/// Builds the integration tests and gives their path. They know where cargo built the daemon.
+///
+/// # Errors
+/// As [`build_daemon`].
+pub fn build_tests() -> Result<PathBuf> {
+    let mut command = cargo(&["test", "--package", "anomaly", "--test", "tests", "--no-run"]);
+    command.args(["--message-format", "json-render-diagnostics"]);
+    executable(command).context("the tests could not be built")
+}
+
+/// The last executable that a build names.
+fn executable(mut command: Command) -> Result<PathBuf> {
     let output = command.stderr(Stdio::inherit()).output().context("cargo could not be started")?;
     if !output.status.success() {
-        bail!("the daemon could not be built");
+        bail!("{}", output.status);
     }
-    // One JSON message per line; the binary's artifact names its executable.
+    // One JSON message per line; a program's artifact names its executable. Tests come after the daemon they need.
     let messages = String::from_utf8_lossy(&output.stdout);
     let mut executables = messages
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
         .filter_map(|message| message["executable"].as_str().map(PathBuf::from));
-    executables.next().context("cargo named no executable")
+    executables.next_back().context("cargo named no executable")
 }

@@ -11,6 +11,7 @@ mod lab;
 mod release;
 mod setup;
 mod test;
+mod torture;
 
 use clap::{Parser, Subcommand};
 
@@ -30,6 +31,7 @@ enum Task {
     Eval(eval::Args),
     Bench(bench::Args),
     Release(release::Args),
+    Torture(torture::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -40,5 +42,6 @@ fn main() -> anyhow::Result<()> {
         Task::Eval(args) => eval::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Release(args) => release::run(&args),
+        Task::Torture(args) => torture::run(&args),
     }
 }
