@@ -276,7 +276,9 @@ impl Hot {
     /// Runs until [`Request::Stop`].
     pub fn run(mut self) {
         let clock = stopwatch();
-        let (mut picture_at, mut save_at, mut reconcile_at) = (Duration::ZERO, SAVE_EVERY, RECONCILE_EVERY);
+        // Saved at once for the first time: a crash before that would make the next start take the log for a new one, and
+        // lose what was rotated away meanwhile.
+        let (mut picture_at, mut save_at, mut reconcile_at) = (Duration::ZERO, Duration::ZERO, RECONCILE_EVERY);
         let mut sample_at = Duration::ZERO;
         loop {
             let behind = self.logs.iter().any(|log| !log.at_end);
