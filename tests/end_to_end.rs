@@ -5,9 +5,9 @@
 
 mod ban;
 mod cleanup;
+mod clock_steps;
 mod crash;
 mod fallback;
-mod kills;
 mod log;
 mod operate;
 mod replay;

@@ -51,6 +51,7 @@ const BROWSER: &[Package] = &[
 const TESTS: &[Package] = &[
     package("ipset", "ipset"),
     package("gzip", "gzip"),
+    package("faketime", "faketime"),
     package("openssl", "openssl"),
     package("systemd", "systemd-analyze"),
 ];

@@ -17,7 +17,7 @@ impl Engine {
         clients.sort_by(|a, b| b.requests.cmp(&a.requests).then(a.prefix.cmp(&b.prefix)));
         clients.truncate(top);
         let warmup_left = match (self.warm_at, self.site.now()) {
-            (Some(warm_at), Some(now)) => (warm_at - now).clamp(0, i64::from(u32::MAX)) as u32,
+            (Some(warm_at), Some(now)) => warm_at.saturating_sub(now).clamp(0, i64::from(u32::MAX)) as u32,
             (Some(_), None) => 0,
             (None, _) => s.warmup_secs,
         };

@@ -314,6 +314,18 @@ mod tests {
     }
 
     #[test]
+    fn summer_time_and_leap_seconds_have_an_instant() {
+        let secs = |text: &str| stamp(text.as_bytes()).map(Timestamp::as_secs);
+        // The hour that comes twice when summer time ends is two hours; the one that is left out when it begins is none.
+        let (summer, winter) = (secs("2026-10-25T02:30:00+02:00"), secs("2026-10-25T02:30:00+01:00"));
+        assert_eq!(summer.map(|s| s + 3600), winter);
+        assert_eq!(secs("2026-03-29T01:59:59+01:00").map(|s| s + 1), secs("2026-03-29T03:00:00+02:00"));
+        // A leap second is the one before it: no record is lost by it, and log time does not go back.
+        assert_eq!(secs("2016-12-31T23:59:60Z"), secs("2016-12-31T23:59:59Z"));
+        assert!(secs("2016-12-31T23:59:60Z").is_some());
+    }
+
+    #[test]
     fn epoch_seconds_to_the_nearest_millisecond() {
         let read = |text: &str| epoch(text.as_bytes()).map(Timestamp::as_ms);
         assert_eq!(read("1714209951.123"), Some(1_714_209_951_123));
