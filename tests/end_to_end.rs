@@ -8,6 +8,8 @@ mod cleanup;
 mod clock_steps;
 mod crash;
 mod fallback;
+mod faults;
+mod injection;
 mod log;
 mod operate;
 mod replay;

@@ -1,0 +1,149 @@
+//! What the daemon depends on fails under it: bans go on all the same, what failed is said, and it heals.
+
+use std::fs::{self, File};
+use std::io::{Seek, SeekFrom, Write};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rusqlite::Connection;
+
+use super::{daemon, lab, wait_for_ban};
+use crate::lab::client::{Answer, Plan, Traffic};
+use crate::lab::daemon::{Config, Daemon};
+use crate::lab::nginx::Nginx;
+use crate::lab::{ATTACKER, FRIEND, INTERFACE, Lab, clock, run};
+
+/// The words in `status`'s `degraded`.
+fn degraded(daemon: &Daemon<'_>) -> Vec<String> {
+    let status = daemon.status().unwrap_or_default();
+    let rows = status["degraded"].as_array().cloned().unwrap_or_default();
+    rows.iter().filter_map(|row| Some(row["what"].as_str()?.to_owned())).collect()
+}
+
+fn wait_for_word(daemon: &Daemon<'_>, word: &str, there: bool) -> Result<()> {
+    let what = format!("{word} to be {} what is degraded", if there { "in" } else { "out of" });
+    clock::wait_until(&what, Duration::from_secs(20), || degraded(daemon).iter().any(|w| w == word) == there)
+        .map_err(|e| e.context(format!("{:?}: {}", degraded(daemon), daemon.output())))
+}
+
+fn is_served(lab: &Lab) -> Result<bool> {
+    Ok(lab.attacker.get(FRIEND.v4())? == Answer::Status(200))
+}
+
+/// The attacker floods and is cut off.
+fn flood_is_cut(lab: &Lab, daemon: &Daemon<'_>) -> Result<()> {
+    let flood = Traffic::start(&lab.attacker, Plan::new(ATTACKER.v4(), 50.0));
+    flood.wait_for_cut(flood.began, Duration::from_secs(20)).map_err(|e| e.context(daemon.output()))?;
+    wait_for_ban(daemon, ATTACKER.v4, 1, Duration::from_secs(5))?;
+    ensure!(is_served(lab)?, "somebody else is cut off as well");
+    Ok(())
+}
+
+#[test]
+fn a_damaged_database_is_moved_aside_and_said_loudly() -> Result<()> {
+    let Some(lab) = lab("a_damaged_database_is_moved_aside_and_said_loudly")? else { return Ok(()) };
+    let mut daemon = daemon(&lab, Config::new(&lab, "damaged").with("enforcer", "backend", "\"dry-run\""))?;
+    ensure!(daemon.command(&["ban", "203.0.113.200", "--for", "1h"])?.status.success());
+    daemon.stop()?;
+    let path = lab.dir().join("damaged.db");
+    let mut file = File::options().write(true).open(&path)?;
+    let pages = file.metadata()?.len() / 4096;
+    for page in 1..pages {
+        file.seek(SeekFrom::Start(page * 4096))?;
+        file.write_all(&[0xa5; 4096])?;
+    }
+    drop(file);
+    daemon.restart()?;
+    wait_for_word(&daemon, "store_damaged", true)?;
+    let said = daemon.output();
+    ensure!(said.contains("was damaged") && said.contains("ERROR"), "{said}");
+    let kept = fs::read_dir(lab.dir())?.flatten().map(|e| e.file_name().to_string_lossy().into_owned());
+    ensure!(kept.into_iter().any(|name| name.starts_with("damaged.db.damaged-")), "the old file is gone");
+    // And it serves: what is banned now is there after a restart.
+    ensure!(daemon.command(&["ban", "203.0.113.201", "--for", "1h"])?.status.success());
+    daemon.kill();
+    daemon.restart()?;
+    wait_for_ban(&daemon, "203.0.113.201", 1, Duration::from_secs(5))?;
+    wait_for_word(&daemon, "store_damaged", false)?;
+    Ok(())
+}
+
+/// Slack does not answer, the audit log's disk is full, and somebody locks the database.
+#[test]
+fn bans_need_neither_slack_nor_audit_log_nor_database() -> Result<()> {
+    let Some(lab) = lab("bans_need_neither_slack_nor_audit_log_nor_database")? else { return Ok(()) };
+    let _nginx = Nginx::start(&lab)?;
+    let disk = lab.dir().join("disk");
+    fs::create_dir(&disk)?;
+    run(lab.server.command("mount").args(["-t", "tmpfs", "-o", "size=64k", "anomaly-lab"]).arg(&disk))?;
+    let config = Config::new(&lab, "alone")
+        .with("bans", "durations", r#"["1h"]"#)
+        .with("audit", "path", format!("{:?}", disk.join("audit.jsonl")))
+        .with("notify.slack", "webhook_url", r#""http://127.0.0.1:9/""#);
+    let mut daemon = daemon(&lab, config)?;
+    // All but what is there already.
+    let fill =
+        lab.server.command("dd").arg("if=/dev/zero").arg(format!("of={}", disk.join("full").display())).output()?;
+    ensure!(!fill.status.success(), "the disk is not full");
+    let database = Connection::open(lab.dir().join("alone.db"))?;
+    database.execute_batch("BEGIN EXCLUSIVE")?;
+
+    flood_is_cut(&lab, &daemon)?;
+    // The audit log's last page on the disk still has room for some lines.
+    for n in 0..16 {
+        ensure!(daemon.command(&["ban", &format!("198.18.0.{n}"), "--for", "1h"])?.status.success());
+    }
+    wait_for_word(&daemon, "store", true)?;
+    wait_for_word(&daemon, "audit", true)?;
+    wait_for_word(&daemon, "slack", true)?;
+
+    database.execute_batch("ROLLBACK")?;
+    drop(database);
+    run(lab.server.command("rm").arg(disk.join("full")))?;
+    wait_for_word(&daemon, "store", false)?;
+    // What was decided meanwhile is on record.
+    daemon.kill();
+    daemon.restart()?;
+    wait_for_ban(&daemon, ATTACKER.v4, 1, Duration::from_secs(5))?;
+    ensure!(lab.attacker.get(ATTACKER.v4())? == Answer::NoConnection, "not banned any more");
+    Ok(())
+}
+
+#[test]
+fn a_bpffs_that_is_unmounted_lifts_no_ban_and_is_mounted_again() -> Result<()> {
+    let Some(lab) = lab("a_bpffs_that_is_unmounted_lifts_no_ban_and_is_mounted_again")? else { return Ok(()) };
+    let _nginx = Nginx::start(&lab)?;
+    let mut daemon = daemon(&lab, Config::new(&lab, "bpffs").with("bans", "durations", r#"["1h"]"#))?;
+    flood_is_cut(&lab, &daemon)?;
+    run(lab.server.command("umount").arg("--lazy").arg(lab.bpffs()))?;
+    ensure!(lab.attacker.get(ATTACKER.v4())? == Answer::NoConnection, "the ban went with the mount");
+    ensure!(daemon.command(&["ban", FRIEND.v4, "--for", "1h"])?.status.success());
+    ensure!(!is_served(&lab)?, "a new ban does not work");
+    ensure!(daemon.command(&["unban", FRIEND.v4])?.status.success());
+    ensure!(is_served(&lab)?, "an unban does not work");
+    daemon.kill();
+    let restarted = daemon.restart();
+    restarted.with_context(|| daemon.output())?;
+    wait_for_ban(&daemon, ATTACKER.v4, 1, Duration::from_secs(5))?;
+    ensure!(daemon.status()?["enforcement_ratio"] == 1.0, "{}", daemon.status()?);
+    ensure!(lab.attacker.get(ATTACKER.v4())? == Answer::NoConnection, "the ban is not enforced after the restart");
+    Ok(())
+}
+
+#[test]
+fn nginx_and_the_interface_may_go_and_come_back() -> Result<()> {
+    let Some(lab) = lab("nginx_and_the_interface_may_go_and_come_back")? else { return Ok(()) };
+    let nginx = Nginx::start(&lab)?;
+    let daemon = daemon(&lab, Config::new(&lab, "back").with("bans", "durations", r#"["1h"]"#))?;
+    ensure!(is_served(&lab)?);
+    drop(nginx);
+    let _nginx = Nginx::start(&lab)?;
+    lab.server.ip(&format!("link set {INTERFACE} down"))?;
+    lab.server.ip(&format!("link set {INTERFACE} up"))?;
+    // What goes when a link goes down, an administrator's tools put back.
+    lab.server.ip(&format!("route replace default via 192.0.2.1 dev {INTERFACE}"))?;
+    clock::wait_until("to be served again", Duration::from_secs(10), || is_served(&lab).unwrap_or(false))?;
+    flood_is_cut(&lab, &daemon)?;
+    ensure!(daemon.status()?["enforcement_ratio"] == 1.0, "{}", daemon.status()?);
+    Ok(())
+}
