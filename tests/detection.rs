@@ -3,6 +3,8 @@
 //! A scenario says who sends what and what must follow; it knows nothing of how the engine decides, so that the inside
 //! can be rewritten without touching one.
 
+#[path = "detection/brake.rs"]
+mod brake;
 #[path = "detection/properties.rs"]
 mod properties;
 #[path = "detection/scenario.rs"]

@@ -386,6 +386,38 @@ fn a_hanging_iptables_is_killed_and_reported() {
 }
 
 #[test]
+fn a_lock_that_somebody_holds_is_waited_for_and_then_reported() {
+    if !lab::ready("a_lock_that_somebody_holds_is_waited_for_and_then_reported") {
+        return;
+    }
+    let town = Town::new();
+    let path = town.path("legacy", &[]);
+    // A lock of our own: the real one is the machine's, and other tests need it.
+    let file = path.join("xtables.lock");
+    let lock = std::fs::File::create(&file).unwrap();
+    for program in ["iptables", "iptables-save", "iptables-restore", "ip6tables"] {
+        wrap(&path, program, "", &format!("export XTABLES_LOCKFILE={}", file.display()));
+    }
+    let (mut enforcer, _) = town.open(&settings(), &path).unwrap();
+    lock.lock().unwrap();
+    let start = clock::now();
+    let results = town.on_host(|| enforcer.ban(&[Ban { prefix: net(CLIENT4), left: None }]));
+    let waited = start.elapsed();
+    let [Err(error @ EnforceError::Command { .. })] = &results[..] else { panic!("{results:?}") };
+    assert!(error.to_string().contains("lock"), "{error}");
+    assert!((4..12).contains(&waited.as_secs()), "{waited:?}");
+    // Held for less than that, it only takes longer.
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(1500));
+            lock.unlock().unwrap();
+        });
+        town.ban(&mut enforcer, &[net(CLIENT4)]);
+    });
+    assert_eq!(town.on_host(|| enforcer.banned()).unwrap().len(), 1);
+}
+
+#[test]
 fn a_missing_or_broken_iptables_is_named() {
     if !lab::ready("a_missing_or_broken_iptables_is_named") {
         return;

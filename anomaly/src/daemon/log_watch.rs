@@ -116,3 +116,92 @@ pub fn why_not_effective(proof: &NotEffective) -> String {
         ),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::engine::{Engine, Settings};
+
+    /// A day whose every second is told to the watch.
+    struct Day {
+        watch: LogWatch,
+        snapshot: Snapshot,
+        log: LogPicture,
+        now: Timestamp,
+        rejected: u64,
+    }
+
+    impl Day {
+        fn new(mean: f64) -> Self {
+            let now = Timestamp::from_secs(1_777_281_951);
+            let mut snapshot = Engine::new(Settings::default()).snapshot(0);
+            snapshot.global.mean = mean;
+            let log = LogPicture { path: PathBuf::from("access.json"), presence: Presence::Reading, since: now };
+            Self { watch: LogWatch::default(), snapshot, log, now, rejected: 0 }
+        }
+
+        /// Lets seconds pass with so many records, rejected lines and late records in each; the words found at the end.
+        fn pass(&mut self, secs: u64, records: u64, rejected: u64, late: u64) -> Vec<&'static str> {
+            let mut found = Vec::new();
+            for _ in 0..secs {
+                self.now = self.now.plus(Duration::from_secs(1));
+                self.snapshot.records += records;
+                self.snapshot.late += late;
+                self.rejected += rejected;
+                found = self.watch.judge(self.now, &self.snapshot, std::slice::from_ref(&self.log), self.rejected);
+            }
+            found.into_iter().map(|(word, _)| word).collect()
+        }
+    }
+
+    #[test]
+    fn a_sustained_share_of_rejected_lines_is_told_and_a_single_bad_second_is_not() {
+        let mut day = Day::new(50.0);
+        assert_eq!(day.pass(100, 50, 0, 0), [""; 0]);
+        assert_eq!(day.pass(1, 50, 60, 0), [""; 0], "60 of 3,000 in the minute");
+        assert_eq!(day.pass(60, 50, 4, 0), [""; 0], "8 %");
+        assert_eq!(day.pass(60, 50, 8, 0), ["rejected"], "14 %");
+        assert_eq!(day.pass(60, 0, 8, 0), ["rejected"], "nothing but bad lines is no silence, but a fault");
+        assert_eq!(day.pass(61, 50, 0, 0), [""; 0], "and it is over when it is over");
+    }
+
+    #[test]
+    fn a_few_bad_lines_of_a_small_site_are_not_told() {
+        let mut day = Day::new(0.1);
+        assert_eq!(day.pass(1, 10, 0, 0), [""; 0]);
+        assert_eq!(day.pass(1, 10, 19, 0), [""; 0]);
+        assert_eq!(day.pass(1, 0, 1, 0), ["rejected"]);
+    }
+
+    #[test]
+    fn late_records_are_told() {
+        let mut day = Day::new(50.0);
+        day.pass(61, 50, 0, 0);
+        assert_eq!(day.pass(60, 50, 0, 10), ["late"]);
+    }
+
+    #[test]
+    fn silence_is_told_where_it_means_something() {
+        let mut busy = Day::new(50.0);
+        busy.pass(100, 50, 0, 0);
+        assert_eq!(busy.pass(60, 0, 0, 0), [""; 0]);
+        assert_eq!(busy.pass(1, 0, 0, 0), ["log_silent"]);
+        assert_eq!(busy.pass(1, 1, 0, 0), [""; 0]);
+        let mut quiet = Day::new(0.2);
+        quiet.pass(100, 1, 0, 0);
+        assert_eq!(quiet.pass(490, 0, 0, 0), [""; 0], "98 requests were to be expected");
+        assert_eq!(quiet.pass(20, 0, 0, 0), ["log_silent"]);
+    }
+
+    #[test]
+    fn a_log_that_is_gone_is_told_after_ten_seconds_and_one_that_may_not_be_read_at_once() {
+        let mut day = Day::new(50.0);
+        day.log.presence = Presence::Missing;
+        assert_eq!(day.pass(9, 1, 0, 0), [""; 0]);
+        assert_eq!(day.pass(1, 1, 0, 0), ["log_missing"]);
+        day.log = LogPicture { presence: Presence::Unreadable("no".into()), since: day.now, ..day.log };
+        assert_eq!(day.pass(1, 1, 0, 0), ["log_missing"]);
+    }
+}

@@ -1,0 +1,172 @@
+//! The mass-ban brake, as `bans.brake_per_minute` and `bans.brake_share` document it.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use anomaly::engine::{BanLength, Command, Decision, Engine, Input, Origin, Output, Rule, Settings};
+use anomaly::record::Record;
+use anomaly::time::Timestamp;
+use ipnet::IpNet;
+
+const START: i64 = 1_767_225_600;
+
+struct Site {
+    engine: Engine,
+    now: i64,
+}
+
+impl Site {
+    /// Warm, with nothing learned: the limit of a client is 80 pages at once.
+    fn new(settings: Settings) -> Self {
+        let mut site = Self { engine: Engine::new(settings), now: START };
+        site.ask(client(60_000), 1);
+        site.now += 600;
+        site.engine.handle(Timestamp::from_secs(site.now), Input::Tick { caught_up: true }, &mut Vec::new());
+        site
+    }
+
+    fn ask(&mut self, client: IpAddr, requests: u32) -> Vec<Output> {
+        let now = Timestamp::from_secs(self.now);
+        let mut out = Vec::new();
+        let record = Record {
+            client,
+            time: now,
+            method: b"GET",
+            path: b"/",
+            status: 200,
+            response_size: 1,
+            peer: None,
+            damaged: false,
+        };
+        for _ in 0..requests {
+            self.engine.handle(now, Input::Record(&record), &mut out);
+        }
+        out
+    }
+
+    /// This many clients, numbered from `first`, each a little over its limit: (banned, braked).
+    fn crowd(&mut self, first: u16, clients: u16) -> (usize, usize) {
+        let out: Vec<Output> = (first..first + clients).flat_map(|n| self.ask(client(n), 100)).collect();
+        (bans(&out), braked(&out).len())
+    }
+}
+
+fn client(n: u16) -> IpAddr {
+    let [high, low] = n.to_be_bytes();
+    IpAddr::V4(Ipv4Addr::new(10, 0, high, low))
+}
+
+fn bans(out: &[Output]) -> usize {
+    let is_ban = |o: &&Output| matches!(o, Output::Decision(Decision::Ban(ban)) if ban.origin == Origin::Detector);
+    out.iter().filter(is_ban).count()
+}
+
+fn braked(out: &[Output]) -> Vec<IpNet> {
+    out.iter().filter_map(|o| if let Output::Braked(braked) = o { Some(braked.prefix) } else { None }).collect()
+}
+
+#[test]
+fn from_the_twentieth_ban_a_minute_on_the_rest_is_alerted_once_each() {
+    let mut site = Site::new(Settings::default());
+    assert_eq!(site.crowd(0, 50), (20, 30));
+    site.now += 5;
+    let out: Vec<Output> = (20..50).flat_map(|n| site.ask(client(n), 40)).collect();
+    assert_eq!((bans(&out), braked(&out).len()), (0, 0), "each is told once");
+    // A minute later the brake is off; who goes on is banned after all.
+    site.now += 60;
+    assert_eq!(site.crowd(20, 10), (10, 0));
+}
+
+#[test]
+fn over_three_times_the_limit_and_over_the_hard_limit_bans_go_on() {
+    let mut site = Site::new(Settings::default());
+    assert_eq!(site.crowd(0, 30), (20, 10));
+    let three_times = site.ask(client(100), 300);
+    assert_eq!(bans(&three_times), 1);
+    assert_eq!(braked(&three_times).len(), 1, "braked until then");
+    // Assets weigh next to nothing, so that only their sheer number counts.
+    let (now, mut out) = (Timestamp::from_secs(site.now), Vec::new());
+    let path = b"/app.css".as_slice();
+    let record = Record {
+        client: client(101),
+        time: now,
+        method: b"GET",
+        path,
+        status: 200,
+        response_size: 1,
+        peer: None,
+        damaged: false,
+    };
+    for _ in 0..1300 {
+        site.engine.handle(now, Input::Record(&record), &mut out);
+    }
+    assert_eq!(bans(&out), 1, "{out:?}");
+    let of_hard_limit = |o: &Output| match o {
+        Output::Decision(Decision::Ban(ban)) => ban.finding.as_ref().is_some_and(|f| f.rule == Rule::HardLimit),
+        _ => false,
+    };
+    let three_times_or_hard = out.iter().any(of_hard_limit) || braked(&out).is_empty();
+    assert!(three_times_or_hard, "{out:?}");
+}
+
+#[test]
+fn a_share_of_many_active_clients_counts_where_it_is_more() {
+    let mut site = Site::new(Settings::default());
+    // 1,000 and some active clients: 5 % of them are more than 20.
+    for n in 1000..2000 {
+        site.ask(client(n), 1);
+    }
+    let (banned, braked) = site.crowd(0, 100);
+    // The banned are no longer followed.
+    assert!((49..=53).contains(&banned), "{banned} banned, {braked} braked");
+    assert_eq!(banned + braked, 100);
+}
+
+#[test]
+fn bans_by_hand_and_restored_bans_do_not_count() {
+    let mut site = Site::new(Settings::default());
+    for n in 0..40 {
+        let command = Command::Ban {
+            prefix: client(5000 + n).into(),
+            length: Some(BanLength::Timed(Duration::from_secs(3600))),
+            reason: "by hand".into(),
+            force: false,
+        };
+        site.engine.handle(Timestamp::from_secs(site.now), Input::Command(command), &mut Vec::new());
+    }
+    let state = site.engine.save();
+    assert_eq!(state.bans.len(), 40);
+    let mut again = Site { engine: Engine::new(Settings::default()), now: site.now };
+    assert_eq!(again.engine.restore(state), Ok(()));
+    for mut site in [site, again] {
+        assert_eq!(site.crowd(0, 30), (20, 10));
+    }
+}
+
+#[test]
+fn zero_switches_it_off() {
+    let mut site = Site::new(Settings { brake_per_minute: 0, ..Settings::default() });
+    assert_eq!(site.crowd(0, 200), (200, 0));
+}
+
+/// Who owns a whole network can have its parts banned, but only at the brake's pace, a twentieth of those that are active:
+/// for a full table (a million) he needs twenty million of them within a minute, and nobody's ban ends early.
+#[test]
+fn one_with_many_networks_cannot_fill_the_table_of_bans() {
+    let mut site = Site::new(Settings::default());
+    assert_eq!(bans(&site.ask(client(1), 200)), 1);
+    let (mut banned, mut held_back, networks) = (0, HashSet::new(), 30_000);
+    // Five minutes of 100 networks a second, each used until just before it would be dropped.
+    for network in 0..networks {
+        site.now += i64::from(network % 100 == 0);
+        let from: IpAddr = format!("2001:db8:{:x}:{:x}::1", network >> 16, network & 0xffff).parse().expect("one");
+        let out = site.ask(from, 100);
+        banned += bans(&out);
+        held_back.extend(braked(&out));
+    }
+    assert!(banned <= networks / 20 + 20, "{banned} bans, {} held back", held_back.len());
+    assert!(held_back.len() > networks / 2);
+    let held = site.engine.snapshot(0).bans;
+    assert!(held.iter().any(|ban| ban.prefix == IpNet::from(client(1))), "the first ban lasts its ten minutes");
+}
