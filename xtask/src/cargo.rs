@@ -18,6 +18,11 @@ pub fn cargo(words: &[&str]) -> Command {
     command
 }
 
+/// Where cargo puts what it builds, and the tasks what they make.
+pub fn target_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
 /// Builds the daemon (and no tests) and gives its path.
 ///
 /// # Errors
@@ -39,6 +44,16 @@ pub fn build_tests() -> Result<PathBuf> {
     let mut command = cargo(&["test", "--package", "anomaly", "--test", "tests", "--no-run"]);
     command.args(["--message-format", "json-render-diagnostics"]);
     executable(command).context("the tests could not be built")
+}
+
+/// Builds a bench and gives its path.
+///
+/// # Errors
+/// As [`build_daemon`].
+pub fn build_bench(name: &str) -> Result<PathBuf> {
+    let mut command = cargo(&["bench", "--package", "anomaly", "--bench", name, "--no-run"]);
+    command.args(["--message-format", "json-render-diagnostics"]);
+    executable(command).context("the bench could not be built")
 }
 
 /// The last executable that a build names.

@@ -75,8 +75,8 @@ pub fn run(args: &Args) -> Result<()> {
     let traces = traces(&data, &args.traces)?;
     let status = Command::new(env!("CARGO")).args(["build", "--release", "-p", "anomaly"]).status()?;
     ensure!(status.success(), "anomaly could not be built");
-    let anomaly = target_dir().join("release/anomaly");
-    let work = args.keep.clone().unwrap_or_else(|| target_dir().join("eval"));
+    let anomaly = crate::cargo::target_dir().join("release/anomaly");
+    let work = args.keep.clone().unwrap_or_else(|| crate::cargo::target_dir().join("eval"));
     std::fs::create_dir_all(&work).with_context(|| work.display().to_string())?;
     let mut rows = Vec::new();
     for trace in &traces {
@@ -116,10 +116,6 @@ pub fn run(args: &Args) -> Result<()> {
         std::fs::write(path, plot::svg(&rows)).with_context(|| path.display().to_string())?;
     }
     Ok(())
-}
-
-fn target_dir() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from)
 }
 
 fn parse_seeds(text: &str) -> Result<Vec<u64>> {

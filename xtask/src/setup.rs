@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -82,6 +82,40 @@ pub fn install(what: &str, packages: &[&str], yes: bool) -> Result<()> {
         stop_service(service);
     }
     Ok(())
+}
+
+/// Fetches a Debian package and unpacks it in `dir`, without installing it: no service, no user, no script of its own
+/// runs. Gives where it is and its version. Fetches nothing where it is there already; asks first, or does not with `yes`.
+///
+/// # Errors
+/// When it may not or cannot be fetched.
+pub fn unpack(what: &str, name: &str, dir: &Path, yes: bool) -> Result<(PathBuf, String)> {
+    let (root, version) = (dir.join(name), dir.join(format!("{name}.version")));
+    if root.is_dir() && version.is_file() {
+        return Ok((root, std::fs::read_to_string(&version)?));
+    }
+    if !is_there("apt-get") {
+        bail!("{what} needs Debian's {name}, and there is no apt-get here");
+    }
+    if !confirm(&format!("{what} fetches Debian's {name} and unpacks it in {}", dir.display()), yes)? {
+        bail!("not fetched: {name}   (say --yes)");
+    }
+    let fetched = dir.join(format!("{name}.fetched"));
+    std::fs::create_dir_all(&fetched)?;
+    let run = |command: &mut Command| -> Result<String> {
+        let output = command.stdin(Stdio::null()).output().with_context(|| format!("{command:?}"))?;
+        if !output.status.success() {
+            bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    run(Command::new("apt-get").args(["download", "-qq", name]).current_dir(&fetched))?;
+    let deb = std::fs::read_dir(&fetched)?.flatten().next().context("apt-get fetched nothing")?.path();
+    run(Command::new("dpkg-deb").arg("--extract").arg(&deb).arg(&root))?;
+    let told = run(Command::new("dpkg-deb").arg("--field").arg(&deb).arg("Version"))?;
+    std::fs::write(&version, &told)?;
+    std::fs::remove_dir_all(&fetched)?;
+    Ok((root, told))
 }
 
 /// Keeps Debian from starting services while packages are installed (an engine would set firewall rules), by the file

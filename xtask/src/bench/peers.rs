@@ -1,0 +1,255 @@
+//! What others do with the same bytes: the original's design, fail2ban, CrowdSec, GoAccess, jq.
+//!
+//! fail2ban and CrowdSec are unpacked, not installed: installed, they would become services that ban, and CrowdSec would
+//! register this machine with its makers. Each peer reads a long and a short piece of one log; what the longer one takes
+//! more is told, so that nobody's start counts.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use super::table::{Row, Target};
+use super::{Bench, replay, traffic, usage};
+use crate::lab::run;
+use crate::setup::{self, package};
+
+/// One peer at work.
+struct Peer {
+    name: &'static str,
+    /// Lines of its long piece: some seconds of work.
+    lines: usize,
+    /// How many times as fast we should be.
+    times: f64,
+    how: String,
+    command: Box<dyn Fn(&Path) -> Command>,
+}
+
+/// Adds the rows of this part.
+///
+/// # Errors
+/// When a peer cannot be had or does not understand the log.
+pub fn measure(bench: &mut Bench, yes: bool) -> Result<()> {
+    let tools = [package("python3", "/usr/bin/python3"), package("goaccess", "goaccess"), package("jq", "jq")];
+    setup::packages("comparing with others", &tools, yes)?;
+    let dir = super::dir()?.join("peers");
+    std::fs::create_dir_all(&dir)?;
+    let log = traffic::USUAL.file()?;
+    let ours = replay::records_per_second(&bench.binary, &log)?;
+    let mut peers = vec![original(&dir)?];
+    peers.extend(fail2ban(&dir, yes)?);
+    peers.push(crowdsec(&dir, yes)?);
+    peers.push(goaccess(&dir));
+    peers.push(jq());
+    for peer in peers {
+        let rate = rate(&peer, &log, &dir).with_context(|| peer.name)?;
+        let Peer { name, lines, times, how, .. } = peer;
+        bench.table.add(Row {
+            part: "peers",
+            what: format!("replay is faster than {name}"),
+            value: ours / rate,
+            unit: "x",
+            target: Target::AtLeast(times),
+            how: format!("it does {rate:.0} lines/s, we {ours:.0}, over the same bytes ({lines} lines of them); {how}"),
+        });
+    }
+    Ok(())
+}
+
+/// Lines a second.
+fn rate(peer: &Peer, log: &Path, dir: &Path) -> Result<f64> {
+    let short = peer.lines / 10;
+    let mut secs = [0.0; 2];
+    for (lines, secs) in [short, peer.lines].into_iter().zip(&mut secs) {
+        let piece = piece(log, lines, dir)?;
+        *secs = usage::run(&mut (peer.command)(&piece), None)?.wall.as_secs_f64();
+        std::fs::remove_file(&piece)?;
+    }
+    ensure!(secs[1] > secs[0], "{} lines took {:.2} s, {short} lines {:.2} s", peer.lines, secs[1], secs[0]);
+    Ok((peer.lines - short) as f64 / (secs[1] - secs[0]))
+}
+
+/// The first lines of a log.
+fn piece(log: &Path, lines: usize, dir: &Path) -> Result<PathBuf> {
+    let path = dir.join(format!("{lines}.json"));
+    let mut from = BufReader::with_capacity(1 << 20, File::open(log)?);
+    let mut to = BufWriter::with_capacity(1 << 20, File::create(&path)?);
+    let mut line = Vec::new();
+    for _ in 0..lines {
+        line.clear();
+        ensure!(from.read_until(b'\n', &mut line)? > 0, "the log has less than {lines} lines");
+        to.write_all(&line)?;
+    }
+    to.flush()?;
+    Ok(path)
+}
+
+fn original(dir: &Path) -> Result<Peer> {
+    let script = dir.join("original.py");
+    std::fs::write(&script, include_str!("peers/original.py"))?;
+    Ok(Peer {
+        name: "the original's design in Python",
+        lines: 500_000,
+        times: 20.0,
+        how: "xtask/src/bench/peers/original.py: json, windows in O(1), baseline, rule".into(),
+        command: Box::new(move |log| {
+            let mut command = Command::new("/usr/bin/python3");
+            command.arg(&script).arg(log);
+            command
+        }),
+    })
+}
+
+fn fail2ban(dir: &Path, yes: bool) -> Result<[Peer; 2]> {
+    let (root, version) = setup::unpack("comparing with others", "fail2ban", dir, yes)?;
+    let command = move |root: &Path, date: Option<&str>, log: &Path| {
+        let mut command = Command::new("/usr/bin/python3");
+        command.env("PYTHONPATH", root.join("usr/lib/python3/dist-packages"));
+        command.arg(root.join("usr/bin/fail2ban-regex")).arg("--config").arg(root.join("etc/fail2ban"));
+        if let Some(date) = date {
+            command.args(["--datepattern", date]);
+        }
+        command.arg(log).arg(r#"^\{"source_ip":"<HOST>",.*"status":"4\d\d""#);
+        command
+    };
+    let pattern = r#""timestamp":"%Y-%m-%dT%H:%M:%S%z""#;
+    let other = root.clone();
+    Ok([
+        Peer {
+            name: "fail2ban with one datepattern",
+            lines: 100_000,
+            times: 80.0,
+            how: format!("fail2ban-regex {version}: one failregex for status 4xx, no window, no ban"),
+            command: Box::new(move |log| command(&root, Some(pattern), log)),
+        },
+        Peer {
+            name: "fail2ban with default date detection",
+            lines: 10_000,
+            times: 1000.0,
+            how: format!("fail2ban-regex {version}: the same without datepattern"),
+            command: Box::new(move |log| command(&other, None, log)),
+        },
+    ])
+}
+
+/// CrowdSec's parsers and scenarios for HTTP that come in Debian's package, none from its hub.
+fn crowdsec(dir: &Path, yes: bool) -> Result<Peer> {
+    let (root, version) = setup::unpack("comparing with others", "crowdsec", dir, yes)?;
+    let home = dir.join("crowdsec-home");
+    if home.exists() {
+        std::fs::remove_dir_all(&home)?;
+    }
+    let (etc, data, hub) = (home.join("etc"), home.join("data"), root.join("usr/share/crowdsec/hub"));
+    for stage in ["parsers/s00-raw", "parsers/s01-parse", "parsers/s02-enrich", "scenarios", "notifications"] {
+        std::fs::create_dir_all(etc.join(stage))?;
+    }
+    std::fs::create_dir_all(home.join("plugins"))?;
+    let copy_all = |from: &Path, to: &Path| run(Command::new("cp").arg("-rT").arg(from).arg(to)).map(drop);
+    copy_all(&root.join("usr/share/crowdsec/data"), &data)?;
+    copy_all(&root.join("etc/crowdsec/patterns"), &etc.join("patterns"))?;
+    // The scenario asks for it by another name than the package has.
+    std::fs::copy(data.join("path_traversal.txt"), data.join("http_path_traversal.txt"))?;
+    for name in ["profiles.yaml", "simulation.yaml"] {
+        std::fs::copy(root.join("etc/crowdsec").join(name), etc.join(name))?;
+    }
+    for (stage, name) in
+        [("s00-raw", "syslog-logs.yaml"), ("s02-enrich", "dateparse-enrich.yaml"), ("s02-enrich", "http-logs.yaml")]
+    {
+        let of_hub = hub.join("parsers").join(stage).join("crowdsecurity").join(name);
+        std::fs::copy(of_hub, etc.join("parsers").join(stage).join(name))?;
+    }
+    std::fs::write(etc.join("parsers/s01-parse/six-keys.yaml"), include_str!("peers/six-keys.yaml"))?;
+    let collection = std::fs::read_to_string(hub.join("collections/crowdsecurity/base-http-scenarios.yaml"))?;
+    let mut scenarios = 0;
+    for word in collection.lines().filter_map(|line| line.trim().strip_prefix("- ")) {
+        let file = hub.join("scenarios").join(format!("{word}.yaml"));
+        if file.exists() {
+            std::fs::copy(&file, etc.join("scenarios").join(file.file_name().context("a file has a name")?))?;
+            scenarios += 1;
+        }
+    }
+    ensure!(scenarios >= 10, "the package has {scenarios} of the HTTP scenarios only");
+    for empty in ["acquis.yaml", "credentials.yaml"] {
+        std::fs::write(etc.join(empty), "")?;
+    }
+    copy_all(&hub.join(".index.json"), &home.join("index.json"))?;
+    // A moment ago nobody listened there; it is told to CrowdSec, which cannot pick one itself.
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+    let config = home.join("config.yaml");
+    std::fs::write(&config, crowdsec_config(&home, port))?;
+    let mut register = Command::new(root.join("usr/bin/cscli"));
+    register.arg("-c").arg(&config).args(["machines", "add", "bench", "--auto", "--force", "--file"]);
+    run(register.arg(etc.join("credentials.yaml")).args(["--url", &format!("http://127.0.0.1:{port}")]))?;
+    Ok(Peer {
+        name: "CrowdSec with its HTTP scenarios",
+        lines: 6_000,
+        times: 5000.0,
+        how: format!(
+            "crowdsec {version} -dsn file://, {scenarios} scenarios of base-http-scenarios, the six keys by JsonExtract"
+        ),
+        command: Box::new(move |log| {
+            let mut command = Command::new(root.join("usr/bin/crowdsec"));
+            command.arg("-c").arg(&config).arg("-dsn").arg(format!("file://{}", log.display()));
+            command.args(["-type", "anomaly"]).stderr(Stdio::null());
+            command
+        }),
+    })
+}
+
+fn crowdsec_config(home: &Path, port: u16) -> String {
+    let home = home.display();
+    format!(
+        "\
+common: {{daemonize: false, log_media: stdout, log_level: warning, working_dir: {home}}}
+config_paths:
+  {{config_dir: {home}/etc/, data_dir: {home}/data/, simulation_path: {home}/etc/simulation.yaml, hub_dir: {home}/,
+   index_path: {home}/index.json, notification_dir: {home}/etc/notifications/, plugin_dir: {home}/plugins/}}
+crowdsec_service: {{acquisition_path: {home}/etc/acquis.yaml, parser_routines: 1}}
+db_config: {{log_level: warning, type: sqlite, db_path: {home}/data/crowdsec.db}}
+plugin_config: {{user: nobody, group: nogroup}}
+api:
+  client: {{credentials_path: {home}/etc/credentials.yaml}}
+  server: {{log_level: warning, listen_uri: '127.0.0.1:{port}', profiles_path: {home}/etc/profiles.yaml}}
+prometheus: {{enabled: false}}
+"
+    )
+}
+
+fn goaccess(dir: &Path) -> Peer {
+    let report = dir.join("goaccess.json");
+    Peer {
+        name: "goaccess",
+        lines: 300_000,
+        times: 50.0,
+        how: "Debian's, JSON log format, JSON report".into(),
+        command: Box::new(move |log| {
+            let mut command = Command::new("goaccess");
+            command.arg(log).args([
+                "--no-global-config",
+                "--no-progress",
+                "--date-format=%Y-%m-%d",
+                "--time-format=%H:%M:%S",
+            ]);
+            command.arg(r#"--log-format={"source_ip":"%h","timestamp":"%dT%t+%^","method":"%m","path":"%U","status":"%s","response_size":"%b"}"#);
+            command.arg("-o").arg(&report);
+            command
+        }),
+    }
+}
+
+fn jq() -> Peer {
+    Peer {
+        name: "jq",
+        lines: 300_000,
+        times: 30.0,
+        how: "Debian's, jq -c with the six keys into an array".into(),
+        command: Box::new(|log| {
+            let mut command = Command::new("jq");
+            command.args(["-c", "[.source_ip,.timestamp,.method,.path,.status,.response_size]"]).arg(log);
+            command
+        }),
+    }
+}
