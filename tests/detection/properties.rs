@@ -389,6 +389,12 @@ fn a_clock_that_is_set_back_does_not_blind_the_detector() {
     run.time -= 3 * 3600;
     flood(&mut run, 1, 200, 50);
     assert_eq!(bans(&run.out).len(), 1);
+    // It has not to learn again, also under another configuration.
+    assert_eq!(run.engine.snapshot(0).warmup_left_secs, 0);
+    let settings = Settings { warmup_secs: 30, ..Settings::default() };
+    let now = Timestamp::from_secs(run.time);
+    run.engine.handle(now, Input::Command(Command::Configure(Box::new(settings))), &mut run.out);
+    assert_eq!(run.engine.snapshot(0).warmup_left_secs, 0);
 }
 
 #[test]

@@ -93,7 +93,7 @@ impl Engine {
         }
         if old.warmup_secs != s.warmup_secs {
             let shift = i64::from(s.warmup_secs) - i64::from(old.warmup_secs);
-            self.warm_at = self.warm_at.map(|at| at + shift);
+            self.warm_at = self.warm_at.map(|at| at.saturating_add(shift));
         }
         for index in self.table.places_in_use() {
             let client = self.table.get_mut(index);
