@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::binary;
+use crate::interfaces;
 use crate::lab::history;
 
 /// A Wednesday.
@@ -30,27 +31,14 @@ fn checked(text: &str) -> Result<(Vec<Value>, Value)> {
     }
     let mut last = rows.pop().context("no summary")?;
     let summary = last["summary"].take();
-    for key in [
-        "records",
-        "rejected",
-        "late",
-        "blocked",
-        "bans",
-        "unbans",
-        "global_anomalies",
-        "tracked_ips_peak",
-        "elapsed_secs",
-        "records_per_sec",
-    ] {
+    for key in interfaces::SUMMARY {
         ensure!(summary[key].is_number(), "the summary lacks {key}: {summary}");
     }
     for row in &rows {
         let keys: &[&str] = match row["action"].as_str() {
-            Some("ban") => {
-                &["time", "ip", "rule", "error_surge", "rate", "baseline", "z_score", "offence", "duration_secs"]
-            }
-            Some("unban") => &["time", "ip", "offence"],
-            Some("global_anomaly") => &["time", "rule", "rate", "baseline", "z_score"],
+            Some("ban") => interfaces::BAN,
+            Some("unban") => interfaces::UNBAN,
+            Some("global_anomaly") => interfaces::GLOBAL_ANOMALY,
             _ => anyhow::bail!("an undocumented row: {row}"),
         };
         for key in keys {

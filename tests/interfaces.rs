@@ -1,0 +1,278 @@
+//! What scripts rely on: commands and their flags, JSON keys, events, paths, configuration keys. A change here is a
+//! breaking change: it needs a line in CHANGELOG.md, not an adapted test.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::dry_run::DryRun;
+use crate::lab::{clock, history};
+
+/// Whose flood is banned.
+const ATTACKER: &str = "203.0.113.10";
+
+/// Keys of a ban's row.
+pub const BAN: &[&str] =
+    &["time", "action", "ip", "rule", "error_surge", "rate", "baseline", "z_score", "offence", "duration_secs"];
+/// Of an unban's.
+pub const UNBAN: &[&str] = &["time", "action", "ip", "offence"];
+/// Of a global anomaly's.
+pub const GLOBAL_ANOMALY: &[&str] = &["time", "action", "rule", "rate", "baseline", "z_score"];
+/// What only a ban by the detector has.
+pub const FOUND: &[&str] = &["rule", "error_surge", "rate", "baseline", "z_score"];
+/// Where detection adds a signal.
+const SIGNAL: &[&str] = &["signal", "signal_value"];
+const BASELINE: &[&str] = &["scope", "mean", "stddev", "source"];
+/// What the row of an active ban has beside those.
+pub const ACTIVE: &[&str] = &["since", "until", "origin", "reason", "enforcer", "packets", "bytes"];
+/// Of replay's last line.
+pub const SUMMARY: &[&str] = &[
+    "records",
+    "rejected",
+    "late",
+    "blocked",
+    "bans",
+    "unbans",
+    "global_anomalies",
+    "tracked_ips_peak",
+    "elapsed_secs",
+    "records_per_sec",
+];
+/// What the status has at least.
+pub const STATUS: &[&str] = &[
+    "version",
+    "uptime_secs",
+    "enforcer",
+    "xdp_mode",
+    "interfaces",
+    "enforcement_ratio",
+    "records",
+    "rejected",
+    "active_bans",
+    "global_rate",
+    "baseline",
+    "degraded",
+];
+const AUDIT: &[&str] = &["ts", "event", "enforcer", "ok", "error"];
+
+/// Commands with the flags that they must have.
+const COMMANDS: &[(&str, &[&str])] = &[
+    ("run", &["--log", "--interface", "--backend"]),
+    ("replay", &["--json", "--baseline", "--learn"]),
+    ("status", &["--json"]),
+    ("bans", &["--json"]),
+    ("top", &["--json", "--watch"]),
+    ("ban", &["--for", "--reason", "--json"]),
+    ("unban", &["--json"]),
+    ("explain", &["--json"]),
+    ("config default", &[]),
+    ("config check", &["--json"]),
+    ("doctor", &["--json"]),
+    ("off", &["--json"]),
+    ("down", &["--json"]),
+    ("completions", &[]),
+    ("man", &[]),
+];
+
+/// Keys of the configuration that scripts set, each with its default or a value like it.
+const CONFIGURATION: &str = r#"
+allowlist = ["192.0.2.1"]
+trusted_proxies = ["192.0.2.2"]
+log = { paths = ["/nowhere/access.json"], backfill_secs = 86400, log_requests = false }
+enforcer = { backend = "dry-run", interfaces = ["eth0"], xdp_mode = "auto", on_stop = "keep", grace_secs = 86400, pin_dir = "/sys/fs/bpf/x", iptables_max_rules = 5000 }
+window = { seconds = 60 }
+baseline = { history_secs = 1800, recalc_secs = 60, min_hour_samples = 300, warmup_secs = 120 }
+thresholds = { z_score = 3.0, rate_multiplier = 5.0, error_surge_multiplier = 3.0, tightened_z_score = 2.0, tightened_rate_multiplier = 3.0, min_mean_rps = 0.2, min_stddev_rps = 0.05, min_error_rate = 0.01, min_requests = 30, hard_limit = 1200, global_min_ratio = 1.5, global_cooldown_secs = 120 }
+bans = { durations = ["10m", "30m", "2h", "permanent"], max_tracked_ips = 100000, ipv6_prefix = 64, offence_decay_secs = 2592000, unban_grace_secs = 300, brake_per_minute = 20, brake_share = 0.05 }
+notify = { slack = { webhook_url = "https://hooks.example.net/x" } }
+dashboard = { listen = "127.0.0.1:8081", socket = "/run/anomaly/x.sock", token = "0123456789abcdef" }
+store = { path = "/var/lib/anomaly/x.db" }
+audit = { path = "/var/log/anomaly/x.jsonl", snapshot_path = "/var/log/anomaly/x.log", max_bytes = 52428800 }
+"#;
+
+fn anomaly(words: &[&str]) -> std::process::Output {
+    Command::new(env!("CARGO_BIN_EXE_anomaly")).args(words).output().expect("started")
+}
+
+fn keys(value: &Value) -> BTreeSet<&str> {
+    value.as_object().unwrap_or_else(|| panic!("no object: {value}")).keys().map(String::as_str).collect()
+}
+
+/// The keys of a row that it must have, and no others but those of a signal.
+fn exactly(row: &Value, wanted: &[&[&str]]) {
+    let wanted: BTreeSet<&str> = wanted.concat().into_iter().collect();
+    let mut found = keys(row);
+    found.retain(|key| !SIGNAL.contains(key));
+    assert_eq!(found, wanted, "{row}");
+    assert_eq!(row.get("signal").is_some(), row.get("signal_value").is_some(), "{row}");
+    if let Some(baseline) = row.get("baseline") {
+        assert_eq!(keys(baseline), BASELINE.iter().copied().collect(), "{row}");
+    }
+}
+
+fn flood(from: u64, seconds: u64, ip: &str) -> String {
+    (from..from + seconds).map(|second| history::line(second, ip, "/", 200).repeat(50)).collect()
+}
+
+#[test]
+fn commands_have_their_flags_and_say_what_was_meant() {
+    for (command, flags) in COMMANDS {
+        let words: Vec<&str> = command.split(' ').chain(["--help"]).collect();
+        let output = anomaly(&words);
+        let help = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{command}: {output:?}");
+        for flag in flags.iter().chain(&["--config", "-c"]) {
+            assert!(help.contains(flag), "{command} lacks {flag}: {help}");
+        }
+    }
+    for (wrong, meant) in
+        [(&["stauts"][..], "status"), (&["top", "--wach"], "--watch"), (&["completions", "bsh"], "bash")]
+    {
+        let output = anomaly(wrong);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(2) && said.contains(meant), "{wrong:?}: {said}");
+    }
+    for shell in ["bash", "zsh", "fish"] {
+        let output = anomaly(&["completions", shell]);
+        assert!(String::from_utf8_lossy(&output.stdout).contains("explain"), "{shell}");
+    }
+}
+
+#[test]
+fn a_key_of_the_configuration_keeps_its_name_and_a_wrong_one_is_told_with_the_right_one() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("anomaly.toml");
+    let file = file.to_str().expect("a path");
+    std::fs::write(file, CONFIGURATION).expect("written");
+    let output = anomaly(&["config", "check", "-c", file]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(!format!("{output:?}").contains("hooks.example.net"), "{output:?}");
+    std::fs::write(file, "[thresholds]\nz_scroe = 3.0\n").expect("written");
+    let output = anomaly(&["config", "check", "-c", file]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(2) && said.contains("z_scroe") && said.contains("z_score"), "{said}");
+}
+
+#[test]
+fn replay_gives_one_row_a_decision_and_a_summary() {
+    let (start, half_hour) = (1_777_280_000, 1800);
+    let mut log = history::quiet(start, 30, 0) + &flood(start, 10, ATTACKER);
+    // The site as a whole: many at once, none of them much.
+    for second in 20..50 {
+        for client in 0..60 {
+            log += &history::line(start + second, &format!("198.51.100.{}", 100 + client), "/", 200);
+        }
+    }
+    log += &history::quiet(start + half_hour + 60, 29, 0);
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("access.json");
+    std::fs::write(&file, log).expect("written");
+    let output = anomaly(&["replay", "--json", file.to_str().expect("a path")]);
+    assert!(output.status.success(), "{output:?}");
+    let rows: Vec<Value> =
+        output.stdout.lines().map(|line| serde_json::from_str(&line.expect("a line")).expect("JSON")).collect();
+    let (summary, rows) = rows.split_last().expect("a summary");
+    assert_eq!(keys(summary), BTreeSet::from(["summary"]));
+    assert_eq!(keys(&summary["summary"]), SUMMARY.iter().copied().collect());
+    let mut seen: BTreeMap<&str, u64> = BTreeMap::new();
+    for row in rows {
+        let action = row["action"].as_str().expect("an action");
+        *seen.entry(action).or_default() += 1;
+        match action {
+            "ban" => exactly(row, &[BAN]),
+            "unban" => exactly(row, &[UNBAN]),
+            "global_anomaly" => exactly(row, &[GLOBAL_ANOMALY]),
+            other => panic!("{other}"),
+        }
+    }
+    for (action, sum) in [("ban", "bans"), ("unban", "unbans"), ("global_anomaly", "global_anomalies")] {
+        assert_eq!(summary["summary"][sum].as_u64(), seen.get(action).copied(), "{action}: {seen:?}");
+    }
+    let ban = rows.iter().find(|row| row["action"] == "ban" && row["ip"] == ATTACKER).expect("a ban");
+    assert_eq!((&ban["offence"], &ban["duration_secs"], &ban["error_surge"]), (&1.into(), &600.into(), &false.into()));
+    assert_eq!(ban["baseline"]["scope"], "ip");
+}
+
+#[test]
+fn status_bans_audit_and_api_have_their_keys_and_the_stream_its_events() {
+    let now = clock::epoch_secs();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
+    let daemon = DryRun::start(&history::quiet(now, 30, 2), &format!("dashboard.listen = \"127.0.0.1:{port}\"\n"));
+    let ask = |method: &str, path: &str, body: &str| {
+        let length = body.len();
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("the dashboard listens");
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
+        write!(stream, "{head}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}").expect("sent");
+        stream
+    };
+    let read = |mut stream: TcpStream| -> (u16, String) {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        let status = answer.get(9..12).and_then(|s| s.parse().ok()).expect("a status");
+        (status, answer.split_once("\r\n\r\n").expect("a body").1.to_owned())
+    };
+    clock::wait_until("the port", Duration::from_secs(10), || TcpStream::connect(("127.0.0.1", port)).is_ok())
+        .expect("a port");
+
+    let mut stream = BufReader::new(ask("GET", "/api/v1/events", ""));
+    stream.get_ref().set_read_timeout(Some(Duration::from_secs(20))).expect("set");
+    let opened = clock::now();
+    let mut event = |wanted: &str| -> Value {
+        let mut line = String::new();
+        loop {
+            line.clear();
+            assert!(stream.read_line(&mut line).expect("an event in time") > 0, "the stream ended before {wanted}");
+            if line.trim_end() == format!("event: {wanted}") {
+                line.clear();
+                stream.read_line(&mut line).expect("its data");
+                return serde_json::from_str(line.trim_start_matches("data: ")).expect("JSON");
+            }
+        }
+    };
+    let status = event("status");
+    assert!(opened.elapsed() < Duration::from_millis(900), "a status comes at once, not after {:?}", opened.elapsed());
+    let next = event("status");
+    assert!(opened.elapsed() < Duration::from_secs(3), "and every second");
+    assert!(next["uptime_secs"].as_u64() >= status["uptime_secs"].as_u64());
+
+    daemon.log().write_all(flood(clock::epoch_secs(), 1, ATTACKER).repeat(3).as_bytes()).expect("written");
+    let decision = event("decision");
+    assert_eq!((&decision["action"], &decision["ip"]), (&"ban".into(), &ATTACKER.into()), "{decision}");
+    let status = daemon.json(&["status"]).expect("a status");
+    for key in STATUS {
+        assert!(status.get(key).is_some(), "status lacks {key}: {status}");
+    }
+    // The list is a picture of at most a second ago.
+    let listed = || daemon.json(&["bans"]).filter(|rows| rows[0].is_object());
+    let rows = clock::wait_for("the ban in the list", Duration::from_secs(5), listed).expect("a ban");
+    exactly(&rows[0], &[BAN, ACTIVE]);
+    for path in
+        ["status", "bans", "top", "baseline", "history", "openapi.json", "bans/203.0.113.10", "bans/203.0.113.0%2F24"]
+    {
+        let (status, body) = read(ask("GET", &format!("/api/v1/{path}"), ""));
+        assert_eq!(status, 200, "{path}: {body}");
+        serde_json::from_str::<Value>(&body).expect("JSON");
+    }
+    for path in ["/", "/metrics", "/healthz"] {
+        assert_eq!(read(ask("GET", path, "")).0, 200, "{path}");
+    }
+    // No token is configured.
+    assert_eq!(read(ask("DELETE", "/api/v1/bans/203.0.113.10", "")).0, 403);
+    assert_eq!(read(ask("POST", "/api/v1/bans", "{\"ip\":\"192.0.2.7\"}")).0, 403);
+
+    let lifted = daemon.json(&["unban", ATTACKER]).expect("lifted");
+    exactly(&lifted[0], &[UNBAN]);
+    assert_eq!(event("decision")["action"], "unban");
+    let lines = daemon.audit().read();
+    for line in &lines {
+        assert!(AUDIT.iter().all(|key| line.get(key).is_some()), "{line}");
+    }
+    let line = |event: &str| lines.iter().find(|line| line["event"] == event).unwrap_or_else(|| panic!("no {event}"));
+    exactly(line("ban"), &[BAN, AUDIT, &["until", "origin", "reason", "in_past"]]);
+    exactly(line("unban"), &[UNBAN, AUDIT, &["origin", "reason", "packets", "bytes"]]);
+    assert_eq!(line("started")["ok"], true);
+}
