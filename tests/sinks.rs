@@ -295,7 +295,7 @@ fn the_webhook_gets_the_rows_of_the_audit_log() {
         notifier.send(ban(1));
         let prefix: IpNet = "2001:db8::/64".parse().expect("a prefix");
         let unban = Unban { prefix, at: at(600), offence: 2, origin: Origin::Operator };
-        notifier.send(Notice::Unban { unban, packets: 12, bytes: 720 });
+        notifier.send(Notice::Unban { unban, packets: 12, bytes: 720, error: None });
         notifier.send(Notice::NotEffective {
             proof: NotEffective {
                 prefix,

@@ -228,6 +228,7 @@ pub const DEGRADED_WORDS: &[&str] = &[
     "slack",
     "webhook",
     "store",
+    "store_damaged",
     "audit",
     "log_silent",
     "log_missing",

@@ -71,6 +71,17 @@ fn every_word_that_is_selected_is_a_word_of_ours() {
 }
 
 #[test]
+fn the_page_has_a_heading_for_every_word() {
+    let script = include_str!("../../anomaly/src/dashboard/assets/cards.js");
+    let (_, rest) = script.split_once("const DEGRADED = {").expect("the table of headings");
+    let (table, _) = rest.split_once('}').expect("its end");
+    let known: Vec<&str> = table.lines().filter_map(|line| line.trim().split_once(':')).map(|(word, _)| word).collect();
+    for word in anomaly::metrics::DEGRADED_WORDS {
+        assert!(known.contains(word), "{word}");
+    }
+}
+
+#[test]
 fn the_grafana_dashboard_is_well_formed() {
     let (_, text) = FILES[0];
     let dashboard: serde_json::Value = serde_json::from_str(text).expect("JSON");

@@ -57,6 +57,10 @@ impl Machine {
 pub struct Memory {
     /// Since when something is degraded.
     since: HashMap<&'static str, Timestamp>,
+    /// What was found for the newest picture.
+    found: Vec<(&'static str, String)>,
+    /// The apply thread does not know all of its words.
+    news: bool,
     rows: Option<Rows>,
 }
 
@@ -96,15 +100,29 @@ impl Memory {
         rows
     }
 
+    /// What was found, where its words are others than when it was last handed over.
+    pub fn news(&self) -> Option<Vec<(&'static str, String)>> {
+        self.news.then(|| self.found.clone())
+    }
+
+    /// The apply thread has the news.
+    pub fn told(&mut self) {
+        self.news = false;
+    }
+
     fn mark(&mut self, now: Timestamp, found: Vec<(&'static str, String)>) -> Vec<Degraded> {
         self.since.retain(|what, _| found.iter().any(|(word, _)| word == what));
-        found
-            .into_iter()
+        // Reasons count seconds and lines; only another word is news.
+        self.news |= !found.iter().map(|(word, _)| word).eq(self.found.iter().map(|(word, _)| word));
+        let rows = found
+            .iter()
             .map(|(what, reason)| {
                 let since = *self.since.entry(what).or_insert(now);
-                Degraded { what: what.into(), reason, since: since.to_string() }
+                Degraded { what: (*what).into(), reason: reason.clone(), since: since.to_string() }
             })
-            .collect()
+            .collect();
+        self.found = found;
+        rows
     }
 }
 
@@ -153,6 +171,9 @@ pub fn live(sources: &Sources<'_>, memory: &mut Memory) -> Live {
     }
     if lost.is_none() && !s.bans.is_empty() && ratio == 0.0 {
         lost = Some("none of the bans is enforced".into());
+    }
+    if lost.is_none() && name == Name::Xdp {
+        lost = unprotected(&coverage.attachments);
     }
     let mut degraded: Vec<Degraded> = (apply.iter().flat_map(|a| &a.degraded))
         .map(|(what, reason, since)| Degraded { what: what.clone(), reason: reason.clone(), since: since.to_string() })
@@ -222,6 +243,15 @@ pub fn point(live: &Live, now: Timestamp) -> HistoryPoint {
     }
 }
 
+/// Why nothing would be dropped although nobody is banned: no interface has the program.
+fn unprotected(attachments: &[Attachment]) -> Option<String> {
+    let first = attachments.first()?;
+    attachments.iter().all(|a| a.mode == "none").then(|| {
+        let why = first.reason.as_deref().unwrap_or("the program is not attached");
+        format!("no interface is protected: {}: {why}", first.interface)
+    })
+}
+
 fn dropped(totals: &Totals) -> u64 {
     totals.dropped_host + totals.dropped_prefix
 }
@@ -230,4 +260,42 @@ fn dropped(totals: &Totals) -> u64 {
 fn worst_mode(attachments: &[Attachment]) -> Option<&'static str> {
     let covered = || attachments.iter().filter(|a| a.mode != "none");
     covered().find(|a| a.mode == "generic").or_else(|| covered().next()).map(|a| a.mode)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_secs(1_777_280_000);
+
+    #[test]
+    fn only_another_word_is_news() {
+        let mut memory = Memory::default();
+        memory.mark(NOW, Vec::new());
+        assert_eq!(memory.news(), None);
+        let silent = |secs: u32| vec![("log_silent", format!("no request for {secs} s"))];
+        let rows = memory.mark(NOW, silent(61));
+        assert_eq!(memory.news(), Some(silent(61)));
+        // Nobody took it: it is still news, in its newest words, and the time is that of the first.
+        assert_eq!(memory.mark(NOW.plus(Duration::from_secs(1)), silent(62))[0].since, rows[0].since);
+        assert_eq!(memory.news(), Some(silent(62)));
+        memory.told();
+        memory.mark(NOW, silent(63));
+        assert_eq!(memory.news(), None);
+        memory.mark(NOW, Vec::new());
+        assert_eq!(memory.news(), Some(Vec::new()));
+    }
+
+    #[test]
+    fn an_enforcer_without_an_interface_is_lost() {
+        let attachment = |mode, reason: Option<&str>| Attachment {
+            interface: "eth0".into(),
+            mode,
+            reason: reason.map(str::to_owned),
+        };
+        assert_eq!(unprotected(&[]), None);
+        assert_eq!(unprotected(&[attachment("none", None), attachment("generic", None)]), None);
+        let lost = unprotected(&[attachment("none", Some("it is gone"))]).expect("lost");
+        assert_eq!(lost, "no interface is protected: eth0: it is gone");
+    }
 }

@@ -119,6 +119,7 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
         held: 0,
         off: false,
         degraded: BTreeMap::new(),
+        told: BTreeMap::new(),
     };
     let started = audit::Event::Started { version: env!("CARGO_PKG_VERSION"), restored_bans: restored };
     apply.write(&started);
@@ -257,6 +258,12 @@ impl Service {
                             tell_systemd(&[NotifyState::Watchdog]);
                         }
                         self.remember(&live);
+                        if let Some(news) = memory.news() {
+                            // Where it is full, the apply thread is what hangs; the same is tried a second later.
+                            if self.work.try_send(Work::Health(news)).is_ok() {
+                                memory.told();
+                            }
+                        }
                         let _ = live_sender.send(live);
                     }
                 }

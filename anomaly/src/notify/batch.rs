@@ -9,6 +9,7 @@ use super::Notice;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
     NotEnforced,
+    NotLifted,
     NotEffective,
     Fallback,
     Degraded,
@@ -25,6 +26,7 @@ impl Kind {
     pub(super) fn of(notice: &Notice) -> Self {
         match notice {
             Notice::Ban { error: Some(_), .. } => Self::NotEnforced,
+            Notice::Unban { error: Some(_), .. } => Self::NotLifted,
             Notice::Ban { .. } => Self::Ban,
             Notice::Unban { .. } => Self::Unban,
             Notice::GlobalAnomaly(_) => Self::GlobalAnomaly,
@@ -42,6 +44,7 @@ impl Kind {
     pub(super) const fn word(self) -> &'static str {
         match self {
             Self::NotEnforced => "enforce_failed",
+            Self::NotLifted => "unban_failed",
             Self::NotEffective => "not_effective",
             Self::Fallback => "fallback",
             Self::Degraded => "degraded",

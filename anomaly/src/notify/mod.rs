@@ -49,6 +49,8 @@ pub enum Notice {
         packets: u64,
         /// Bytes the ban had dropped.
         bytes: u64,
+        /// Why it is still dropped.
+        error: Option<String>,
     },
     /// The site as a whole is unusual.
     GlobalAnomaly(Box<Finding>),

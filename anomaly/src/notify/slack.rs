@@ -50,6 +50,7 @@ fn summary(batch: &Batch) -> String {
 fn counted(kind: Kind, count: u64) -> String {
     let (one, many) = match kind {
         Kind::NotEnforced => ("ban NOT enforced", "bans NOT enforced"),
+        Kind::NotLifted => ("unban that did NOT work", "unbans that did NOT work"),
         Kind::NotEffective => ("ban not effective", "bans not effective"),
         Kind::Fallback => ("fallback", "fallbacks"),
         Kind::Degraded => ("degradation", "degradations"),
@@ -66,7 +67,7 @@ fn counted(kind: Kind, count: u64) -> String {
 
 fn icon(kind: Kind) -> &'static str {
     match kind {
-        Kind::NotEnforced | Kind::NotEffective | Kind::Degraded => ":rotating_light:",
+        Kind::NotEnforced | Kind::NotLifted | Kind::NotEffective | Kind::Degraded => ":rotating_light:",
         Kind::Fallback | Kind::GlobalAnomaly | Kind::Braked => ":warning:",
         Kind::Ban => ":no_entry:",
         Kind::Unban | Kind::Recovered => ":white_check_mark:",

@@ -64,7 +64,10 @@ impl Words {
                 }));
                 (title, Some(ban.prefix), ban.at)
             }
-            Notice::Unban { unban, packets, bytes } => {
+            Notice::Unban { unban, packets, bytes, error } => {
+                if let Some(error) = error {
+                    facts.push(("Error", inert(error.as_bytes())));
+                }
                 let condition = match unban.origin {
                     Origin::Detector => "the ban ran out",
                     Origin::Operator => "lifted by hand",
@@ -72,7 +75,12 @@ impl Words {
                 facts.push(("Condition", condition.into()));
                 facts.push(("Offence", unban.offence.to_string()));
                 facts.push(("Dropped", format!("{packets} packets, {bytes} bytes")));
-                (format!("{} unbanned", ip_text(&unban.prefix)), Some(unban.prefix), unban.at)
+                let ip = ip_text(&unban.prefix);
+                let title = match error {
+                    None => format!("{ip} unbanned"),
+                    Some(_) => format!("{ip} should be unbanned, but is STILL dropped"),
+                };
+                (title, Some(unban.prefix), unban.at)
             }
             Notice::GlobalAnomaly(finding) => {
                 facts.push(("Condition", inert(finding.reason().as_bytes())));

@@ -35,8 +35,8 @@ fn event(notice: &Notice, dashboard: Option<&str>) -> Value {
         Notice::Ban { ban, enforcer, error } => {
             Event::Ban { ban, error: error.as_deref() }.json(words.at, Some(enforcer))
         }
-        Notice::Unban { unban, packets, bytes } => {
-            Event::Unban { unban, packets: *packets, bytes: *bytes, error: None }.json(words.at, None)
+        Notice::Unban { unban, packets, bytes, error } => {
+            Event::Unban { unban, packets: *packets, bytes: *bytes, error: error.as_deref() }.json(words.at, None)
         }
         Notice::GlobalAnomaly(finding) => Event::GlobalAnomaly(finding).json(words.at, None),
         Notice::Braked(braked) => Event::Braked(braked).json(words.at, None),

@@ -70,6 +70,8 @@ pub enum Work {
     Reloaded(Result<Box<Config>, String>),
     /// A point of the graph for the store.
     History(HistoryPoint),
+    /// What is wrong with the logs and the threads, whenever that has changed: word and reason.
+    Health(Vec<(&'static str, String)>),
     /// The end.
     Stop(Box<Progress>),
 }
@@ -145,6 +147,8 @@ pub struct Apply {
     pub off: bool,
     /// What is not as it should be: word -> reason, since.
     pub degraded: BTreeMap<String, (String, Timestamp)>,
+    /// What others found and this thread has told, as [`Apply::degraded`]; they show it themselves, with fresher words.
+    pub told: BTreeMap<&'static str, (String, Timestamp)>,
 }
 
 impl Apply {
@@ -210,6 +214,7 @@ impl Apply {
             Work::History(point) => {
                 self.with_store(|store| store.add_history(&point));
             }
+            Work::Health(found) => self.health(&found),
             Work::Stop(_) => {}
         }
     }
@@ -340,8 +345,9 @@ impl Apply {
         self.write(&audit::Event::Unban { unban: &unban, packets, bytes, error: failure.as_deref() });
         let _ = self.events.send(Event { row: DecisionRow::unban(&unban), reason: String::new() });
         let change = Change::Unban(unban.prefix);
-        self.notifier.send(Notice::Unban { unban, packets, bytes });
-        if failure.is_none() {
+        let lifted = failure.is_none();
+        self.notifier.send(Notice::Unban { unban, packets, bytes, error: failure });
+        if lifted {
             self.snapshot(&[change]);
         }
     }

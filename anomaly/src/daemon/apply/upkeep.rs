@@ -142,20 +142,44 @@ impl Apply {
             Some(reason) => {
                 if !self.degraded.contains_key(what) {
                     self.degrade_quietly(what, reason.clone());
-                    self.write(&audit::Event::Degraded { what, reason: &reason, recovered: false });
-                    self.notifier.send(Notice::Degraded { at: now(), what: what.to_owned(), reason });
+                    self.tell_degraded(what, reason);
                 } else if let Some(known) = self.degraded.get_mut(what) {
                     known.0 = reason;
                 }
             }
             None => {
-                let Some((reason, since)) = self.degraded.remove(what) else { return };
-                info!("{what} is as it should be again");
-                self.write(&audit::Event::Degraded { what, reason: &reason, recovered: true });
-                let after = now().since(since);
-                self.notifier.send(Notice::Recovered { at: now(), what: what.to_owned(), after });
+                if let Some((reason, since)) = self.degraded.remove(what) {
+                    self.tell_recovered(what, &reason, since);
+                }
             }
         }
+    }
+
+    /// Tells what has come or gone since the last time of what is wrong elsewhere in the daemon.
+    pub(super) fn health(&mut self, found: &[(&'static str, String)]) {
+        let over: Vec<_> = self.told.extract_if(.., |what, _| found.iter().all(|(word, _)| word != what)).collect();
+        for (what, (reason, since)) in over {
+            self.tell_recovered(what, &reason, since);
+        }
+        for (what, reason) in found {
+            if !self.told.contains_key(what) {
+                error!("{what}: {reason}");
+                self.told.insert(what, (reason.clone(), now()));
+                self.tell_degraded(what, reason.clone());
+            }
+        }
+    }
+
+    fn tell_degraded(&mut self, what: &str, reason: String) {
+        self.write(&audit::Event::Degraded { what, reason: &reason, recovered: false });
+        self.notifier.send(Notice::Degraded { at: now(), what: what.to_owned(), reason });
+    }
+
+    fn tell_recovered(&mut self, what: &str, reason: &str, since: Timestamp) {
+        info!("{what} is as it should be again");
+        self.write(&audit::Event::Degraded { what, reason, recovered: true });
+        let after = now().since(since);
+        self.notifier.send(Notice::Recovered { at: now(), what: what.to_owned(), after });
     }
 
     /// As [`Apply::degrade`], for what cannot be written to the audit log because that is what fails.

@@ -17,6 +17,7 @@ const DEGRADED = {
   slack: "Slack does not get its messages",
   webhook: "The webhook does not get its messages",
   store: "The state database cannot be used",
+  store_damaged: "The state database was damaged and started anew",
   audit: "The audit log cannot be written",
   log_silent: "The log is silent",
   log_missing: "The log is missing",
@@ -27,7 +28,7 @@ const DEGRADED = {
   map_full: "The ban map is full",
   off: "Nothing is dropped",
 };
-const SERIOUS = new Set(["log_silent", "log_missing", "not_effective", "enforcement", "store", "off"]);
+const SERIOUS = new Set(["log_silent", "log_missing", "not_effective", "enforcement", "store", "store_damaged", "off"]);
 
 /** Six figures that say how it is. */
 export class Vitals {
@@ -80,7 +81,7 @@ export class Baseline {
 
   show(baseline, now) {
     const left = baseline.warmup_left_secs;
-    text(byId("baseline-hint"), left > 0 ? `learning for another ${format.span(left)}` : "");
+    text(byId("baseline-hint"), left > 0 ? `learning for another ${format.countdown(left)}` : "");
     this.levels.replaceChildren(this.level("The site", baseline.global), this.level("A client", baseline.ip));
     const hour = new Date(now).getUTCHours();
     const most = Math.max(...baseline.hours.map((slot) => slot?.mean ?? 0), 1e-9);
@@ -105,7 +106,7 @@ export class Baseline {
       { className: "level" },
       el("h3", {}, name),
       el("p", { className: "sum" }, el("b", {}, format.rate(level.mean)), ` ± ${format.rate(level.stddev)} req/s`),
-      el("p", { className: "note" }, `limit ${format.rate(level.limit)} · errors ${format.percent(level.error_rate)}`),
+      el("p", { className: "note" }, `${level.limit > 0 ? `limit ${format.rate(level.limit)}` : "no limit yet"} · errors ${format.percent(level.error_rate)}`),
       el("p", { className: "note" }, `${SOURCES[level.source] ?? level.source}, ${format.count(level.samples)} samples`),
     );
   }
@@ -116,7 +117,7 @@ export function system(status) {
   const rows = [
     ["Enforcer", enforcerWords(status)],
     ...status.interfaces.map((i) => [`Interface ${i.name}`, i.reason ? `${i.mode}: ${i.reason}` : i.mode]),
-    ["Enforced", status.enforcer === "dry-run" ? "nothing: dry run" : `${format.ratio(status.enforcement_ratio)} of ${format.exact(status.active_bans)} bans`],
+    ["Enforced", status.enforcer === "dry-run" ? "nothing: dry run" : status.active_bans === 0 ? "no bans" : `${format.ratio(status.enforcement_ratio)} of ${format.exact(status.active_bans)} ${status.active_bans === 1 ? "ban" : "bans"}`],
     ["Records", `${format.count(status.records)} read · ${format.count(status.blocked)} of banned clients`],
     ["Rejected lines", `${format.count(status.rejected)} · late ${format.count(status.late)}`],
     ["Backlog", status.backlog_bytes ? `${format.bytes(status.backlog_bytes)} not read yet` : "none"],
