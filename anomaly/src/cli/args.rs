@@ -47,9 +47,9 @@ pub enum Command {
     /// What will work on this host, what will not, why, and what to do about it; changes nothing
     Doctor(Show),
     /// Stop dropping at once; works without the daemon
-    Off,
+    Off(Show),
     /// Remove every trace of anomaly from the kernel: links, maps, rules; works without the daemon
-    Down,
+    Down(Show),
     /// Print the completions of a shell: source them, or put them where it looks for them
     Completions {
         /// Which shell
@@ -184,7 +184,7 @@ pub enum Config {
     /// Print the commented sample with every default
     Default,
     /// Say whether the configuration is good, and what is in it that will not work
-    Check,
+    Check(Show),
 }
 
 fn prefix(text: &str) -> Result<IpNet, String> {

@@ -2,4 +2,7 @@
 
 pub mod args;
 pub mod ask;
+pub mod manual;
 pub mod print;
+pub mod replay;
+pub mod watch;

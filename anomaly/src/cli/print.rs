@@ -5,13 +5,21 @@
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 
+use anomaly::doctor::{Check, Level};
 use anomaly::report::inert;
+use anomaly::time::Timestamp;
+use rustix::termios::tcgetwinsize;
 use serde_json::Value;
 
 /// Writes text for people to standard output.
 pub struct Printer {
     colour: bool,
+    /// Columns of the terminal; none where it is no terminal, and nothing is cut.
+    width: Option<usize>,
 }
+
+/// What a table's last column may always have, however narrow the terminal is.
+const LEAST_LAST: usize = 16;
 
 /// What a piece of text says of itself by its colour.
 #[derive(Clone, Copy, PartialEq)]
@@ -49,16 +57,20 @@ pub fn cell(text: impl Into<String>) -> Cell {
 }
 
 impl Printer {
-    /// Colour when standard output is a terminal and `NO_COLOR` is not set.
+    /// Colour when standard output is a terminal and `NO_COLOR` is not set (or empty: no-color.org).
     pub fn new() -> Self {
-        Self { colour: io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none() }
+        let terminal = io::stdout().is_terminal();
+        let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let size = tcgetwinsize(io::stdout()).ok().filter(|size| terminal && size.ws_col > 0);
+        Self { colour, width: size.map(|size| size.ws_col.into()) }
     }
 
     fn paint(&self, text: &str, tone: Tone) -> String {
         if self.colour && tone != Tone::Plain { format!("{}{text}\x1b[0m", tone.code()) } else { text.to_owned() }
     }
 
-    /// A table; columns whose heading starts with `>` are aligned right. The last column is not padded.
+    /// A table; columns whose heading starts with `>` are aligned right. The last column is not padded, and cut where
+    /// the terminal ends.
     pub fn table(&self, headings: &[&str], rows: &[Vec<Cell>]) -> String {
         let plain: Vec<&str> = headings.iter().map(|h| h.trim_start_matches('>')).collect();
         let mut widths: Vec<usize> = plain.iter().map(|h| h.chars().count()).collect();
@@ -67,12 +79,17 @@ impl Printer {
                 *width = (*width).max(text.chars().count());
             }
         }
+        let before: usize = widths.iter().rev().skip(1).map(|width| width + 2).sum();
+        let room = self.width.map(|width| width.saturating_sub(before).max(LEAST_LAST));
         let mut out = String::new();
         let mut line = |cells: Vec<(&str, Tone)>| {
             for (i, (text, tone)) in cells.iter().enumerate() {
                 let pad = widths[i].saturating_sub(text.chars().count());
                 let last = i + 1 == cells.len();
-                let painted = self.paint(text, *tone);
+                let painted = match room.filter(|room| last && text.chars().count() > *room) {
+                    Some(room) => self.paint(&format!("{}…", text.chars().take(room - 1).collect::<String>()), *tone),
+                    None => self.paint(text, *tone),
+                };
                 if headings[i].starts_with('>') {
                     let _ = write!(out, "{:pad$}{painted}", "");
                 } else if last {
@@ -128,10 +145,14 @@ impl Printer {
             format!("{} active, {} packets dropped", status["active_bans"], status["dropped_packets"]),
             Tone::Plain,
         );
-        let records = format!(
+        let mut records = format!(
             "{} records, {} rejected, {} late, {} of banned clients",
             status["records"], status["rejected"], status["late"], status["blocked"]
         );
+        let behind = number(&status["backlog_bytes"]);
+        if behind > 0.0 {
+            let _ = write!(records, ", {:.1} MiB not read yet", behind / f64::from(1 << 20));
+        }
         line("log", records, Tone::Plain);
         line(
             "rate",
@@ -142,12 +163,14 @@ impl Printer {
             ),
             Tone::Plain,
         );
+        // There is none before something has been learned.
+        let limit = Some(number(&baseline["limit"])).filter(|limit| *limit > 0.0);
         let normal = format!(
-            "{:.2} ± {:.2} req/s ({}), limit {:.1}; unknown clients up to {:.1}",
+            "{:.2} ± {:.2} req/s ({}), {}; unknown clients up to {:.1}",
             number(&baseline["mean"]),
             number(&baseline["stddev"]),
             text(&baseline["source"]),
-            number(&baseline["limit"]),
+            limit.map_or_else(|| "no limit yet".to_owned(), |limit| format!("limit {limit:.1}")),
             number(&status["ip_limit"])
         );
         line("baseline", normal, Tone::Plain);
@@ -167,15 +190,15 @@ impl Printer {
         out
     }
 
-    /// `anomaly bans`.
-    pub fn bans(&self, bans: &Value) -> String {
+    /// `anomaly bans`, with what is left of each at `now`.
+    pub fn bans(&self, bans: &Value, now: Timestamp) -> String {
         let rows: Vec<Vec<Cell>> = (bans.as_array().into_iter().flatten())
             .map(|ban| {
-                let until = text(&ban["until"]);
+                let left = left(&ban["until"], now);
                 vec![
                     cell(text(&ban["ip"])),
                     cell(text(&ban["since"])),
-                    if until.is_empty() { ("permanent".into(), Tone::Warn) } else { cell(until) },
+                    left.map_or_else(|| ("permanent".into(), Tone::Warn), cell),
                     cell(ban["offence"].to_string()),
                     cell(ban["packets"].to_string()),
                     cell(text(&ban["origin"])),
@@ -186,7 +209,7 @@ impl Printer {
         if rows.is_empty() {
             return "Nobody is banned.\n".into();
         }
-        self.table(&["IP", "SINCE", "UNTIL", ">OFFENCE", ">PACKETS", "ORIGIN", "REASON"], &rows)
+        self.table(&["IP", "SINCE", ">ENDS IN", ">OFFENCE", ">PACKETS", "ORIGIN", "REASON"], &rows)
     }
 
     /// `anomaly top`.
@@ -219,10 +242,48 @@ impl Printer {
         self.table(&["IP", ">REQ/S", ">LIMIT", ">Z", ">ERRORS", ">SHARE", ""], &rows)
     }
 
-    /// `anomaly explain`.
-    pub fn explain(&self, card: &Value) -> String {
+    /// `anomaly doctor`: a line a check, the next step below it, and at the end how many need one.
+    pub fn checks(&self, checks: &[Check]) -> String {
+        let mut out = String::new();
+        let tone = |level| match level {
+            Level::Ok => Tone::Good,
+            Level::Warn => Tone::Warn,
+            Level::Fail => Tone::Bad,
+        };
+        for check in checks {
+            let status = self.paint(&format!("{:<5}", check.status.as_str()), tone(check.status));
+            let _ = writeln!(out, "{status} {:<13} {}", check.check, inert(check.detail.as_bytes()));
+            if let Some(next) = &check.next {
+                let next = format!("{:<19} → {}", "", inert(next.as_bytes()));
+                let _ = writeln!(out, "{}", self.paint(&next, Tone::Dim));
+            }
+        }
+        let count = |level| checks.iter().filter(|check| check.status == level).count();
+        let (failed, warned) = (count(Level::Fail), count(Level::Warn));
+        let worst = checks.iter().map(|check| check.status).max().unwrap_or(Level::Ok);
+        let sum = match (failed, warned) {
+            (0, 0) => "Everything is as it should be.".to_owned(),
+            (0, n) => format!("Works; {n} to look at."),
+            (n, m) => format!("{n} failed, {m} to look at."),
+        };
+        let _ = writeln!(out, "\n{}", self.paint(&sum, tone(worst)));
+        out
+    }
+
+    /// `anomaly explain`, as things are at `now`.
+    pub fn explain(&self, card: &Value, now: Timestamp) -> String {
         let mut out = String::new();
         let ip = text(&card["ip"]);
+        let active = card["active"].as_array().map(Vec::as_slice).unwrap_or_default();
+        for ban in active {
+            let ends = left(&ban["until"], now)
+                .map_or_else(|| "until it is lifted".to_owned(), |l| format!("for another {l}"));
+            let by = if ban["ip"] == card["ip"] { String::new() } else { format!(" as part of {}", text(&ban["ip"])) };
+            let _ = writeln!(out, "{}", self.paint(&format!("{ip} is banned{by} {ends}."), Tone::Bad));
+        }
+        if active.is_empty() {
+            let _ = writeln!(out, "{}", self.paint(&format!("{ip} is not banned."), Tone::Good));
+        }
         if let Some(entry) = card["allowlisted_by"].as_str() {
             let _ = writeln!(out, "{ip} is on the allow-list ({entry}): it is never banned.");
         }
@@ -302,6 +363,12 @@ fn number(value: &Value) -> f64 {
     value.as_f64().unwrap_or(0.0)
 }
 
+/// What is left of a ban, in words; none where it has no end.
+fn left(until: &Value, now: Timestamp) -> Option<String> {
+    let until = Timestamp::parse(until.as_str()?)?;
+    Some(if until > now { span(until.since(now).as_secs_f64()) } else { "ending".into() })
+}
+
 /// Seconds as people say them: `4d 2h`, `3h 5m`, `12m 30s`, `45s`.
 pub fn span(secs: f64) -> String {
     let s = secs.max(0.0) as u64;
@@ -318,7 +385,8 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    const PLAIN: Printer = Printer { colour: false };
+    const PLAIN: Printer = Printer { colour: false, width: None };
+    const NOW: Timestamp = Timestamp::from_secs(1_777_280_000);
 
     #[test]
     fn tables_line_up() {
@@ -330,8 +398,41 @@ mod tests {
     fn what_a_log_says_moves_no_cursor() {
         let card = json!({"ip": "192.0.2.1", "bans": [{"ip": "192.0.2.1", "samples": [
             {"time": "t", "method": "GET", "path": "/\u{1b}[2J\r\n\u{202e}x", "status": 200}]}]});
-        let shown = PLAIN.explain(&card);
+        let shown = PLAIN.explain(&card, NOW);
         assert!(!shown.contains('\u{1b}') && !shown.contains('\r') && !shown.contains('\u{202e}'), "{shown:?}");
+    }
+
+    #[test]
+    fn the_last_column_ends_with_the_terminal() {
+        let narrow = Printer { colour: false, width: Some(24) };
+        let rows = vec![vec![cell("7"), cell("a reason that is longer than the line")]];
+        assert_eq!(narrow.table(&[">N", "WHY"], &rows), "N  WHY\n7  a reason that is lon…\n");
+        let narrower = Printer { colour: false, width: Some(3) };
+        assert_eq!(narrower.table(&[">N", "WHY"], &rows), "N  WHY\n7  a reason that i…\n");
+    }
+
+    #[test]
+    fn a_ban_says_when_it_ends() {
+        let until = NOW.plus(std::time::Duration::from_secs(95)).to_string();
+        let bans = json!([{"ip": "192.0.2.1", "since": "t", "until": until, "offence": 1, "packets": 3,
+            "origin": "detector", "reason": "why"}, {"ip": "192.0.2.2", "until": null}]);
+        let shown = PLAIN.bans(&bans, NOW);
+        assert!(shown.lines().nth(1).is_some_and(|line| line.contains("1m 35s")), "{shown}");
+        assert!(shown.lines().nth(2).is_some_and(|line| line.contains("permanent")), "{shown}");
+        let card = json!({"ip": "192.0.2.1", "active": [{"ip": "192.0.2.0/24", "until": until}]});
+        assert!(
+            PLAIN.explain(&card, NOW).starts_with("192.0.2.1 is banned as part of 192.0.2.0/24 for another 1m 35s.\n")
+        );
+    }
+
+    #[test]
+    fn doctor_counts_what_needs_a_look() {
+        let check = |status| Check { check: "kernel", status, detail: "d".into(), next: Some("n".into()) };
+        let shown = PLAIN.checks(&[check(Level::Ok), check(Level::Warn), check(Level::Fail)]);
+        assert!(
+            shown.starts_with("ok    kernel        d\n") && shown.ends_with("\n1 failed, 1 to look at.\n"),
+            "{shown}"
+        );
     }
 
     #[test]

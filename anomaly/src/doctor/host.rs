@@ -199,7 +199,7 @@ mod tests {
             ("4.18.0-553.el8", Level::Warn, "too old"),
         ] {
             let check = kernel(release);
-            assert!(check.status == level && check.detail.contains(words), "{check}");
+            assert!(check.status == level && check.detail.contains(words), "{check:?}");
         }
     }
 
@@ -213,7 +213,7 @@ mod tests {
             (CapabilitySet::NET_RAW, "CAP_NET_RAW"),
         ] {
             let check = capabilities(all - one);
-            assert!(check.status == Level::Warn && check.detail.contains(name), "{check}");
+            assert!(check.status == Level::Warn && check.detail.contains(name), "{check:?}");
         }
         assert_eq!(capabilities(all - CapabilitySet::NET_ADMIN).status, Level::Fail);
     }
@@ -239,6 +239,6 @@ mod tests {
     fn a_webhook_that_nobody_listens_for_fails_without_showing_its_path() {
         let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port();
         let check = reachable("Slack", &format!("http://127.0.0.1:{free}/secret"));
-        assert!(check.status == Level::Fail && !check.detail.contains("secret"), "{check}");
+        assert!(check.status == Level::Fail && !check.detail.contains("secret"), "{check:?}");
     }
 }

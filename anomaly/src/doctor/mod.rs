@@ -8,8 +8,6 @@ mod host;
 mod log;
 mod network;
 
-use std::fmt;
-
 use serde::Serialize;
 
 use crate::config::Config;
@@ -63,17 +61,6 @@ impl Check {
 
     fn fail(check: &'static str, detail: impl Into<String>, next: impl Into<String>) -> Self {
         Self { check, status: Level::Fail, detail: detail.into(), next: Some(next.into()) }
-    }
-}
-
-/// `ok    kernel        Linux 6.18`, and the next step on a line of its own.
-impl fmt::Display for Check {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:<5} {:<13} {}", self.status.as_str(), self.check, self.detail)?;
-        match &self.next {
-            Some(next) => write!(f, "\n{:<19} → {next}", ""),
-            None => Ok(()),
-        }
     }
 }
 

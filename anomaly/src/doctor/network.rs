@@ -198,7 +198,7 @@ mod tests {
         ];
         for (mtu, kind, driver, mode, level, words, covered) in cases {
             let (check, is_covered) = judge("eth0", mtu, kind, driver, mode);
-            assert!(check.status == level && check.detail.contains(words) && is_covered == covered, "{check}");
+            assert!(check.status == level && check.detail.contains(words) && is_covered == covered, "{check:?}");
         }
     }
 
@@ -215,7 +215,7 @@ mod tests {
             docker_user: vec![],
         };
         let [check] = &netfilter(none(), false, false)[..] else { panic!("one check") };
-        assert!(check.status == Level::Fail && check.detail.contains("apt-get install iptables"), "{check}");
+        assert!(check.status == Level::Fail && check.detail.contains("apt-get install iptables"), "{check:?}");
         assert_eq!(netfilter(none(), true, false)[0].status, Level::Warn, "XDP covers everything");
     }
 
