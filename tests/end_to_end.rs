@@ -4,6 +4,7 @@
 //! Each test has a lab of its own, so they run side by side.
 
 mod ban;
+mod browser;
 mod cleanup;
 mod clock_steps;
 mod crash;

@@ -9,8 +9,12 @@ const AXE = readFileSync(new URL("node_modules/axe-core/axe.min.js", import.meta
 export async function launch() {
   return chromium.launch({
     executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-    // Root cannot have Chromium's sandbox; the page is ours, and the network is the loopback.
-    args: process.getuid() === 0 ? ["--no-sandbox"] : [],
+    args: [
+      // Chromium looks up names of its makers on its own account. What a page asks for is counted in `visit`.
+      "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+      // Root cannot have Chromium's sandbox; the page is ours, and the network is the loopback.
+      ...(process.getuid() === 0 ? ["--no-sandbox"] : []),
+    ],
   });
 }
 
@@ -39,6 +43,15 @@ export async function visit(browser, url, options = {}) {
   };
   return page;
 }
+
+const PHONE = { viewport: { width: 375, height: 812 }, hasTouch: true, isMobile: true };
+/** Devices and tastes that a page is looked at with: name, options of `visit`. */
+export const LOOKS = [
+  ["light", {}],
+  ["dark", { colorScheme: "dark" }],
+  ["phone-light", PHONE],
+  ["phone-dark", { ...PHONE, colorScheme: "dark" }],
+];
 
 /** Asserts that axe finds nothing serious. It is evaluated by the debugger, not by the page: its CSP stays as it is. */
 export async function accessible(page, what) {

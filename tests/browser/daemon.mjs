@@ -2,16 +2,17 @@
 // traffic, and floods on demand.
 
 import { spawn } from "node:child_process";
-import { appendFileSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { appendFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { MARKUP } from "./hostile.mjs";
 
 export const TOKEN = "a-token-for-the-browser-tests";
 export const ATTACKER = "203.0.113.66";
 /** What a hostile client writes wherever it can. */
-export const HOSTILE = `/<script>window.pwned=1</script>"'><img src=x onerror="window.pwned=1">`;
+export const HOSTILE = `/${MARKUP("path")}`;
 
 const BINARY = process.env.ANOMALY_BIN ?? new URL("../../target/debug/anomaly", import.meta.url).pathname;
 
@@ -39,9 +40,13 @@ export async function until(what, probe, patience = 20_000) {
 }
 
 export class Daemon {
-  /** `listen` is the address to bind; the port is picked. */
-  static async start({ listen = "127.0.0.1", token = TOKEN } = {}) {
+  /**
+   * `listen` is the address to bind; the port is picked. `rate` is what honest clients send, requests per second; with 0
+   * there is no history either. `more` is added to the configuration.
+   */
+  static async start({ listen = "127.0.0.1", token = TOKEN, rate = 10, more = "" } = {}) {
     const daemon = new Daemon();
+    daemon.rate = rate;
     daemon.dir = mkdtempSync(join(tmpdir(), "anomaly-browser-"));
     daemon.log = join(daemon.dir, "access.json");
     daemon.port = await freePort();
@@ -65,6 +70,7 @@ path = ${path("state.db")}
 [audit]
 path = ${path("audit.jsonl")}
 snapshot_path = ${path("snapshots.log")}
+${more}
 `,
       { mode: 0o600 },
     );
@@ -84,7 +90,7 @@ snapshot_path = ${path("snapshots.log")}
       await until("the daemon to have read its log", async () => {
         if (this.process.exitCode !== null) throw new Error(`the daemon ended: ${this.output}`);
         const status = await this.get("status").catch(() => null);
-        return status?.records > 1000 && status.backlog_bytes === 0;
+        return status?.records >= this.rate * 100 && status.backlog_bytes === 0;
       });
     } catch (error) {
       throw new Error(`${error.message}\n${this.output}`);
@@ -110,8 +116,15 @@ snapshot_path = ${path("snapshots.log")}
     return response.json();
   }
 
-  line(at, ip, path = "/", status = 200) {
+  /** Lines of the audit log about this event, of this address where one is given. */
+  audited(event, ip) {
+    const lines = readFileSync(join(this.dir, "audit.jsonl"), "utf8").split("\n").filter(Boolean);
+    return lines.map((line) => JSON.parse(line)).filter((line) => line.event === event && (ip === undefined || line.ip === ip));
+  }
+
+  line(at, ip, path = "/", status = 200, more = {}) {
     return `${JSON.stringify({
+      ...more,
       source_ip: ip,
       timestamp: new Date(at).toISOString().replace(/\.\d+Z$/, "+00:00"),
       method: "GET",
@@ -126,7 +139,7 @@ snapshot_path = ${path("snapshots.log")}
     const now = Date.now();
     const lines = [];
     for (let s = 1900; s > 0; s--) {
-      for (let i = 0; i < 10; i++) lines.push(this.honest(now - s * 1000, s * 10 + i));
+      for (let i = 0; i < this.rate; i++) lines.push(this.honest(now - s * 1000, s * this.rate + i));
     }
     writeFileSync(this.log, lines.join(""));
   }
@@ -140,11 +153,19 @@ snapshot_path = ${path("snapshots.log")}
   /** What happens in a tenth of a second. */
   live() {
     const now = Date.now();
-    this.tick = (this.tick ?? 0) + 1;
-    let text = this.honest(now, 1_000_000 + this.tick);
-    for (const [ip, { rate, path }] of this.rates) {
-      for (let i = 0; i < rate / 10; i++) text += this.line(now, ip, path, 200);
+    let text = "";
+    for (let i = 0; i < this.rate / 10; i++) {
+      this.tick = (this.tick ?? 0) + 1;
+      text += this.honest(now, 1_000_000 + this.tick);
     }
+    for (const [ip, { rate, path }] of this.rates) {
+      for (let i = 0; i < rate / 10; i++) text += this.line(now, ip, path, 200, { user_agent: MARKUP("agent"), http_x_forwarded_for: MARKUP("forwarded") });
+    }
+    appendFileSync(this.log, text);
+  }
+
+  /** Adds lines as they are. */
+  write(text) {
     appendFileSync(this.log, text);
   }
 
@@ -156,7 +177,6 @@ snapshot_path = ${path("snapshots.log")}
 
   /** CPU seconds that the process has used. */
   async cpu() {
-    const { readFileSync } = await import("node:fs");
     const fields = readFileSync(`/proc/${this.process.pid}/stat`, "utf8").split(") ")[1].split(" ");
     return (Number(fields[11]) + Number(fields[12])) / 100;
   }

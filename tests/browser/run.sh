@@ -1,7 +1,9 @@
 #!/bin/sh
 # The checks of dashboard and API that need more than cargo; `cargo xtask test --only browser` runs them, too.
 #
-#   tests/browser/run.sh [NAME]...      of access api dashboard load metrics; all of them without any
+#   tests/browser/run.sh [NAME]...      of access api dashboard load metrics states; all of them without any
+#
+# The dashboard under attack (attack.test.mjs) needs the lab: cargo xtask test --only browser, as root.
 #
 # Needs these Debian packages; npm and pip fetch the rest into tests/browser and target:
 PACKAGES="chromium nodejs npm python3-venv prometheus"
@@ -25,7 +27,7 @@ export ANOMALY_BIN
 
 cd tests/browser
 npm ci --silent
-[ $# -gt 0 ] || set -- metrics api access dashboard load
+[ $# -gt 0 ] || set -- metrics api access dashboard states load
 failed=0
 for name in "$@"; do
     node --test "$name.test.mjs" || failed=1

@@ -68,7 +68,7 @@ pub fn run(args: &Args) -> Result<()> {
     std::fs::create_dir_all(root().join("target"))?;
     let skips = root().join(format!("target/skipped-{}", std::process::id()));
     std::fs::write(&skips, "")?;
-    let mut runner = Runner { args, skips, steps: Vec::new() };
+    let mut runner = Runner { args, skips, steps: Vec::new(), known: Vec::new() };
     runner.all();
     runner.summary()
 }
@@ -77,6 +77,8 @@ struct Runner<'a> {
     args: &'a Args,
     skips: PathBuf,
     steps: Vec<Step>,
+    /// First words of all steps, for those who misspell one.
+    known: Vec<&'static str>,
 }
 
 impl Runner<'_> {
@@ -113,7 +115,14 @@ impl Runner<'_> {
             let mut demo = Command::new(std::env::current_exe()?);
             finish(demo.args(["demo", "--once"]).args(yes.then_some("--yes"))).map(|()| None)
         });
-        self.step("browser, schemathesis, promtool", |_| browser(yes));
+        self.step("browser: dashboard, schemathesis, promtool, in dry-run", |_| browser(yes));
+        self.step("browser: the dashboard under attack, in the lab", |run| {
+            if let Some(why) = privileged() {
+                return Ok(Some(why));
+            }
+            let words = ["test", "--package", "anomaly", "--test", "tests", "end_to_end::browser::"];
+            run.cargo(&words, &[("ANOMALY_BROWSER_TESTS", "1")])
+        });
         self.step("compose: the stack under attack, in an engine of its own", |run| run.compose(yes));
         self.step("package: install, upgrade, purge", |run| run.package(yes));
     }
@@ -161,6 +170,7 @@ impl Runner<'_> {
 
     fn step(&mut self, name: &'static str, work: impl FnOnce(&mut Self) -> Result<Option<String>>) {
         let first = name.split([' ', ':']).next().unwrap_or(name);
+        self.known.push(first);
         if !self.args.only.is_empty() && !self.args.only.iter().any(|word| word == first) {
             return;
         }
@@ -197,6 +207,9 @@ impl Runner<'_> {
             eprintln!("SKIPPED           test {test}");
         }
         let failed = self.steps.iter().filter(|s| matches!(s.outcome, Outcome::Failed(_))).count();
+        if let Some(word) = self.args.only.iter().find(|word| !self.known.contains(&word.as_str())) {
+            bail!("there is no step {word}, but these: {}", self.known.join(" "));
+        }
         if failed > 0 {
             bail!("{failed} of {} steps failed", self.steps.len());
         }

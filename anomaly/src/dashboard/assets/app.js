@@ -192,7 +192,7 @@ function second(next) {
   banners.set("warmup", next.warmup_left_secs > 0 && {
     level: "note",
     title: "Still learning.",
-    detail: `Only the hard limit bans for another ${format.span(next.warmup_left_secs)} of log time.`,
+    detail: `Only the hard limit bans for another ${format.countdown(next.warmup_left_secs)} of log time.`,
   });
   const pill = byId("enforcer");
   pill.hidden = false;
