@@ -12,7 +12,9 @@ mod fallback;
 mod faults;
 mod injection;
 mod log;
+mod logins;
 mod operate;
+mod proxy;
 mod replay;
 mod start;
 

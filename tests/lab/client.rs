@@ -48,12 +48,14 @@ pub struct Plan {
     pub rate: f64,
     /// How long to wait for a connection, and for its answer.
     pub patience: Duration,
+    /// Whom it says it speaks for, in X-Forwarded-For; nobody where empty.
+    pub forwarded: &'static str,
 }
 
 impl Plan {
     /// `GET /` at `rate`, with two seconds of patience.
     pub fn new(from: IpAddr, rate: f64) -> Self {
-        Self { from, path: b"/", rate, patience: Duration::from_secs(2) }
+        Self { from, path: b"/", rate, patience: Duration::from_secs(2), forwarded: "" }
     }
 }
 
@@ -145,7 +147,7 @@ fn ask_at_rate(plan: Plan, began: Instant, shared: &Shared) {
                         return;
                     }
                     let began = clock::now();
-                    let answer = get(plan.from, plan.path, plan.patience);
+                    let answer = get(&plan);
                     let attempt = Attempt { began, answer };
                     shared.attempts.lock().expect("no client panics").push(attempt);
                 }
@@ -155,11 +157,16 @@ fn ask_at_rate(plan: Plan, began: Instant, shared: &Shared) {
 }
 
 /// One request from this thread's namespace.
-fn get(from: IpAddr, path: &[u8], patience: Duration) -> Answer {
-    let Ok(mut stream) = connect(from, SocketAddr::new(SERVER.like(from), 80), patience) else {
+fn get(plan: &Plan) -> Answer {
+    let Ok(mut stream) = connect(plan.from, SocketAddr::new(SERVER.like(plan.from), 80), plan.patience) else {
         return Answer::NoConnection;
     };
-    let request = [b"GET ", path, b" HTTP/1.1\r\nHost: lab\r\nUser-Agent: lab\r\nConnection: close\r\n\r\n"].concat();
+    let forwarded = match plan.forwarded {
+        "" => String::new(),
+        whom => format!("X-Forwarded-For: {whom}\r\n"),
+    };
+    let head = b" HTTP/1.1\r\nHost: lab\r\nUser-Agent: lab\r\nConnection: close\r\n";
+    let request = [b"GET ", plan.path, head, forwarded.as_bytes(), b"\r\n"].concat();
     let mut answer = Vec::new();
     let asked = stream.write_all(&request).and_then(|()| stream.read_to_end(&mut answer));
     let status = answer.get(9..12).and_then(|s| std::str::from_utf8(s).ok()).and_then(|s| s.parse().ok());
@@ -187,7 +194,15 @@ impl Space {
     /// # Errors
     /// When the namespace cannot be entered.
     pub fn get(&self, from: IpAddr) -> Result<Answer> {
-        self.within(|| get(from, b"/", Duration::from_secs(2)))
+        self.ask(&Plan::new(from, 1.0))
+    }
+
+    /// One request as planned.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered.
+    pub fn ask(&self, plan: &Plan) -> Result<Answer> {
+        self.within(|| get(plan))
     }
 
     /// What curl says to `GET /`: the HTTP status, or its own words.

@@ -20,6 +20,16 @@ impl Lab {
         self.dir().join("log/access.json")
     }
 
+    /// The list of denied clients, where Nginx is [`Nginx::behind`] a proxy.
+    pub fn deny_list(&self) -> PathBuf {
+        self.dir().join("denied.list")
+    }
+
+    /// Where Nginx writes its process number.
+    pub fn nginx_pid(&self) -> PathBuf {
+        self.dir().join("nginx/nginx.pid")
+    }
+
     /// Puts lines into the log before anybody runs.
     ///
     /// # Errors
@@ -37,13 +47,32 @@ impl Nginx {
     /// # Errors
     /// With its error log, when it does not.
     pub fn start(lab: &Lab) -> Result<Self> {
+        Self::configured(lab, "")
+    }
+
+    /// As [`Nginx::start`], behind a proxy that may name its clients, with the deny list at [`Lab::deny_list`].
+    ///
+    /// # Errors
+    /// As [`Nginx::start`].
+    pub fn behind(lab: &Lab, proxy: &str) -> Result<Self> {
+        let list = lab.deny_list();
+        std::fs::write(&list, "")?;
+        let deny = repository().join("nginx/deny.conf");
+        let deny = std::fs::read_to_string(deny)?.replace("/var/lib/nginx-deny/anomaly.list", &list.to_string_lossy());
+        std::fs::write(lab.dir().join("deny.conf"), deny)?;
+        let (realip, dir) = (repository().join("nginx/realip.conf"), lab.dir().display());
+        let http = format!("set_real_ip_from {proxy}; include {}; include {dir}/deny.conf;", realip.display());
+        Self::configured(lab, &http)
+    }
+
+    fn configured(lab: &Lab, http: &str) -> Result<Self> {
         let dir = lab.dir().join("nginx");
         let site = dir.join("site");
         std::fs::create_dir_all(&site)?;
         std::fs::create_dir_all(lab.dir().join("log"))?;
         std::fs::write(site.join("index.html"), "<!doctype html><title>lab</title><p>Hello.\n")?;
         let file = dir.join("nginx.conf");
-        std::fs::write(&file, configuration(lab, &dir))?;
+        std::fs::write(&file, configuration(lab, &dir, http))?;
         let nginx = || {
             let mut command = lab.server.command("nginx");
             command.arg("-p").arg(&dir).arg("-c").arg(&file).arg("-e").arg(dir.join("error.log"));
@@ -51,7 +80,7 @@ impl Nginx {
         };
         run(nginx().args(["-t", "-q"])).context("the configuration of nginx/ does not pass nginx -t")?;
         let mut process = lab.start("nginx", nginx(), &dir.join("nginx.out"))?;
-        let pid = dir.join("nginx.pid");
+        let pid = lab.nginx_pid();
         clock::wait_until("nginx to listen", Duration::from_secs(20), || {
             process.ended().is_some() || pid.metadata().is_ok_and(|m| m.len() > 0)
         })?;
@@ -67,10 +96,14 @@ impl Nginx {
     }
 }
 
-/// The format is the product's own file; the rest is the smallest server that can use it.
-fn configuration(lab: &Lab, dir: &Path) -> String {
-    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/"));
-    let (format, log) = (repository.join("nginx/log_format.conf"), lab.log());
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/"))
+}
+
+/// The format is the product's own file; the rest is the smallest server that can use it, and `http` besides.
+fn configuration(lab: &Lab, dir: &Path, http: &str) -> String {
+    let (format, log) = (repository().join("nginx/log_format.conf"), lab.log());
+    let denies = if http.is_empty() { "" } else { "if ($anomaly_denied) { return 403; }" };
     let (format, log, dir) = (format.display(), log.display(), dir.display());
     format!(
         r#"
@@ -83,11 +116,13 @@ http {{
     client_body_temp_path {dir}/body;
     proxy_temp_path {dir}/proxy;
     include {format};
+    {http}
     server {{
         listen 80;
         listen [::]:80;
         root {dir}/site;
         access_log {log} anomaly_json;
+        {denies}
     }}
 }}
 "#

@@ -44,6 +44,9 @@ const LAST_NOTICES: Duration = Duration::from_secs(3);
 /// A port that is taken (by a daemon that is just ending) is tried again this often.
 const BIND_AGAIN: Duration = Duration::from_secs(5);
 
+/// Who is logged in is looked at this often.
+const SESSIONS_EVERY: Duration = Duration::from_secs(10);
+
 /// Reads the configuration again; called on SIGHUP.
 pub type Reload = Box<dyn Fn() -> Result<Loaded, ConfigError> + Send>;
 
@@ -242,6 +245,8 @@ impl Service {
         let mut hangup = signal(SignalKind::hangup())?;
         let mut second = tokio::time::interval(Duration::from_secs(1));
         second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut sessions = tokio::time::interval(SESSIONS_EVERY);
+        sessions.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut machine, mut memory) = (Machine::new(), Memory::default());
         // The first picture, so that nobody ever sees none.
         let first = self.first_picture(&mut hot_ended).await?;
@@ -272,6 +277,7 @@ impl Service {
                         let _ = live_sender.send(self.picture(&hot, &machine, &mut memory, uptime()));
                     }
                 }
+                _ = sessions.tick() => self.guard_logins(),
                 () = received(&mut hangup) => self.reload().await,
                 () = received(&mut terminate) => break,
                 () = received(&mut interrupt) => break,
@@ -383,6 +389,27 @@ impl Service {
             // It only fails when the daemon ends.
             let _ = work.send(Work::Reloaded(outcome));
         });
+    }
+
+    /// Exempts whoever has logged in since, until the daemon ends: it is most likely who operates it.
+    fn guard_logins(&mut self) {
+        let new: Vec<IpNet> =
+            guard::logged_in().into_iter().map(IpNet::from).filter(|p| !self.guarded.contains(p)).collect();
+        if new.is_empty() {
+            return;
+        }
+        let mut config = self.config.clone();
+        config.engine.never_ban.extend(&new);
+        let (reply, _) = oneshot::channel();
+        let request = Request::Configure { config: Box::new(config.clone()), reply };
+        // Where either is too busy it is tried again with the next look; both take the same address twice.
+        if self.requests.try_send(request).is_err() || self.work.try_send(Work::Guard(new.clone())).is_err() {
+            return;
+        }
+        let shown: Vec<String> = new.iter().map(|prefix| prefix.addr().to_string()).collect();
+        info!("not banned while this daemon runs, because somebody is logged in from there: {}", shown.join(", "));
+        self.guarded.extend(new);
+        self.config = config;
     }
 
     async fn take(&mut self, mut config: Config) -> Result<Box<Config>, String> {

@@ -9,13 +9,18 @@
 //! be read is logged and left out; the other sources still count.
 //!
 //! An SSH peer is whoever has a connection established at the moment of looking; whether it has logged in
-//! cannot be seen from there.
+//! cannot be seen from there. So that is looked at once, at start; who is logged in is looked at again and again
+//! ([`logged_in`]).
+
+mod sessions;
 
 use ipnet::IpNet;
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
+
+pub use sessions::logged_in;
 
 /// One prefix that must never be banned or dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +54,8 @@ pub enum Why {
     TrustedProxy,
     /// The other end of an SSH connection that was open at start.
     SshPeer,
+    /// Where somebody is logged in from.
+    LoggedIn,
 }
 
 impl Why {
@@ -65,6 +72,7 @@ impl Why {
             Self::Resolver => "a name server",
             Self::TrustedProxy => "a trusted proxy",
             Self::SshPeer => "the other end of an SSH session",
+            Self::LoggedIn => "where somebody is logged in from",
         }
     }
 }
@@ -112,6 +120,8 @@ struct Sources {
     ssh_connection: String,
     /// Inodes of the sockets of processes that are called sshd.
     sshd_sockets: HashSet<u64>,
+    /// Where people are logged in from.
+    logged_in: Vec<IpAddr>,
 }
 
 impl Sources {
@@ -133,6 +143,7 @@ impl Sources {
             sshd_config,
             ssh_connection: std::env::var("SSH_CONNECTION").unwrap_or_default(),
             sshd_sockets: sshd_sockets(),
+            logged_in: logged_in(),
         }
     }
 }
@@ -183,6 +194,7 @@ fn collect(sources: &Sources, trusted_proxies: &[IpNet]) -> Vec<Guarded> {
         (ipv6_route(&sources.ipv6_route), Why::Gateway),
         (resolv_conf(&sources.resolv_conf), Why::Resolver),
         (ssh_peers(sources), Why::SshPeer),
+        (sources.logged_in.clone(), Why::LoggedIn),
     ];
     for (addresses, why) in hosts {
         for address in addresses {

@@ -66,6 +66,8 @@ pub enum Work {
         /// Who asked.
         reply: oneshot::Sender<Result<Explanation, RequestError>>,
     },
+    /// Addresses that must never be dropped from now on.
+    Guard(Vec<IpNet>),
     /// A new configuration, or why it was refused.
     Reloaded(Result<Box<Config>, String>),
     /// A point of the graph for the store.
@@ -209,6 +211,10 @@ impl Apply {
             }
             Work::Explain { prefix, client, allowlisted_by, active, reply } => {
                 let _ = reply.send(self.explain(&prefix, client, allowlisted_by, &active));
+            }
+            Work::Guard(prefixes) => {
+                self.guarded.extend(prefixes);
+                self.set_never_drop();
             }
             Work::Reloaded(outcome) => self.reloaded(outcome),
             Work::History(point) => {
