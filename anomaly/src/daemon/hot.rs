@@ -27,6 +27,13 @@ use crate::time::Timestamp;
 const CHUNK: usize = 1 << 20;
 /// Clients in the picture.
 const TOP: usize = 100;
+/// While lines keep coming, a log is looked at this often, and nobody is woken for each of them: at 10,000 lines/s that is
+/// one wake-up for five lines.
+const NAP: Duration = Duration::from_micros(500);
+/// So many looks without anything new, and a log is quiet: then the watcher has to wake for it.
+const EMPTY_LOOKS: u8 = 2;
+/// While one log is busy, the quiet ones are looked at this often.
+const ALL_EVERY: Duration = Duration::from_millis(10);
 /// How often people get a new picture.
 const PICTURE_EVERY: Duration = Duration::from_secs(1);
 /// A decision is shown at once, but no more often than this.
@@ -91,6 +98,8 @@ struct Log {
     /// Log time of its newest record.
     newest: Timestamp,
     at_end: bool,
+    /// Looks without anything new that make it quiet; 0 when it is.
+    looks: u8,
     presence: Presence,
     presence_since: Timestamp,
 }
@@ -101,7 +110,6 @@ pub struct Hot {
     logs: Vec<Log>,
     health: LogWatch,
     watcher: Option<Watcher>,
-    woken: Arc<AtomicBool>,
     requests: Receiver<Request>,
     wake: SyncSender<Request>,
     outbox: Outbox,
@@ -205,7 +213,6 @@ impl Hot {
             logs: Vec::new(),
             health: LogWatch::default(),
             watcher: None,
-            woken: Arc::new(AtomicBool::new(false)),
             requests,
             wake,
             outbox: Outbox { sender: work, waiting: VecDeque::new(), lost: 0 },
@@ -250,21 +257,17 @@ impl Hot {
             parser: Parser::with_format(&self.config.log.format),
             newest: Timestamp::MIN,
             at_end: false,
+            looks: 0,
             presence: Presence::Reading,
             presence_since: now(),
         })
     }
 
     fn watch(&mut self) {
-        let (woken, wake) = (Arc::clone(&self.woken), self.wake.clone());
-        let wake = move || {
-            // One wake-up in the queue is enough, and a full queue wakes as well.
-            if !woken.swap(true, Ordering::AcqRel) {
-                let _ = wake.try_send(Request::LogWritten);
-            }
-        };
-        // Half a millisecond: at 10,000 lines/s that is one wake-up for five lines.
-        self.watcher = match Watcher::new(&self.config.log.paths, Duration::from_micros(500), wake) {
+        let wake = self.wake.clone();
+        // A full queue wakes as well.
+        let wake = move || drop(wake.try_send(Request::LogWritten));
+        self.watcher = match Watcher::new(&self.config.log.paths, wake) {
             Ok(watcher) => Some(watcher),
             Err(error) => {
                 warn!("{error}; the logs are looked at every 100 ms instead");
@@ -279,11 +282,14 @@ impl Hot {
         // Saved at once for the first time: a crash before that would make the next start take the log for a new one, and
         // lose what was rotated away meanwhile.
         let (mut picture_at, mut save_at, mut reconcile_at) = (Duration::ZERO, Duration::ZERO, RECONCILE_EVERY);
-        let mut sample_at = Duration::ZERO;
+        let (mut sample_at, mut all_at) = (Duration::ZERO, Duration::ZERO);
         loop {
             let behind = self.logs.iter().any(|log| !log.at_end);
+            let busy = self.logs.iter().any(|log| log.looks > 0);
             let wait = if behind || !self.outbox.waiting.is_empty() {
                 Duration::ZERO
+            } else if busy {
+                NAP
             } else {
                 let tick = self.engine.next_deadline().map_or(PICTURE_EVERY, |at| at.since(now()));
                 let poll = if self.watcher.is_some() { PICTURE_EVERY } else { Duration::from_millis(100) };
@@ -301,12 +307,16 @@ impl Hot {
                 self.request(request);
                 next = self.requests.try_recv().ok();
             }
-            self.woken.store(false, Ordering::Release);
-            self.read();
+            // Who is not busy was woken, or has waited long.
+            let at = clock();
+            let all = !busy || at >= all_at;
+            if all {
+                all_at = at + ALL_EVERY;
+            }
+            self.read(all);
             // Log time may only follow the wall clock when there is nothing older left to read.
             let caught_up = self.logs.iter().all(|log| log.at_end);
             self.engine.handle(now(), Input::Tick { caught_up }, &mut self.out);
-            let at = clock();
             let decided = self.out.iter().any(|o| matches!(o, Output::Decision(_)));
             if at >= picture_at || (decided && at + PICTURE_EVERY >= picture_at + NEWS_EVERY) {
                 picture_at = at + PICTURE_EVERY;
@@ -333,21 +343,34 @@ impl Hot {
         }
     }
 
-    /// Reads each log a chunk further. While several are behind, the one with the oldest records goes first, so that
-    /// log time advances evenly over them.
-    fn read(&mut self) {
+    /// Reads each log (or each that is not quiet) a chunk further. While several are behind, the one with the oldest
+    /// records goes first, so that log time advances evenly over them. Once all are quiet, the watcher is to wake.
+    fn read(&mut self, all: bool) {
         let behind = self.logs.iter().filter(|log| !log.at_end).count();
+        let (engine, out, counts) = (&mut self.engine, &mut self.out, &mut self.counts);
+        let mut look =
+            |log: &mut Log, limit| match read_log(log, engine, out, counts, self.config.log.log_requests, limit) {
+                Some(0) => log.looks = log.looks.saturating_sub(1),
+                Some(_) => log.looks = EMPTY_LOOKS,
+                None => {
+                    self.read_errors += 1;
+                    log.looks = 0;
+                }
+            };
         if behind > 1 {
             let oldest = self.logs.iter_mut().filter(|log| !log.at_end).min_by_key(|log| log.newest);
             if let Some(log) = oldest {
-                let (engine, out, counts) = (&mut self.engine, &mut self.out, &mut self.counts);
-                self.read_errors += read_log(log, engine, out, counts, self.config.log.log_requests, CHUNK / 16);
+                look(log, CHUNK / 16);
             }
             return;
         }
-        for log in &mut self.logs {
-            let (engine, out, counts) = (&mut self.engine, &mut self.out, &mut self.counts);
-            self.read_errors += read_log(log, engine, out, counts, self.config.log.log_requests, CHUNK);
+        for log in self.logs.iter_mut().filter(|log| all || log.looks > 0 || !log.at_end) {
+            look(log, CHUNK);
+        }
+        if let Some(watcher) = &self.watcher
+            && self.logs.iter().all(|log| log.looks == 0)
+        {
+            watcher.arm();
         }
     }
 
@@ -479,7 +502,7 @@ impl Hot {
     }
 }
 
-/// Reads one log a chunk further; the number of failed reads.
+/// Reads one log a chunk further; how many bytes that were, `None` when reading failed.
 fn read_log(
     log: &mut Log,
     engine: &mut Engine,
@@ -487,7 +510,7 @@ fn read_log(
     counts: &mut LineCounts,
     log_requests: bool,
     limit: usize,
-) -> u64 {
+) -> Option<u64> {
     let wall = now();
     let Log { tail, parser, newest, .. } = log;
     let polled = tail.poll(wall, limit, &mut |line| match parser.parse(line) {
@@ -522,12 +545,12 @@ fn read_log(
                 log.presence = progress.presence;
                 log.presence_since = wall;
             }
-            0
+            Some(progress.counts.bytes)
         }
         Err(failure) => {
             log.at_end = true;
             error!("{failure}");
-            1
+            None
         }
     }
 }

@@ -3,16 +3,20 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 
 /// Wakes whoever polls the tails. It watches directories, so that it sees files come and go; a poll once
 /// a second finds all that it may miss (network file systems, a queue that ran over).
+///
+/// It wakes once, and then rests until it is [armed](Watcher::arm) again: who is woken looks by himself as long as lines
+/// keep coming, which costs less than to be told of each. The kernel keeps what happens meanwhile (equal events
+/// merged), so nothing is missed.
 #[derive(Debug)]
 pub struct Watcher {
     inotify: RecommendedWatcher,
+    bell: Arc<Bell>,
     logs: Vec<PathBuf>,
     directories: BTreeSet<PathBuf>,
     /// Beginnings of the paths whose events count: the logs, their rotated files, the targets of links.
@@ -25,14 +29,14 @@ pub struct Watcher {
 pub struct WatchError(#[from] notify::Error);
 
 impl Watcher {
-    /// Watches logs and their directories. `wake` is called on a thread of its own, at once for the first
-    /// event and then at most once per `coalesce`; several logs share it.
+    /// Watches logs and their directories, armed. `wake` is called on a thread of its own; several logs share it.
     ///
     /// # Errors
     /// [`WatchError`] when inotify refuses (too many instances).
-    pub fn new(logs: &[PathBuf], coalesce: Duration, wake: impl Fn() + Send + 'static) -> Result<Self, WatchError> {
+    pub fn new(logs: &[PathBuf], wake: impl Fn() + Send + 'static) -> Result<Self, WatchError> {
         let wanted = Arc::new(Mutex::new(Vec::new()));
-        let filter = Arc::clone(&wanted);
+        let bell = Arc::new(Bell::default());
+        let (filter, rings) = (Arc::clone(&wanted), Arc::clone(&bell));
         let handler = move |event: notify::Result<notify::Event>| {
             let counts = match event {
                 Ok(event) => {
@@ -41,16 +45,19 @@ impl Watcher {
                 Err(_) => true,
             };
             if counts {
-                wake();
-                // The kernel merges equal events while they wait, so a busy log costs one wake per
-                // `coalesce` and not one per line. Nothing is missed: they are read after the wait.
-                std::thread::sleep(coalesce);
+                rings.ring(&wake);
             }
         };
         let inotify = notify::recommended_watcher(handler)?;
-        let mut watcher = Self { inotify, logs: logs.to_vec(), directories: BTreeSet::new(), wanted };
+        let mut watcher = Self { inotify, bell, logs: logs.to_vec(), directories: BTreeSet::new(), wanted };
         watcher.refresh();
         Ok(watcher)
+    }
+
+    /// Wakes again for what is written from now on, and once for what was written since it woke last. Costs a look at
+    /// a lock where it is armed already.
+    pub fn arm(&self) {
+        self.bell.set(Rest::Armed);
     }
 
     /// Watches directories that have come into being since, and follows symbolic links anew. To be
@@ -60,6 +67,8 @@ impl Watcher {
         let mut failed = Vec::new();
         let mut wanted = Vec::new();
         let mut directories = BTreeSet::new();
+        // The thread that rests is the one that adds watches.
+        let rest = self.bell.set(Rest::Never);
         for log in &self.logs {
             for path in [Some(log.clone()), fs::canonicalize(log).ok()].into_iter().flatten() {
                 let (Some(directory), Some(name)) = (directory(&path), path.file_name()) else { continue };
@@ -76,9 +85,57 @@ impl Watcher {
             // That it may be gone already is all the same.
             let _ = self.inotify.unwatch(gone);
         }
+        self.bell.set(rest);
         self.directories = directories;
         *self.wanted.lock().unwrap_or_else(PoisonError::into_inner) = wanted;
         failed
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.bell.set(Rest::Never);
+    }
+}
+
+/// When the watching thread rests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Rest {
+    /// From the next event on, for which it still wakes.
+    #[default]
+    Armed,
+    /// Now.
+    Now,
+    /// Not at all: it wakes for each event.
+    Never,
+}
+
+#[derive(Debug, Default)]
+struct Bell {
+    rest: Mutex<Rest>,
+    changed: Condvar,
+}
+
+impl Bell {
+    /// Called by the watching thread: wakes, then waits as long as it is to rest.
+    fn ring(&self, wake: &impl Fn()) {
+        let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
+        wake();
+        if *rest == Rest::Armed {
+            *rest = Rest::Now;
+        }
+        while *rest == Rest::Now {
+            rest = self.changed.wait(rest).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Changes what the watching thread does, and says what it did before.
+    fn set(&self, to: Rest) -> Rest {
+        let before = std::mem::replace(&mut *self.rest.lock().unwrap_or_else(PoisonError::into_inner), to);
+        if before != to {
+            self.changed.notify_all();
+        }
+        before
     }
 }
 
@@ -103,6 +160,7 @@ mod tests {
     use std::io::Write;
     use std::os::unix::fs::symlink;
     use std::sync::mpsc::{Receiver, channel};
+    use std::time::Duration;
 
     use super::*;
 
@@ -111,36 +169,55 @@ mod tests {
 
     fn watch(logs: &[PathBuf]) -> (Watcher, Receiver<()>) {
         let (sender, receiver) = channel();
-        let watcher = Watcher::new(logs, Duration::ZERO, move || {
+        let watcher = Watcher::new(logs, move || {
             // The test may have ended.
             let _ = sender.send(());
         });
         (watcher.expect("inotify"), receiver)
     }
 
-    fn settle(woken: &Receiver<()>) {
-        while woken.recv_timeout(Duration::from_millis(50)).is_ok() {}
+    /// Armed, with nothing left to wake for.
+    fn settle(watcher: &Watcher, woken: &Receiver<()>) {
+        watcher.arm();
+        while woken.recv_timeout(Duration::from_millis(50)).is_ok() {
+            watcher.arm();
+        }
     }
 
     #[test]
     fn wakes_for_writes_creation_and_rename_of_several_logs() {
         let dir = tempfile::tempdir().expect("a directory");
         let logs = [dir.path().join("a.json"), dir.path().join("b.json")];
-        let (_watcher, woken) = watch(&logs);
+        let (watcher, woken) = watch(&logs);
         for log in &logs {
             let mut file = fs::File::create(log).expect("created");
             woken.recv_timeout(PATIENCE).expect("woken by creation");
-            settle(&woken);
+            settle(&watcher, &woken);
             file.write_all(b"line\n").expect("written");
             woken.recv_timeout(PATIENCE).expect("woken by a write");
-            settle(&woken);
+            settle(&watcher, &woken);
             fs::rename(log, log.with_extension("json.1")).expect("renamed");
             woken.recv_timeout(PATIENCE).expect("woken by a rename");
-            settle(&woken);
+            settle(&watcher, &woken);
         }
         fs::write(dir.path().join("error.log"), "nothing of ours").expect("written");
         drop(fs::File::open(dir.path().join("a.json.1")).expect("opened"));
         assert!(woken.recv_timeout(Duration::from_millis(100)).is_err(), "woken by what does not matter");
+    }
+
+    #[test]
+    fn rests_until_it_is_armed_and_forgets_nothing() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let log = dir.path().join("a.json");
+        let (mut watcher, woken) = watch(std::slice::from_ref(&log));
+        fs::write(&log, "line\n").expect("written");
+        woken.recv_timeout(PATIENCE).expect("woken by creation");
+        fs::write(&log, "line\nline\n").expect("written");
+        assert!(woken.recv_timeout(Duration::from_millis(100)).is_err(), "woken while it rests");
+        watcher.arm();
+        woken.recv_timeout(PATIENCE).expect("woken for what was written meanwhile");
+        // It rests again; adding watches is its thread's work all the same.
+        assert_eq!(watcher.refresh(), []);
     }
 
     #[test]
@@ -155,7 +232,7 @@ mod tests {
         fs::write(&target, "").expect("written");
         symlink(&target, &log).expect("linked");
         assert_eq!(watcher.refresh(), []);
-        settle(&woken);
+        settle(&watcher, &woken);
         fs::write(&target, "line\n").expect("written");
         woken.recv_timeout(PATIENCE).expect("woken by a write to the target");
     }
