@@ -4,11 +4,46 @@
 //! So an asset weighs a tenth of a page, never nothing; and an asset that is missing (a broken image, a phone that
 //! asks for the same ten icons) weighs a fifth of a page that is.
 
-/// Extensions of what a browser loads by itself to show a page.
-const ASSETS: &[&[u8]] = &[
-    b"avif", b"bmp", b"css", b"eot", b"gif", b"ico", b"jpeg", b"jpg", b"js", b"map", b"mjs", b"mp3", b"mp4", b"ogg",
-    b"otf", b"png", b"svg", b"swf", b"ttf", b"webm", b"webp", b"woff", b"woff2",
+/// Extensions of what a browser loads by itself to show a page, as [`word`] writes them: comparing numbers costs a
+/// third of comparing text.
+const ASSETS: [u64; 23] = [
+    word(b"avif"),
+    word(b"bmp"),
+    word(b"css"),
+    word(b"eot"),
+    word(b"gif"),
+    word(b"ico"),
+    word(b"jpeg"),
+    word(b"jpg"),
+    word(b"js"),
+    word(b"map"),
+    word(b"mjs"),
+    word(b"mp3"),
+    word(b"mp4"),
+    word(b"ogg"),
+    word(b"otf"),
+    word(b"png"),
+    word(b"svg"),
+    word(b"swf"),
+    word(b"ttf"),
+    word(b"webm"),
+    word(b"webp"),
+    word(b"woff"),
+    word(b"woff2"),
 ];
+/// No asset's extension is longer.
+const LONGEST: usize = 5;
+
+/// A short text in lower case as a number: its length, then its bytes from the last one on.
+const fn word(text: &[u8]) -> u64 {
+    let mut word = text.len() as u64;
+    let mut at = text.len();
+    while at > 0 {
+        at -= 1;
+        word = word << 8 | text[at].to_ascii_lowercase() as u64;
+    }
+    word
+}
 
 /// The class of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,11 +128,9 @@ fn is_asset(path: &[u8]) -> bool {
         Some(end) => &path[..end],
         None => path,
     };
-    // No asset's extension is longer than five.
-    let tail = &path[path.len().saturating_sub(6)..];
+    let tail = &path[path.len().saturating_sub(LONGEST + 1)..];
     let Some(dot) = tail.iter().rposition(|b| *b == b'.') else { return false };
-    let extension = &tail[dot + 1..];
-    (2..=5).contains(&extension.len()) && ASSETS.iter().any(|asset| extension.eq_ignore_ascii_case(asset))
+    ASSETS.contains(&word(&tail[dot + 1..]))
 }
 
 #[cfg(test)]

@@ -25,22 +25,40 @@ struct ShapeKey {
     text: [u8; REMEMBERED_BYTES],
     len: usize,
     field: Field,
+    /// Its first bytes as a number, and which bits of it count: most keys are compared by it alone.
+    first: u128,
+    mask: u128,
 }
 
 impl ShapeKey {
+    fn new(text: &[u8], field: Field) -> Self {
+        let mut key = Self { text: [0; REMEMBERED_BYTES], len: text.len(), field, first: 0, mask: 0 };
+        key.text[..text.len()].copy_from_slice(text);
+        key.mask = u128::MAX >> (8 * 16usize.saturating_sub(text.len()));
+        key.first = first_bytes(&key.text).unwrap_or_default() & key.mask;
+        key
+    }
+
     #[inline]
     fn opens(&self, rest: &[u8]) -> bool {
-        rest.len() >= self.len && rest[..self.len] == self.text[..self.len]
+        match first_bytes(rest) {
+            Some(first) if self.len <= 16 => first & self.mask == self.first,
+            _ => rest.len() >= self.len && rest[..self.len] == self.text[..self.len],
+        }
     }
+}
+
+#[inline]
+fn first_bytes(text: &[u8]) -> Option<u128> {
+    text.first_chunk().map(|bytes| u128::from_le_bytes(*bytes))
 }
 
 impl Shape {
     fn remember(&mut self, nth: usize, text: &[u8], field: Field) {
-        if nth >= REMEMBERED_KEYS || text.len() > REMEMBERED_BYTES || nth > self.keys.len() {
+        if nth >= REMEMBERED_KEYS || text.is_empty() || text.len() > REMEMBERED_BYTES || nth > self.keys.len() {
             return;
         }
-        let mut key = ShapeKey { text: [0; REMEMBERED_BYTES], len: text.len(), field };
-        key.text[..text.len()].copy_from_slice(text);
+        let key = ShapeKey::new(text, field);
         match self.keys.get_mut(nth) {
             Some(old) => *old = key,
             None => self.keys.push(key),
