@@ -95,12 +95,23 @@ fn each_broken_set_up_is_named_with_the_next_step() {
         assert_eq!(code, Some(expected), "{config}: {rows:#?}");
     }
 
+    // A CDN hides the clients; it is named, with what to do.
+    let log = patient.guardian.dir().join("access.json");
+    let healthy = std::fs::read_to_string(&log).unwrap();
+    std::fs::write(&log, LINE.replace("198.51.100.7", "172.71.3.4") + "\n").unwrap();
+    let (code, rows) = patient.examine("", None);
+    let next = row(&rows, "clients", "fail", "Cloudflare")["next"].as_str().unwrap();
+    assert!(
+        code == Some(1) && next.contains("anomaly config realip cloudflare") && next.contains("deny_map"),
+        "{next}"
+    );
+    std::fs::write(&log, healthy).unwrap();
+
     // Jumbo frames; no default route; no JSON; no iptables.
     patient.space.ip("link set eth0 mtu 9000").unwrap();
     row(&patient.examine("", None).1, "interface", "warn", "jumbo frames");
     patient.space.ip("route del default").unwrap();
     row(&patient.examine("", None).1, "interface", "warn", "none carries a default route");
-    let log = patient.guardian.dir().join("access.json");
     std::fs::write(log, "198.51.100.7 - - [01/Jan/2026:00:00:00 +0000] \"GET / HTTP/1.1\" 200 5\n").unwrap();
     row(&patient.examine("", None).1, "format", "fail", "it is not JSON");
     let (code, rows) = patient.examine("enforcer.backend = \"iptables\"", Some(Path::new("/nonexistent")));

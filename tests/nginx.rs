@@ -68,6 +68,32 @@ fn the_files_pass_the_check_beside_debians_configuration() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// What operators copy, together, as each example says.
+#[test]
+fn the_examples_pass_the_check_too() {
+    if nginx_is_missing("the_examples_pass_the_check_too") {
+        return;
+    }
+    for (example, with) in [
+        ("plain", &["log_format.conf"][..]),
+        ("nextcloud", &["log_format.conf"]),
+        ("cdn", &["log_format.conf", "deny.conf"]),
+    ] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let place = dir.path().display().to_string();
+        fs::write(dir.path().join("anomaly.list"), "").expect("written");
+        let read = |name: &str| fs::read_to_string(ours(name)).expect("a file of nginx/");
+        let mut http: String = with.iter().map(|name| read(name)).collect();
+        if example == "cdn" {
+            http += &anomaly::config::presets::Preset::named("cloudflare").expect("a preset").realip();
+        }
+        http += &read(&format!("examples/{example}.conf"));
+        let http = http.replace("/var/log/nginx", &place).replace("/var/lib/nginx-deny", &place);
+        let output = check(dir.path(), &format!("pid {place}/nginx.pid;\nevents {{}}\nhttp {{\n{http}\n}}\n"));
+        assert!(output.status.success(), "{example}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
 /// Nginx on a port of loopback, in a directory of its own.
 struct Nginx {
     dir: tempfile::TempDir,

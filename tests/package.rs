@@ -2,7 +2,8 @@
 //!
 //! The life is tested in a Debian of its own (`debian.rs`) inside the lab's server; without systemd as the first process,
 //! so the daemon is started as the unit would start it, with the unit's capabilities. The unit itself is judged by
-//! `systemd-analyze`. The package is built by `cargo xtask test --only package`, which names it by environment.
+//! `systemd-analyze`. The package is built by `cargo xtask test`'s step of that name, which names it by environment; the
+//! program in it is the one that the other tests run.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,7 +16,7 @@ use crate::debian;
 use crate::lab::client::{Answer, Plan, Traffic};
 use crate::lab::nginx::Nginx;
 use crate::lab::process::Process;
-use crate::lab::{ATTACKER, HONEST, INTERFACE, Lab, clock, ready, run, skip};
+use crate::lab::{ATTACKER, FRIEND, HONEST, INTERFACE, Lab, SERVER, clock, ready, run, skip};
 
 /// What CapabilityBoundingSet= in the unit leaves, in setpriv's words.
 const CAPABILITIES: &str = "-all,+bpf,+perfmon,+net_admin,+net_raw";
@@ -66,7 +67,7 @@ fn operations_explains_every_word_of_status() -> Result<()> {
 fn the_package_keeps_bans_over_an_upgrade_and_leaves_nothing() -> Result<()> {
     let test = "the_package_keeps_bans_over_an_upgrade_and_leaves_nothing";
     let (Some(first), Some(next)) = (std::env::var_os("ANOMALY_DEB"), std::env::var_os("ANOMALY_DEB_NEXT")) else {
-        println!("{test} is a step of its own: cargo xtask test --only package");
+        println!("{test} wants packages: cargo xtask test --only package");
         return Ok(());
     };
     if !ready(test) {
@@ -78,12 +79,17 @@ fn the_package_keeps_bans_over_an_upgrade_and_leaves_nothing() -> Result<()> {
 
     host.install(Path::new(&first))?;
     host.is_complete()?;
+    // Whoever installs it is not the first to be locked out.
+    let list = host.root.join("etc/anomaly/allowlist");
+    ensure!(std::fs::read_to_string(&list)?.contains(FRIEND.v4), "who installed it is not on the allow-list");
     let config = host.root.join("etc/anomaly/anomaly.toml");
     std::fs::write(&config, std::fs::read_to_string(&config)? + "\n# My own words.\n")?;
 
     let mut daemon = host.start()?;
     let status = host.run(&["anomaly", "status"])?;
     ensure!(status.contains("xdp"), "{status}");
+    let refused = host.run(&["anomaly", "ban", FRIEND.v4]);
+    ensure!(refused.is_err_and(|error| format!("{error:#}").contains("allow-list")), "who installed it can be banned");
     host.run(&["anomaly", "ban", ATTACKER.v4, "--for", "1h"])?;
     let knocking = Traffic::start(&lab.attacker, Plan::new(ATTACKER.v4(), 50.0));
     knocking.wait_for_cut(knocking.began, Duration::from_secs(10))?;
@@ -158,7 +164,11 @@ impl<'lab> Host<'lab> {
     fn install(&self, package: &Path) -> Result<()> {
         std::fs::copy(package, self.root.join("package.deb")).with_context(|| package.display().to_string())?;
         // Keeps the operator's configuration where both have changed, as unattended upgrades do.
-        self.run(&["dpkg", "--force-confold", "--install", "/package.deb"]).map(drop)
+        let mut command = self.command("dpkg");
+        command.args(["--force-confold", "--install", "/package.deb"]);
+        // As in a shell that somebody opened by SSH.
+        command.env("SSH_CONNECTION", format!("{} 50022 {} 22", FRIEND.v4, SERVER.v4));
+        run(&mut command).map(drop)
     }
 
     /// What an operator expects of a package.

@@ -6,6 +6,7 @@ use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::process::ExitCode;
 
+use anomaly::config::presets::Preset;
 use anomaly::config::{self, ConfigError, Loaded};
 use anomaly::enforce::{deny_map, iptables, xdp};
 use anomaly::engine::BanLength;
@@ -70,6 +71,11 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Config(args::Config::Check(args)) => check(cli, args),
+        Command::Config(args::Config::Realip { cdn }) => {
+            // The parser knows the same names.
+            show(&Preset::named(cdn).map(Preset::realip).unwrap_or_default())?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Doctor(args) => examine(cli, args),
         Command::Off(args) => off(cli, args),
         Command::Down(args) => down(cli, args),

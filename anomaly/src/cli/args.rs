@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anomaly::config::presets::PRESETS;
 use anomaly::config::{Backend, duration};
 use anomaly::engine::BanLength;
 use anomaly::record::Format;
@@ -41,7 +42,7 @@ pub enum Command {
     Unban(Unban),
     /// Why an address was banned: the evidence of each of its bans
     Explain(Explain),
-    /// The configuration: print the sample, or check a file
+    /// The configuration: print the sample, check a file, or print Nginx's side of a CDN
     #[command(subcommand)]
     Config(Config),
     /// What will work on this host, what will not, why, and what to do about it; changes nothing
@@ -185,6 +186,12 @@ pub enum Config {
     Default,
     /// Say whether the configuration is good, and what is in it that will not work
     Check(Show),
+    /// Print what makes Nginx log the clients behind a CDN: its addresses and header, as of when, from where
+    Realip {
+        /// Which CDN, as in trusted_proxies_presets
+        #[arg(value_parser = clap::builder::PossibleValuesParser::new(PRESETS.iter().map(|preset| preset.name)))]
+        cdn: String,
+    },
 }
 
 fn prefix(text: &str) -> Result<IpNet, String> {

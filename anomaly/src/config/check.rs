@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::presets::{PRESETS, Preset};
 use super::raw::{Raw, RawFields, RawLength};
 use super::{Backend, Config, OnStop, Secret, XdpMode};
 use crate::engine::BanLength;
@@ -189,7 +190,20 @@ pub(super) fn check(raw: Raw, problems: &mut Vec<String>) -> Config {
     let mut c = Checks { problems };
 
     c.prefixes("allowlist", raw.allowlist, &mut config.allowlist);
+    let optional = |path: PathBuf| (!path.as_os_str().is_empty()).then_some(path);
+    if let Some(path) = raw.allowlist_file {
+        config.allowlist_file = optional(path);
+    }
     c.prefixes("trusted_proxies", raw.trusted_proxies, &mut config.trusted_proxies);
+    for name in raw.trusted_proxies_presets.into_iter().flatten() {
+        match Preset::named(&name) {
+            Some(preset) => config.trusted_proxies.extend(preset.prefixes()),
+            None => {
+                let known: Vec<_> = PRESETS.iter().map(|preset| preset.name).collect();
+                c.problem("trusted_proxies_presets", format!("{name:?}"), &format!("must be of {}", known.join(", ")));
+            }
+        }
+    }
 
     if let Some(paths) = raw.log.paths {
         if paths.is_empty() || paths.iter().any(|p| p.as_os_str().is_empty()) {
@@ -308,7 +322,6 @@ pub(super) fn check(raw: Raw, problems: &mut Vec<String>) -> Config {
             },
         };
     }
-    let optional = |path: PathBuf| (!path.as_os_str().is_empty()).then_some(path);
     if let Some(path) = raw.nginx.deny_map {
         config.nginx.deny_map = optional(path);
     }

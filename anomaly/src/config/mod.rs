@@ -12,9 +12,12 @@ use ipnet::IpNet;
 use crate::engine;
 use crate::record::Format;
 
+mod allowlist;
 mod check;
+pub mod presets;
 mod raw;
 
+pub use allowlist::DEFAULT_FILE as ALLOWLIST_FILE;
 pub use check::duration;
 pub use raw::{ConfigError, Loaded, load, parse};
 
@@ -31,9 +34,12 @@ pub struct Config {
     pub log: Log,
     /// How clients are dropped.
     pub enforcer: Enforcer,
-    /// Never banned, never dropped. Default empty.
+    /// Never banned, never dropped. Default empty; [`load`] adds what `allowlist_file` lists.
     pub allowlist: Vec<IpNet>,
-    /// Proxies in front of Nginx: never banned, whatever the log says. Default empty.
+    /// Further entries of the allow-list, one a line. Default [`ALLOWLIST_FILE`], which need not exist.
+    pub allowlist_file: Option<PathBuf>,
+    /// Proxies in front of Nginx: never banned, whatever the log says; those of `trusted_proxies` and of the
+    /// [`presets`] that `trusted_proxies_presets` names. Default empty.
     pub trusted_proxies: Vec<IpNet>,
     /// Everything the engine does; `allowlist` is copied into it, `never_ban` is found at start.
     pub engine: engine::Settings,
@@ -206,6 +212,7 @@ impl Default for Config {
                 probe_log: false,
             },
             allowlist: Vec::new(),
+            allowlist_file: Some(ALLOWLIST_FILE.into()),
             trusted_proxies: Vec::new(),
             engine: engine::Settings::default(),
             notify: Notify::default(),

@@ -51,7 +51,9 @@ pub struct Loaded {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Raw {
     pub(super) allowlist: Option<Vec<String>>,
+    pub(super) allowlist_file: Option<PathBuf>,
     pub(super) trusted_proxies: Option<Vec<String>>,
+    pub(super) trusted_proxies_presets: Option<Vec<String>>,
     pub(super) log: RawLog,
     pub(super) enforcer: RawEnforcer,
     pub(super) window: RawWindow,
@@ -225,7 +227,8 @@ pub fn load(
         None => String::new(),
     };
     let place = path.as_ref().map_or_else(|| "built-in defaults".to_owned(), |p| p.display().to_string());
-    let (config, overridden) = parse(&place, &text, environment)?;
+    let (mut config, overridden) = parse(&place, &text, environment)?;
+    super::allowlist::add_file(&mut config)?;
     Ok(Loaded { config, path, overridden })
 }
 
@@ -264,13 +267,16 @@ pub fn parse(
     }
 }
 
-/// `ANOMALY_BANS__DURATIONS` -> `bans`, `durations`; `None` for variables that are not ours. The two keys that are in no section
-/// (`ANOMALY_ALLOWLIST`, `ANOMALY_TRUSTED_PROXIES`) need no `__`; whatever else has none belongs to someone else (Kubernetes sets
+/// Keys that are in no section.
+const TOP_KEYS: [&str; 4] = ["allowlist", "allowlist_file", "trusted_proxies", "trusted_proxies_presets"];
+
+/// `ANOMALY_BANS__DURATIONS` -> `bans`, `durations`; `None` for variables that are not ours. The keys that are in no section
+/// (`ANOMALY_ALLOWLIST`, ...) need no `__`; whatever else has none belongs to someone else (Kubernetes sets
 /// `ANOMALY_PORT` for a service of that name).
 fn key_path(name: &str) -> Option<Vec<String>> {
     let rest = name.strip_prefix("ANOMALY_")?.to_ascii_lowercase();
     let keys: Vec<String> = rest.split("__").map(str::to_owned).collect();
-    (keys.len() > 1 || matches!(rest.as_str(), "allowlist" | "trusted_proxies")).then_some(keys)
+    (keys.len() > 1 || TOP_KEYS.contains(&rest.as_str())).then_some(keys)
 }
 
 fn override_key(
@@ -358,6 +364,7 @@ mod tests {
     #[test]
     fn says_where_and_what_is_wrong() {
         let cases = [
+            ("trusted_proxies_presets = [\"cloudfare\"]", "\"cloudfare\"", "cloudflare, fastly, cloudfront"),
             ("[log]\npath = []", "test.toml:2", "unknown field `path`"),
             ("[log]\npaths = 3", "test.toml:2", "invalid type"),
             ("[log\n", "test.toml:1", ""),

@@ -10,7 +10,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use ipnet::IpNet;
 
 use super::Check;
-use crate::record::{Parser, Reject};
+use crate::config::presets::Preset;
+use crate::record::{Format, Parser, Reject};
 use crate::time::Timestamp;
 
 /// How much of the end of the log is read.
@@ -27,7 +28,7 @@ const MANY: usize = 50;
 
 const FORMAT: &str = "use the log_format of nginx/ (escape=json; source_ip, timestamp, method, path, status)";
 
-pub(super) fn run(path: &Path, proxies: &[IpNet], now: Timestamp) -> Vec<Check> {
+pub(super) fn run(path: &Path, written: &Format, proxies: &[IpNet], now: Timestamp) -> Vec<Check> {
     let name = path.display();
     let (tail, whole, modified) = match tail(path) {
         Ok(found) => found,
@@ -58,7 +59,7 @@ pub(super) fn run(path: &Path, proxies: &[IpNet], now: Timestamp) -> Vec<Check> 
         _ => Check::ok("log", format!("{name} is readable and grows")),
     }];
     if !lines.is_empty() {
-        checks.extend(judge(&lines, proxies, now));
+        checks.extend(judge(&lines, written, proxies, now));
     }
     checks
 }
@@ -75,19 +76,26 @@ fn tail(path: &Path) -> std::io::Result<(Vec<u8>, bool, Option<Timestamp>)> {
 }
 
 /// Judges whole lines; there is at least one.
-fn judge(lines: &[&[u8]], proxies: &[IpNet], now: Timestamp) -> Vec<Check> {
-    let mut parser = Parser::new();
+fn judge(lines: &[&[u8]], written: &Format, proxies: &[IpNet], now: Timestamp) -> Vec<Check> {
+    let mut parser = Parser::with_format(written);
     let mut rejected: HashMap<Reject, usize> = HashMap::new();
     let (mut records, mut damaged, mut with_peer, mut proxied) = (0, 0, 0, 0);
     let mut clients: HashSet<IpAddr> = HashSet::new();
     let mut foreign_peers: HashSet<IpAddr> = HashSet::new();
+    let mut hidden = Hidden::default();
     let mut newest = None;
     for line in lines {
         match parser.parse(line) {
             Ok(record) => {
                 records += 1;
                 damaged += usize::from(record.damaged);
-                clients.insert(record.client);
+                if clients.insert(record.client) {
+                    hidden.look_at(record.client, proxies);
+                }
+                // Whoever was found out by realip is a client, also at an address of a CDN's (its VPN, its workers).
+                if record.peer.is_none_or(|peer| peer == record.client) {
+                    hidden.count(&record.client);
+                }
                 newest = newest.max(Some(record.time));
                 if let Some(peer) = record.peer {
                     with_peer += 1;
@@ -110,15 +118,21 @@ fn judge(lines: &[&[u8]], proxies: &[IpNet], now: Timestamp) -> Vec<Check> {
     if let Some(newest) = newest {
         checks.push(clock(newest, now));
     }
-    checks.push(addresses(&clients, proxies, records));
+    checks.push(addresses(&clients, &hidden, records));
+    if matches!(written, Format::Combined) {
+        return checks;
+    }
     checks.push(if with_peer == 0 {
         let next = "add peer ($realip_remote_addr) to the log_format; without it a ban that cannot work is not noticed";
         Check::warn("peer", "the log does not name the TCP peer", next)
+    } else if let Some((peer, preset)) = foreign_peers.iter().min().and_then(|p| Some((p, Preset::of(*p)?))) {
+        let next = format!("set trusted_proxies_presets = [\"{}\"] (list of {})", preset.name, preset.as_of);
+        Check::warn("peer", format!("{peer} of {} names the clients, and is not in trusted_proxies", preset.who), next)
     } else if let Some(peer) = foreign_peers.iter().min() {
         let next = "is it a proxy of yours? then list it in trusted_proxies; otherwise take it out of set_real_ip_from: it can frame anybody";
         Check::warn("peer", format!("{peer} names other clients than itself, and is not in trusted_proxies"), next)
     } else if proxied > 0 {
-        let next = "a packet filter cannot drop them one by one: they need a deny list in Nginx";
+        let next = "a packet filter cannot drop them one by one: set nginx.deny_map (nginx/deny.conf)";
         Check::warn("peer", format!("{proxied} of {records} requests came through a trusted proxy"), next)
     } else {
         Check::ok("peer", "every client is its own TCP peer")
@@ -171,11 +185,64 @@ fn clock(newest: Timestamp, now: Timestamp) -> Check {
     Check::ok("clock", format!("the newest record is of {newest}"))
 }
 
-fn addresses(clients: &HashSet<IpAddr>, proxies: &[IpNet], records: usize) -> Check {
+/// Proxies that stand in the log where a client should be: how many requests each kind made.
+#[derive(Default)]
+struct Hidden {
+    /// Addresses of trusted proxies, and of CDNs that are not trusted.
+    found: HashMap<IpAddr, Option<&'static Preset>>,
+    trusted: usize,
+    example: Option<IpAddr>,
+    cdns: HashMap<&'static str, (usize, &'static Preset)>,
+}
+
+impl Hidden {
+    fn look_at(&mut self, client: IpAddr, proxies: &[IpNet]) {
+        if holds(proxies, &client) {
+            self.found.insert(client, None);
+        } else if let Some(preset) = Preset::of(client) {
+            self.found.insert(client, Some(preset));
+        }
+    }
+
+    fn count(&mut self, client: &IpAddr) {
+        match self.found.get(client) {
+            Some(Some(preset)) => self.cdns.entry(preset.name).or_insert((0, preset)).0 += 1,
+            Some(None) => {
+                self.trusted += 1;
+                self.example = Some(self.example.map_or(*client, |known| known.min(*client)));
+            }
+            None => {}
+        }
+    }
+
+    /// The CDN that made most requests by itself.
+    fn cdn(&self) -> Option<(usize, &'static Preset)> {
+        self.cdns.values().max_by_key(|(requests, preset)| (*requests, preset.name)).copied()
+    }
+}
+
+fn addresses(clients: &HashSet<IpAddr>, hidden: &Hidden, records: usize) -> Check {
     let realip = "set_real_ip_from for your proxy alone, and real_ip_header (see nginx/)";
-    if let Some(proxy) = clients.iter().filter(|client| holds(proxies, client)).min() {
-        let detail = format!("{proxy}, a trusted proxy, is logged as a client: the real ones are hidden");
-        return Check::fail("clients", detail, realip);
+    if let Some(proxy) = hidden.example {
+        let detail =
+            format!("{proxy}, a trusted proxy, is logged as the client of {} of {records} requests", hidden.trusted);
+        // A few of its own, as health checks are, hide nobody.
+        return if hidden.trusted * 2 >= records {
+            Check::fail("clients", format!("{detail}: the real ones are hidden"), realip)
+        } else {
+            Check::warn("clients", detail, format!("health checks of its own need nothing; otherwise {realip}"))
+        };
+    }
+    // People come from such addresses too (a CDN's VPN, its workers), but never most of a site's people.
+    if let Some((requests, preset)) = hidden.cdn().filter(|(requests, _)| requests * 2 >= records) {
+        let detail =
+            format!("{} ({}) is logged as the client of {requests} of {records} requests", preset.who, preset.name);
+        let next = format!(
+            "`anomaly config realip {0} > /etc/nginx/conf.d/realip.conf` names the real ones; then \
+             trusted_proxies_presets = [\"{0}\"], and nginx.deny_map, because packets come from the CDN (list of {1})",
+            preset.name, preset.as_of
+        );
+        return Check::fail("clients", format!("{detail}: the real ones are hidden"), next);
     }
     if clients.iter().all(is_private) {
         let detail = format!("all {} clients have private addresses", clients.len());
@@ -221,7 +288,10 @@ mod tests {
     fn judged(lines: &[String], proxies: &[&str]) -> HashMap<&'static str, (Level, String)> {
         let lines: Vec<&[u8]> = lines.iter().map(|line| line.as_bytes()).collect();
         let proxies: Vec<IpNet> = proxies.iter().map(|p| p.parse().expect("a prefix")).collect();
-        judge(&lines, &proxies, now()).into_iter().map(|c| (c.check, (c.status, c.detail))).collect()
+        judge(&lines, &Format::default(), &proxies, now())
+            .into_iter()
+            .map(|c| (c.check, (c.status, c.detail)))
+            .collect()
     }
 
     fn plain(client: &str) -> String {
@@ -243,7 +313,12 @@ mod tests {
         let through = line("192.0.2.1", Some("198.51.100.9"), "2026-04-27T09:59:58Z");
         let crowd = vec![plain("192.0.2.1"); MANY];
         type Case<'a> = (&'a [String], &'a [&'a str], &'a str, Level, &'a str);
-        let cases: [Case<'_>; 9] = [
+        let cdn = |share: usize| -> Vec<String> {
+            let client = |n: usize| if n < share { format!("172.71.9.{n}") } else { format!("192.0.2.{n}") };
+            (0..10).map(|n| plain(&client(n))).collect()
+        };
+        let from_cdn = line("192.0.2.1", Some("151.101.9.9"), "2026-04-27T09:59:58Z");
+        let cases: [Case<'_>; 13] = [
             (std::slice::from_ref(&combined), &[], "format", Level::Fail, "it is not JSON"),
             (&[plain("192.0.2.1"), combined.clone()], &[], "format", Level::Warn, "1 of the last 2 lines"),
             (&[no_status], &[], "format", Level::Warn, "lack a field"),
@@ -251,6 +326,16 @@ mod tests {
             (&[plain("172.18.0.1"), plain("10.0.0.9")], &[], "clients", Level::Warn, "private addresses"),
             (&[plain("198.51.100.9")], &["198.51.100.0/24"], "clients", Level::Fail, "198.51.100.9, a trusted proxy"),
             (&crowd, &[], "clients", Level::Warn, "one address made all"),
+            (&cdn(5), &[], "clients", Level::Fail, "Cloudflare (cloudflare) is logged as the client of 5 of 10"),
+            (&cdn(4), &[], "clients", Level::Ok, "10 addresses"),
+            (
+                &cdn(4),
+                &["172.64.0.0/13"],
+                "clients",
+                Level::Warn,
+                "a trusted proxy, is logged as the client of 4 of 10",
+            ),
+            (std::slice::from_ref(&from_cdn), &[], "peer", Level::Warn, "151.101.9.9 of Fastly names the clients"),
             (std::slice::from_ref(&through), &[], "peer", Level::Warn, "198.51.100.9 names other clients"),
             (std::slice::from_ref(&through), &["198.51.100.9/32"], "peer", Level::Warn, "through a trusted proxy"),
         ];
@@ -264,16 +349,25 @@ mod tests {
     }
 
     #[test]
+    fn a_log_is_read_as_it_is_written() {
+        let combined = r#"192.0.2.1 - - [27/Apr/2026:09:59:58 +0000] "GET / HTTP/1.1" 200 5 "-" "x""#;
+        let format = Format::from_name("combined").expect("a format");
+        let checks = judge(&[combined.as_bytes()], &format, &[], now());
+        assert!(checks.iter().any(|c| c.check == "format" && c.status == Level::Ok), "{checks:?}");
+        assert!(!checks.iter().any(|c| c.check == "peer"), "no combined log can name the peer: {checks:?}");
+    }
+
+    #[test]
     fn files_that_cannot_be_read_are_named() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("access.json");
-        let first = |path: &Path| run(path, &[], now()).remove(0);
+        let first = |path: &Path| run(path, &Format::default(), &[], now()).remove(0);
         assert!(first(&path).detail.ends_with("is not there"));
         assert_eq!(first(dir.path()).status, Level::Fail, "a directory");
         std::fs::write(&path, "").expect("written");
         assert!(first(&path).detail.ends_with("is empty"));
         std::fs::write(&path, plain("192.0.2.1") + "\n" + "{\"cut").expect("written");
-        let checks = run(&path, &[], now());
+        let checks = run(&path, &Format::default(), &[], now());
         assert!(checks.iter().any(|c| c.check == "format" && c.status == Level::Ok), "{checks:?}");
     }
 }

@@ -75,7 +75,7 @@ pub fn run(config: &Config, live: Option<&Status>, now: Timestamp) -> Vec<Check>
     checks.extend(host::run(config));
     checks.extend(network::run(config, live));
     for path in &config.log.paths {
-        checks.extend(log::run(path, &config.trusted_proxies, now));
+        checks.extend(log::run(path, &config.log.format, &config.trusted_proxies, now));
     }
     checks.extend(host::outside(config));
     checks
