@@ -1,12 +1,14 @@
 //! `compose/compose.yaml` under attack: Docker's published port, real packets, XDP and the rules.
 //!
 //! Debian's engine and docker-compose run inside the lab's server, so the engine's bridge, rules and containers are the
-//! lab's. Takes minutes and Debian's mirror, so it is a step of its own: `cargo xtask test --only compose` (which
-//! sets the variable below). What the images contain is stood in for (`tests/compose/Dockerfile`); anomaly's own image is
+//! lab's. Needs Debian's mirror, so it is a step of its own: `cargo xtask test` (or with `--only compose`) sets the
+//! variable below. What the images contain is stood in for (`tests/compose/Dockerfile`); anomaly's own image is
 //! built by its own `Dockerfile`.
 
+mod dockerfile;
 mod engine;
 mod images;
+mod second;
 
 use std::process::Command;
 use std::time::Duration;
@@ -55,13 +57,7 @@ fn the_compose_stack_is_guarded() -> Result<()> {
         println!("{test} is a step of its own: cargo xtask test --only compose");
         return Ok(());
     }
-    if !ready(test) {
-        return Ok(());
-    }
-    let programs = ["dockerd", "docker", "docker-compose", "debootstrap"];
-    let missing = |program: &&str| run(Command::new("sh").args(["-c", "command -v \"$1\"", "sh", program])).is_err();
-    if let Some(program) = programs.iter().find(|program| missing(program)) {
-        skip(test, &format!("{program} is not installed"));
+    if !ready(test) || !programs(test) {
         return Ok(());
     }
     let lab = Lab::new("")?;
@@ -73,6 +69,17 @@ fn the_compose_stack_is_guarded() -> Result<()> {
     // As an old engine without old-engine.env would leave it: neither CAP_BPF nor CAP_SYS_ADMIN.
     settings.extend([("ANOMALY_CAP_BPF", "CHOWN".to_owned()), ("ANOMALY_CAP_PERFMON", "KILL".to_owned())]);
     told(&engine, &settings, by_rules(&lab, &engine, &settings).context("without XDP"))
+}
+
+/// Whether an engine can be started here; says why a test is skipped where it cannot.
+fn programs(test: &str) -> bool {
+    let programs = ["dockerd", "docker", "docker-compose", "mmdebstrap"];
+    let missing = |program: &&str| run(Command::new("sh").args(["-c", "command -v \"$1\"", "sh", program])).is_err();
+    if let Some(program) = programs.iter().find(|program| missing(program)) {
+        skip(test, &format!("{program} is not installed"));
+        return false;
+    }
+    true
 }
 
 fn told(engine: &Engine<'_>, settings: &[(&str, String)], outcome: Result<()>) -> Result<()> {

@@ -84,6 +84,20 @@ impl<'lab> Engine<'lab> {
         Ok(image)
     }
 
+    /// Builds `compose/Dockerfile` from the sources as `image`, with these build arguments.
+    ///
+    /// # Errors
+    /// With what the engine printed.
+    pub fn image(&self, arguments: &[String], image: &str) -> Result<()> {
+        let mut command = self.client("docker");
+        command.env("DOCKER_BUILDKIT", "0").args(["build", "--network", "none", "--tag", image, "--file"]);
+        command.arg(repository().join("compose/Dockerfile"));
+        for argument in arguments {
+            command.args(["--build-arg", argument]);
+        }
+        run(command.arg(repository())).map(drop)
+    }
+
     /// `docker-compose ...` on `compose/compose.yaml`, for an engine that knows no CAP_BPF.
     ///
     /// # Errors

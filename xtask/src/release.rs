@@ -36,7 +36,8 @@ pub fn run(args: &Args) -> Result<()> {
     let _ = fs::remove_dir_all(&dist);
     fs::create_dir_all(&dist)?;
     let made = build()?;
-    debian_package(args.deb_version.as_deref(), &dist, args.yes)?;
+    let version = args.deb_version.as_deref().map(|version| ["--deb-version", version]);
+    debian_package(version.as_ref().map_or(&[], |words| words), &dist, args.yes)?;
     for name in ["anomaly.8", "anomaly.bash", "_anomaly", "anomaly.fish"] {
         fs::copy(texts().join(name), dist.join(name))?;
     }
@@ -55,12 +56,8 @@ fn texts() -> PathBuf {
     root().join("target/package")
 }
 
-/// Builds the program, and with it the manual page and the completions, which it prints itself. Gives cargo's
-/// directory of release builds.
-///
-/// # Errors
-/// When it does not compile.
-pub fn build() -> Result<PathBuf> {
+/// Builds the program. Gives cargo's directory of release builds.
+fn build() -> Result<PathBuf> {
     let status = environment(&mut cargo(&["build", "--release", "--locked", "--package", "anomaly"]))
         .args(["--bin", "anomaly"])
         .status()?;
@@ -68,6 +65,12 @@ pub fn build() -> Result<PathBuf> {
         bail!("the release could not be built");
     }
     let made = root().join("target/release");
+    print_texts(&made.join("anomaly"))?;
+    Ok(made)
+}
+
+/// Has the program print its manual page and completions.
+fn print_texts(program: &Path) -> Result<()> {
     let package = texts();
     fs::create_dir_all(&package)?;
     let printed: [(&str, &[&str]); 4] = [
@@ -77,25 +80,28 @@ pub fn build() -> Result<PathBuf> {
         ("anomaly.fish", &["completions", "fish"]),
     ];
     for (name, words) in printed {
-        let output = Command::new(made.join("anomaly")).args(words).output()?;
+        let output = Command::new(program).args(words).output()?;
         if !output.status.success() {
             bail!("anomaly {words:?}: {}", output.status);
         }
         fs::write(package.join(name), output.stdout)?;
     }
-    Ok(made)
+    Ok(())
 }
 
-/// Packs what [`build`] has built. Gives the package's path, in `directory`.
+/// Packs a program that the tests have built, as [`run`] packs a release; in target/debian.
 ///
 /// # Errors
 /// When cargo-deb cannot be had, or does not like the package.
-pub fn debian_package(version: Option<&str>, directory: &Path, yes: bool) -> Result<PathBuf> {
+pub fn package_for_tests(program: &Path, version: &str, yes: bool) -> Result<PathBuf> {
+    print_texts(program)?;
+    debian_package(&["--profile", "dev", "--fast", "--deb-version", version], &root().join("target/debian"), yes)
+}
+
+/// Packs what was built. Gives the package's path, in `directory`.
+fn debian_package(words: &[&str], directory: &Path, yes: bool) -> Result<PathBuf> {
     let mut command = tool(CARGO_DEB, "deb", yes)?;
-    command.args(["--no-build", "--locked", "--package", "anomaly", "--output"]).arg(directory);
-    if let Some(version) = version {
-        command.args(["--deb-version", version]);
-    }
+    command.args(["--no-build", "--locked", "--package", "anomaly", "--output"]).arg(directory).args(words);
     let output = environment(&mut command).output()?;
     if !output.status.success() {
         bail!("cargo deb: {}", String::from_utf8_lossy(&output.stderr).trim());
@@ -161,7 +167,7 @@ fn tool((name, version): (&str, &str), subcommand: &str, yes: bool) -> Result<Co
         if !setup::confirm(&format!("a release needs: {what}"), yes)? {
             bail!("a release needs: {what}   (run it with --yes)");
         }
-        let status = cargo(&["install", "--locked", "--force", "--version", version, name, "--root"])
+        let status = cargo(&["install", "--locked", "--force", "--debug", "--version", version, name, "--root"])
             .arg(&tools)
             .arg("--target-dir")
             .arg(tools.join("build"))

@@ -14,15 +14,20 @@ use crate::lab::clock;
 use crate::release;
 use crate::setup::{self, Package, package};
 
-/// Installs what the tests need and runs them: unit, integration (with scenarios, kernel and lab), demo, browser.
+/// Installs what the tests need and runs them: unit, integration (with scenarios, kernel and lab), demo, browser, the
+/// compose stack under attack, the life of the package.
 #[derive(clap::Args)]
 pub struct Args {
     /// Install what is missing without asking.
     #[arg(long)]
     yes: bool,
-    /// Only these steps, by the first word of their names: unit, integration, kernel, demo, browser, examples.
+    /// Only these steps, by the first word of their names: unit, integration, kernel, examples, demo, browser, compose,
+    /// package; or dockerfile, which only runs where it is named: a whole optimised build inside an engine.
     #[arg(long, value_name = "STEP")]
     only: Vec<String>,
+    /// Not these steps.
+    #[arg(long, value_name = "STEP")]
+    skip: Vec<String>,
 }
 
 /// How a step went.
@@ -60,7 +65,7 @@ const TESTS: &[Package] = &[
 const ENGINE: &[Package] = &[
     package("docker.io", "dockerd"),
     package("docker-compose", "docker-compose"),
-    package("debootstrap", "debootstrap"),
+    package("mmdebstrap", "mmdebstrap"),
 ];
 
 /// Runs the task.
@@ -123,14 +128,19 @@ impl Runner<'_> {
             let words = ["test", "--package", "anomaly", "--test", "tests", "end_to_end::browser::"];
             run.cargo(&words, &[("ANOMALY_BROWSER_TESTS", "1")])
         });
-        self.step("compose: the stack under attack, in an engine of its own", |run| run.compose(yes));
+        self.step("compose: the stack under attack, in an engine of its own", |run| {
+            run.engine("compose::", "ANOMALY_COMPOSE_TESTS", yes)
+        });
         self.step("package: install, upgrade, purge", |run| run.package(yes));
+        if self.args.only.iter().any(|word| word == "dockerfile") {
+            self.step("dockerfile: the image, built in it from the sources", |run| {
+                run.engine("compose::dockerfile", "ANOMALY_DOCKERFILE_TEST", yes)
+            });
+        }
     }
 
-    fn compose(&self, yes: bool) -> Result<Option<String>> {
-        if let Some(why) = self.slow("compose") {
-            return Ok(Some(why));
-        }
+    /// Tests in a container engine of their own: those of this name, wanted by this variable.
+    fn engine(&self, tests: &str, wanted: &str, yes: bool) -> Result<Option<String>> {
         if let Some(why) = privileged() {
             return Ok(Some(why));
         }
@@ -139,28 +149,18 @@ impl Runner<'_> {
             return Ok(Some(format!("no container engine can be had: apt knows no {}", missing.join(", "))));
         }
         setup::packages("the compose test", ENGINE, yes)?;
-        let words = ["test", "--package", "anomaly", "--test", "tests", "compose::"];
-        self.cargo(&words, &[("ANOMALY_COMPOSE_TESTS", "1")])
+        self.cargo(&["test", "--package", "anomaly", "--test", "tests", tests], &[(wanted, "1")])
     }
 
-    /// Why a step that takes many minutes is left out; it is run by name, or where slow tests are wanted.
-    fn slow(&self, step: &str) -> Option<String> {
-        let wanted = !self.args.only.is_empty() || std::env::var_os("ANOMALY_SLOW_TESTS").is_some();
-        (!wanted).then(|| format!("slow: --only {step}, or ANOMALY_SLOW_TESTS=1, runs it"))
-    }
-
-    /// Takes an optimised build of everything, so only by name or where slow tests are wanted.
+    /// Packs what the other tests run, because an optimised build takes longer than all of this.
     fn package(&self, yes: bool) -> Result<Option<String>> {
-        if let Some(why) = self.slow("package") {
-            return Ok(Some(why));
-        }
         if let Some(why) = privileged() {
             return Ok(Some(why));
         }
-        setup::packages("the package test", &[setup::package("debootstrap", "debootstrap")], yes)?;
-        release::build()?;
+        setup::packages("the package test", &[setup::package("mmdebstrap", "mmdebstrap")], yes)?;
+        let program = build_daemon(false)?;
         let pack = |version| -> Result<String> {
-            let path = release::debian_package(Some(version), &root().join("target/debian"), yes)?;
+            let path = release::package_for_tests(&program, version, yes)?;
             Ok(path.to_str().context("the target directory's path is not UTF-8")?.to_owned())
         };
         let (first, next) = (pack("0.0.1-1")?, pack("0.0.2-1")?);
@@ -171,7 +171,8 @@ impl Runner<'_> {
     fn step(&mut self, name: &'static str, work: impl FnOnce(&mut Self) -> Result<Option<String>>) {
         let first = name.split([' ', ':']).next().unwrap_or(name);
         self.known.push(first);
-        if !self.args.only.is_empty() && !self.args.only.iter().any(|word| word == first) {
+        let named = |words: &[String]| words.iter().any(|word| word == first);
+        if (!self.args.only.is_empty() && !named(&self.args.only)) || named(&self.args.skip) {
             return;
         }
         eprintln!("\n== {name}");
