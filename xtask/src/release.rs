@@ -167,6 +167,7 @@ fn tool((name, version): (&str, &str), subcommand: &str, yes: bool) -> Result<Co
         if !setup::confirm(&format!("a release needs: {what}"), yes)? {
             bail!("a release needs: {what}   (run it with --yes)");
         }
+        // Unoptimised: they are built in half the time, and run for seconds.
         let status = cargo(&["install", "--locked", "--force", "--debug", "--version", version, name, "--root"])
             .arg(&tools)
             .arg("--target-dir")
