@@ -89,13 +89,16 @@ fn print_texts(program: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Packs a program that the tests have built, as [`run`] packs a release; in target/debian.
+/// Packs a program that the tests have built, as [`run`] packs a release. Each version has a directory of its own:
+/// cargo-deb clears others of the same name out of its way.
 ///
 /// # Errors
 /// When cargo-deb cannot be had, or does not like the package.
 pub fn package_for_tests(program: &Path, version: &str, yes: bool) -> Result<PathBuf> {
     print_texts(program)?;
-    debian_package(&["--profile", "dev", "--fast", "--deb-version", version], &root().join("target/debian"), yes)
+    let directory = root().join("target/tried").join(version);
+    fs::create_dir_all(&directory)?;
+    debian_package(&["--profile", "dev", "--fast", "--deb-version", version], &directory, yes)
 }
 
 /// Packs what was built. Gives the package's path, in `directory`.
