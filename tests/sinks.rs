@@ -323,6 +323,21 @@ fn the_webhook_gets_the_rows_of_the_audit_log() {
 }
 
 #[test]
+fn an_unban_that_did_not_work_is_not_told_as_one() {
+    let sink = Sink::start(|_| OK);
+    run(async {
+        let notifier = Notifier::with_pace(&slack(&sink), fast()).expect("started");
+        let prefix: IpNet = "203.0.113.7/32".parse().expect("a prefix");
+        let unban = Unban { prefix, at: at(600), offence: 1, origin: Origin::Operator };
+        notifier.send(Notice::Unban { unban, packets: 12, bytes: 720, error: Some("iptables: exit status 4".into()) });
+        until("it is sent", || health(&notifier).delivered == 1).await;
+        let words = words(&sink.bodies()[0]);
+        assert!(words.contains("203.0.113.7 should be unbanned, but is STILL dropped"), "{words}");
+        assert!(words.contains("iptables: exit status 4"), "{words}");
+    });
+}
+
+#[test]
 fn the_url_is_in_no_log_and_no_error_whatever_goes_wrong() {
     use tracing::subscriber::with_default;
 
