@@ -135,8 +135,12 @@ impl Printer {
             format!("{}, up {}", text(&status["version"]), span(number(&status["uptime_secs"]))),
             Tone::Plain,
         );
-        let ratio_tone = if ratio >= 1.0 { Tone::Good } else { Tone::Bad };
-        line("enforcer", format!("{enforcer}, {:.1} % of the bans enforced", ratio * 100.0), ratio_tone);
+        if text(&status["enforcer"]) == "dry-run" {
+            line("enforcer", "dry-run: decides and notifies, drops nothing".into(), Tone::Warn);
+        } else {
+            let tone = if ratio >= 1.0 { Tone::Good } else { Tone::Bad };
+            line("enforcer", format!("{enforcer}, {:.1} % of the bans enforced", ratio * 100.0), tone);
+        }
         for interface in interfaces {
             line("interface", interface, Tone::Plain);
         }
@@ -423,6 +427,13 @@ mod tests {
         assert!(
             PLAIN.explain(&card, NOW).starts_with("192.0.2.1 is banned as part of 192.0.2.0/24 for another 1m 35s.\n")
         );
+    }
+
+    #[test]
+    fn a_dry_run_does_not_claim_to_enforce() {
+        let status = |enforcer| PLAIN.status(&json!({"enforcer": enforcer, "enforcement_ratio": 1.0}));
+        assert!(status("dry-run").contains("drops nothing") && !status("dry-run").contains("enforced"));
+        assert!(status("xdp").contains("xdp, 100.0 % of the bans enforced"));
     }
 
     #[test]

@@ -99,7 +99,7 @@ fn size() -> (usize, usize) {
 /// erased before it is written anew, so nothing flickers.
 fn frame(text: &str, rows: usize, columns: usize) -> String {
     let lines: Vec<String> = text.lines().take(rows).map(|line| cut(line, columns)).collect();
-    format!("\x1b[H{}\x1b[K\x1b[J", lines.join("\x1b[K\r\n"))
+    format!("\x1b[H{}\x1b[K\x1b[J", lines.join("\x1b[K\n"))
 }
 
 /// A line without what is beyond so many columns. Colours take no columns, and are kept so that they end.
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn a_picture_fits_the_screen() {
-        assert_eq!(frame("one\ntwo\nthree\n", 2, 2), "\x1b[Hon\x1b[K\r\ntw\x1b[K\x1b[J");
+        assert_eq!(frame("one\ntwo\nthree\n", 2, 2), "\x1b[Hon\x1b[K\ntw\x1b[K\x1b[J");
     }
 
     #[test]
