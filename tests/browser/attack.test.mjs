@@ -109,6 +109,7 @@ test("a real attack is seen, dropped, counted, shown everywhere, and forgiven by
     await sleep(1200);
     assert.ok((await overflow(other)) <= 0, `${name} is wider than its window`);
     await accessible(other, `the overview, ${name}`);
+    // `attack-light.png` is the picture for the docs, anomaly/docs/dashboard.png (at most 300 KB).
     await picture(other, `attack-${name}`, { fullPage: name !== "light" });
     await other.goto(`${lab.dashboard}/#/ip/${lab.attacker}`);
     await other.getByText(/^Banned, \d+:\d\d left$/).waitFor();
