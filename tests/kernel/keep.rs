@@ -49,7 +49,7 @@ fn not_one_packet_passes_while_daemons_come_and_go() {
         }
         // An older version's pins: the same link, other maps.
         drop(now.take());
-        std::fs::rename(rig.pin_dir().join("v1"), rig.pin_dir().join("v0")).unwrap();
+        std::fs::rename(rig.pins(), rig.pin_dir().join("v0")).unwrap();
         let (mut next, incidents) = rig.open(&rig.settings()).unwrap();
         assert_eq!(incidents, []);
         assert_eq!(next.banned().unwrap().len(), 6);
@@ -103,7 +103,7 @@ fn maps_of_another_layout_are_replaced_and_their_bans_kept() {
     drop(xdp);
     // Somebody's BANS_V4 with a wider value, as another version might have it. aya alone would use it
     // as it is, and write beyond its values.
-    let pin = rig.pin_dir().join("v1/BANS_V4");
+    let pin = rig.pins().join("BANS_V4");
     std::fs::remove_file(&pin).unwrap();
     let mut strange = HashMap::<MapData, u32, [u64; 7]>::create(500, 0).unwrap();
     for (address, until) in [([10, 77, 0, 2], u64::MAX), ([10, 77, 0, 3], 1)] {

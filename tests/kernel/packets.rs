@@ -15,7 +15,7 @@ const DROP: u32 = 1;
 const PASS: u32 = 2;
 
 /// Ethernet, VLAN tags of these types, and a payload of this type.
-fn frame(tags: &[u16], ethertype: u16, payload: &[u8]) -> Vec<u8> {
+pub fn frame(tags: &[u16], ethertype: u16, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![2; 12];
     for tag in tags {
         frame.extend(tag.to_be_bytes());
@@ -27,7 +27,7 @@ fn frame(tags: &[u16], ethertype: u16, payload: &[u8]) -> Vec<u8> {
 }
 
 /// An IPv4 header with this many words of options and this fragment offset, and a few bytes.
-fn v4(source: Ipv4Addr, options: u8, fragment: u16) -> Vec<u8> {
+pub fn v4(source: Ipv4Addr, options: u8, fragment: u16) -> Vec<u8> {
     let mut packet = vec![0x45 + options, 0, 0, 0, 0, 1];
     packet.extend(fragment.to_be_bytes());
     packet.extend([64, 6, 0, 0]);
@@ -39,7 +39,7 @@ fn v4(source: Ipv4Addr, options: u8, fragment: u16) -> Vec<u8> {
 }
 
 /// An IPv6 header with this next header, and a few bytes.
-fn v6(source: Ipv6Addr, next_header: u8) -> Vec<u8> {
+pub fn v6(source: Ipv6Addr, next_header: u8) -> Vec<u8> {
     let mut packet = vec![0x60, 0, 0, 0, 0, 24, next_header, 64];
     packet.extend(source.octets());
     packet.extend(Ipv6Addr::LOCALHOST.octets());
@@ -47,7 +47,7 @@ fn v6(source: Ipv6Addr, next_header: u8) -> Vec<u8> {
     packet
 }
 
-fn from(source: &str) -> Vec<u8> {
+pub fn from(source: &str) -> Vec<u8> {
     match source.parse().unwrap() {
         IpAddr::V4(source) => frame(&[], 0x0800, &v4(source, 0, 0)),
         IpAddr::V6(source) => frame(&[], 0x86dd, &v6(source, 6)),
@@ -55,7 +55,7 @@ fn from(source: &str) -> Vec<u8> {
 }
 
 /// What the program says of a packet: both builds of it must agree.
-fn verdict(xdp: &mut XdpEnforcer, packet: &[u8]) -> u32 {
+pub fn verdict(xdp: &mut XdpEnforcer, packet: &[u8]) -> u32 {
     let answers = [true, false].map(|frags| {
         let program = xdp.program(frags).unwrap();
         program.test_run(TestRunOptions { data_in: Some(packet), ..TestRunOptions::new() }).unwrap().return_value
@@ -330,6 +330,48 @@ fn jumbo_frames_in_several_buffers_are_read_and_counted() {
     let mut other = from("198.51.100.8");
     other.resize(9014, 0);
     assert_eq!(run(xdp.program(true).unwrap(), &other), PASS);
+    close(xdp);
+}
+
+#[test]
+fn no_count_is_lost_when_two_processors_drop_at_once() {
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+    const EACH: u32 = 1_000_000;
+    let Some(rig) = Rig::new() else { return };
+    let allowed = sched_getaffinity(None).unwrap();
+    let cpus: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)).take(2).collect();
+    let [first, second] = cpus[..] else {
+        crate::lab::skip("no_count_is_lost_when_two_processors_drop_at_once", "there is one processor only");
+        return;
+    };
+    let (mut xdp, _) = rig.open(&rig.settings()).unwrap();
+    // One of each table: an address, a /64, wider ones.
+    for (prefix, source) in
+        [("198.51.100.7/32", "198.51.100.7"), ("198.18.0.0/15", "198.19.0.7"), ("2001:db8::/64", "2001:db8::7")]
+    {
+        ban(&mut xdp, prefix, None);
+        let packet = from(source);
+        let program = &*xdp.program(true).unwrap();
+        let start = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            for cpu in [first, second] {
+                let (start, packet) = (&start, &packet);
+                scope.spawn(move || {
+                    let mut only = CpuSet::new();
+                    only.set(cpu);
+                    sched_setaffinity(None, &only).unwrap();
+                    start.wait();
+                    let options = TestRunOptions { data_in: Some(packet), repeat: EACH, ..TestRunOptions::new() };
+                    assert_eq!(program.test_run(options).unwrap().return_value, DROP);
+                });
+            }
+        });
+        let held = xdp.banned().unwrap().into_iter().find(|held| held.prefix == prefix.parse().unwrap()).unwrap();
+        let packets = 2 * u64::from(EACH);
+        assert_eq!((held.packets, held.bytes), (packets, packets * packet.len() as u64), "{prefix}");
+    }
+    let totals = xdp.coverage().totals;
+    assert_eq!(totals.dropped_host + totals.dropped_prefix, 3 * 2 * u64::from(EACH));
     close(xdp);
 }
 

@@ -94,6 +94,11 @@ impl Rig {
         self.scratch.path().join("pins")
     }
 
+    /// Where this version's maps and links are pinned.
+    pub fn pins(&self) -> PathBuf {
+        self.pin_dir().join(format!("v{}", anomaly_common::LAYOUT_VERSION))
+    }
+
     /// Settings for `va`, with this test's pin directory.
     pub fn settings(&self) -> Settings {
         Settings {

@@ -3,6 +3,7 @@
 //! An enforcer does what it is told, idempotently, and never decides. It blocks
 //! its caller, so it runs on a thread of its own.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -302,10 +303,14 @@ fn open_iptables(config: &config::Enforcer) -> Result<(Box<dyn Enforcer>, Vec<In
 /// # Errors
 /// When the enforcer cannot be asked, or something could not be repaired.
 pub fn reconcile(enforcer: &mut dyn Enforcer, wanted: &[Drop]) -> Result<Reconciled, EnforceError> {
-    let held: std::collections::HashSet<IpNet> = enforcer.banned()?.into_iter().map(|h| h.prefix).collect();
-    let wanted_set: std::collections::HashSet<IpNet> = wanted.iter().map(|d| d.prefix).collect();
-    let missing: Vec<Drop> = wanted.iter().filter(|d| !held.contains(&d.prefix)).copied().collect();
-    let mut orphans: Vec<IpNet> = held.iter().filter(|p| !wanted_set.contains(p)).copied().collect();
+    // By prefix: whether it is wanted. There may be a million, so they are hashed once, and fast.
+    let mut held: HashMap<IpNet, bool, foldhash::fast::RandomState> =
+        enforcer.banned()?.into_iter().map(|held| (held.prefix, false)).collect();
+    let missing: Vec<Drop> = (wanted.iter())
+        .filter(|drop| held.get_mut(&drop.prefix).map(|is_wanted| *is_wanted = true).is_none())
+        .copied()
+        .collect();
+    let mut orphans: Vec<IpNet> = held.iter().filter(|(_, wanted)| !**wanted).map(|(prefix, _)| *prefix).collect();
     orphans.sort();
     enforcer.unban(&orphans).into_iter().collect::<Result<(), _>>()?;
     let results = enforcer.ban(&missing);

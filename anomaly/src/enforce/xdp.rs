@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use anomaly_common::{NEVER, State, switch, tables as bits};
+use anomaly_common::{Ban, NEVER, State, switch};
 use aya_log::EbpfLogger;
 use ipnet::IpNet;
 use rustix::time::{ClockId, clock_gettime};
@@ -232,11 +232,12 @@ impl XdpEnforcer {
 
     fn heartbeat(&mut self) -> Result<(), EnforceError> {
         let used = Kind::ALL.into_iter().filter(|kind| self.kernel.tables[*kind as usize].len() > 0);
-        let mut used = used.map(Kind::bit).sum::<u64>();
-        let any = |keys: bool, bit: u64| if keys { bit } else { 0 };
-        used |= any(self.kernel.allow_v4.keys().next().is_some(), bits::ALLOW4);
-        used |= any(self.kernel.allow_v6.keys().next().is_some(), bits::ALLOW6);
-        let state = State { heartbeat_ns: now_ns(), grace_ns: nanos(self.settings.grace), tables: used };
+        let state = State {
+            heartbeat_ns: now_ns(),
+            grace_ns: nanos(self.settings.grace),
+            tables: used.map(Kind::bit).sum(),
+            allow: self.kernel.allow,
+        };
         self.kernel.state.set(0, state, 0).map_err(|e| failed("writing", "STATE", tables::io_error(e)))
     }
 
@@ -332,7 +333,7 @@ impl log::Log for ProbeLog {
     }
 
     fn log(&self, record: &log::Record<'_>) {
-        tracing::debug!(target: "anomaly::probe", "{}", record.args());
+        tracing::info!(target: "anomaly::probe", "{}", record.args());
     }
 
     fn flush(&self) {}
@@ -347,23 +348,21 @@ impl Enforcer for XdpEnforcer {
         let now = now_ns();
         let mut answers: Vec<Result<(), EnforceError>> = drops.iter().map(|_| Ok(())).collect();
         for kind in Kind::ALL {
-            let mut of_kind: Vec<(usize, (IpNet, u64))> = Vec::new();
+            // What is to be set, and which of `drops` each is.
+            let (mut entries, mut places): (Vec<(IpNet, u64)>, Vec<usize>) = (Vec::new(), Vec::new());
             for (n, drop) in drops.iter().enumerate().filter(|(_, drop)| Kind::of(&drop.prefix) == kind) {
                 let (prefix, until) = (drop.prefix.trunc(), until_ns(drop.left, now));
                 if self.must_wait(kind, &prefix, until) {
                     answers[n] = Err(EnforceError::Full { capacity: self.kernel.table(kind).capacity() });
                 } else {
-                    of_kind.push((n, (prefix, until)));
+                    entries.push((prefix, until));
+                    places.push(n);
                 }
             }
-            if of_kind.is_empty() {
-                continue;
-            }
-            let entries: Vec<(IpNet, u64)> = of_kind.iter().map(|(_, entry)| *entry).collect();
-            if self.put(kind, &entries, None).is_err() {
+            if !entries.is_empty() && self.put(kind, &entries, None).is_err() {
                 // One by one, so that each answer says how it went for that one.
                 let all: HashSet<IpNet> = entries.iter().map(|(prefix, _)| *prefix).collect();
-                for (n, entry) in of_kind {
+                for (n, entry) in places.into_iter().zip(entries) {
                     answers[n] = self.put(kind, &[entry], Some(&all));
                 }
             }
@@ -408,15 +407,15 @@ impl Enforcer for XdpEnforcer {
 
     fn banned(&mut self) -> Result<Vec<Held>, EnforceError> {
         let now = now_ns();
-        let mut held = Vec::new();
+        let mut held = Vec::with_capacity(self.kernel.tables.iter().map(|table| table.len()).sum());
         for kind in Kind::ALL {
             let table = self.kernel.table(kind);
             let mut ended = Vec::new();
-            for (prefix, ban) in table.all().map_err(|e| failed("reading", kind.map(), e))? {
+            let each = &mut |prefix, ban: Ban| {
                 if ban.until_ns <= now {
                     // The program no longer drops it, and leaves it to us to remove it.
                     ended.push(prefix);
-                    continue;
+                    return;
                 }
                 held.push(Held {
                     prefix,
@@ -424,7 +423,8 @@ impl Enforcer for XdpEnforcer {
                     bytes: ban.bytes,
                     last_hit: (ban.last_hit_ns != 0).then(|| Duration::from_nanos(now.saturating_sub(ban.last_hit_ns))),
                 });
-            }
+            };
+            table.each(each).map_err(|e| failed("reading", kind.map(), e))?;
             table.remove_all(&ended).map_err(|e| failed("writing", kind.map(), e))?;
         }
         Ok(held)
@@ -474,6 +474,7 @@ impl Enforcer for XdpEnforcer {
         for prefix in held.difference(&wanted) {
             self.kernel.set_never_drop(prefix, false).map_err(writing)?;
         }
+        self.kernel.sift().map_err(|e| failed("reading", "ALLOW", e))?;
         self.heartbeat()
     }
 

@@ -1,6 +1,6 @@
 //! The pin directory in bpffs: what outlives the daemon, and the lock that keeps a second one away.
 //!
-//! `pin_dir/v1/` holds the maps and one `link-<interface>` per interface; `pin_dir/stage/` holds what a
+//! `pin_dir/v2/` (the layout's version) holds the maps and one `link-<interface>` per interface; `pin_dir/stage/` holds what a
 //! starting daemon has not put in place yet. The directory belongs to one instance alone.
 
 use std::fs;

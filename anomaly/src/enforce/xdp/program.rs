@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
-use anomaly_common::{Ban, NetBan, State, Totals};
+use anomaly_common::{Ban, NetBan, Sieve, State, Totals};
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, MapInfo, MapType, PerCpuArray};
 use aya::programs::{ProgramError, ProgramType, Xdp};
@@ -90,6 +90,8 @@ pub struct Kernel {
     pub allow_v4: LpmTrie<MapData, u32, u64>,
     /// IPv6 prefixes that are never dropped.
     pub allow_v6: LpmTrie<MapData, [u64; 2], u64>,
+    /// What the program is told of those two, so that it need not ask them for most addresses.
+    pub allow: Sieve,
     /// One of `anomaly_common::switch`.
     pub switch: Array<MapData, u64>,
     /// What the daemon tells the program.
@@ -138,6 +140,7 @@ impl Kernel {
         for old in old {
             kernel.move_from(&old)?;
         }
+        kernel.sift().map_err(|e| failed("reading", "ALLOW", e))?;
         Ok(kernel)
     }
 
@@ -171,6 +174,7 @@ impl Kernel {
             tables,
             allow_v4: take(&mut ebpf, "ALLOW_V4")?,
             allow_v6: take(&mut ebpf, "ALLOW_V6")?,
+            allow: Sieve::default(),
             switch: take(&mut ebpf, "SWITCH")?,
             state: take(&mut ebpf, "STATE")?,
             totals: take(&mut ebpf, "TOTALS")?,
@@ -230,6 +234,22 @@ impl Kernel {
         answer.map_err(io_error)
     }
 
+    /// Makes [`Kernel::allow`] what the allow-list is now.
+    pub fn sift(&mut self) -> io::Result<()> {
+        let mut sieve = Sieve::default();
+        for prefix in self.never_dropped()? {
+            match prefix {
+                IpNet::V4(net) => sieve.add_v4(net.network().octets(), net.prefix_len()),
+                IpNet::V6(net) => {
+                    let [a, b, c, d, ..] = net.network().octets();
+                    sieve.add_v6([a, b, c, d], net.prefix_len());
+                }
+            }
+        }
+        self.allow = sieve;
+        Ok(())
+    }
+
     /// Moves what an older map holds. Its entries may be laid out otherwise; what holds of every version is
     /// said in `anomaly_common`.
     fn move_from(&mut self, old: &Old) -> Result<(), EnforceError> {
@@ -266,13 +286,14 @@ impl Kernel {
         bans.truncate(room);
         let fresh = bans.len();
         tracing::info!("moving {fresh} of {held} bans into a new {}", old.name);
-        table.put(&bans, fresh).map_err(|e| reading(e.error))
+        table.put(fresh, &|n| bans[n], fresh).map_err(reading)
     }
 }
 
 fn entries<K: Address>(map: BorrowedFd<'_>, len: u8) -> io::Result<Vec<(IpNet, Ban)>> {
-    let all = raw::lookup_all::<K, Ban>(map, 0)?;
-    Ok(all.into_iter().map(|(key, ban)| (key.prefix(len), ban)).collect())
+    let mut all = Vec::new();
+    raw::for_each(map, 0, |key: K, ban| all.push((key.prefix(len), ban)))?;
+    Ok(all)
 }
 
 fn bytes_of(map: &MapData) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {

@@ -197,9 +197,9 @@ pub struct Partly {
 }
 
 /// Sets many elements. One call costs less than half of as many single ones.
-pub fn update_batch<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> Result<(), Partly> {
+pub fn update_batch<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> io::Result<()> {
     assert_eq!(keys.len(), values.len(), "a batch has a value for every key");
-    batch(uapi::MAP_UPDATE_BATCH, map, keys, Some(values))
+    batch(uapi::MAP_UPDATE_BATCH, map, keys, Some(values)).map_err(|partly| partly.error)
 }
 
 /// Deletes many elements. Stops at the first that is not there (`ENOENT`).
@@ -226,10 +226,13 @@ fn batch<K: Pod, V: Pod>(command: u32, map: BorrowedFd<'_>, keys: &[K], values: 
     }
 }
 
-/// Everything a hash map holds. Elements that come or go meanwhile may be missed, none is made up.
-pub fn lookup_all<K: Pod + Default, V: Pod + Default>(map: BorrowedFd<'_>, expected: usize) -> io::Result<Vec<(K, V)>> {
+/// Shows `visit` everything a hash map holds. Elements that come or go meanwhile may be missed, none is made up.
+pub fn for_each<K: Pod + Default, V: Pod + Default>(
+    map: BorrowedFd<'_>,
+    expected: usize,
+    mut visit: impl FnMut(K, V),
+) -> io::Result<()> {
     let mut size = (expected / 4).clamp(256, 32_768);
-    let mut all = Vec::with_capacity(expected);
     let (mut keys, mut values) = (vec![K::default(); size], vec![V::default(); size]);
     let mut cursor: Option<u64> = None;
     loop {
@@ -259,9 +262,11 @@ pub fn lookup_all<K: Pod + Default, V: Pod + Default>(map: BorrowedFd<'_>, expec
             Err(error) => return Err(error),
         };
         let count = (attr.count as usize).min(size);
-        all.extend(keys[..count].iter().copied().zip(values[..count].iter().copied()));
+        for (key, value) in keys[..count].iter().zip(&values[..count]) {
+            visit(*key, *value);
+        }
         if end {
-            return Ok(all);
+            return Ok(());
         }
         cursor = Some(next);
     }

@@ -100,28 +100,25 @@ impl XdpEnforcer {
         protect: Option<&HashSet<IpNet>>,
     ) -> Result<(), EnforceError> {
         let reading = |e| failed("reading", kind.map(), e);
-        let prefixes: Vec<IpNet> = drops.iter().map(|(prefix, _)| *prefix).collect();
-        let held = tables::existing(self.kernel.table(kind), &prefixes).map_err(reading)?;
-        let fresh = prefixes.iter().filter(|prefix| !held.contains_key(prefix)).count();
+        let prefixes = || drops.iter().map(|(prefix, _)| *prefix);
+        let held = tables::existing(self.kernel.table(kind), prefixes()).map_err(reading)?;
+        let fresh = prefixes().filter(|prefix| !held.contains_key(prefix)).count();
         if !self.has_room(kind, fresh)? {
             match protect {
                 Some(protect) => self.give_way(kind, fresh, protect)?,
-                None => self.give_way(kind, fresh, &prefixes.iter().copied().collect())?,
+                None => self.give_way(kind, fresh, &prefixes().collect())?,
             }
         }
-        let entries: Vec<(IpNet, Ban)> = drops
-            .iter()
-            .map(|(prefix, until_ns)| {
-                let before = held.get(prefix).copied().unwrap_or_default();
-                (*prefix, Ban { until_ns: *until_ns, ..before })
-            })
-            .collect();
+        let entry = |n: usize| {
+            let (prefix, until_ns) = drops[n];
+            (prefix, Ban { until_ns, ..held.get(&prefix).copied().unwrap_or_default() })
+        };
         let table = self.kernel.table(kind);
-        match table.put(&entries, fresh) {
-            Err(partly) if partly.error.raw_os_error().is_some_and(|e| e == libc::E2BIG || e == libc::ENOSPC) => {
+        match table.put(drops.len(), &entry, fresh) {
+            Err(error) if error.raw_os_error().is_some_and(|e| e == libc::E2BIG || e == libc::ENOSPC) => {
                 Err(EnforceError::Full { capacity: table.capacity() })
             }
-            Err(partly) => Err(failed("writing", kind.map(), partly.error)),
+            Err(error) => Err(failed("writing", kind.map(), error)),
             Ok(()) => {
                 self.line_up(kind, drops);
                 Ok(())

@@ -12,6 +12,7 @@ use std::collections::HashMap as StdMap;
 use std::hash::Hash;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::ops::Range;
 use std::os::fd::AsFd;
 
 use anomaly_common::{Ban, NetBan};
@@ -96,20 +97,30 @@ fn words(bytes: &[u8]) -> Option<[u64; 2]> {
     Some([u64::from_ne_bytes(*high), u64::from_ne_bytes(low.try_into().ok()?)])
 }
 
+/// The nth of the entries that are to be set. There may be a million: they are made where they are needed, on whichever
+/// thread, and not collected first.
+pub type Entry<'a> = &'a (dyn Fn(usize) -> (IpNet, Ban) + Sync);
+
 /// A table of bans.
 pub trait Table: std::fmt::Debug + Send {
     /// The entry of exactly this prefix.
     fn get(&self, prefix: &IpNet) -> io::Result<Option<Ban>>;
-    /// Sets entries; `fresh` of them are new. Says how many were done where not all were.
-    fn put(&mut self, entries: &[(IpNet, Ban)], fresh: usize) -> Result<(), raw::Partly>;
+    /// Sets `count` entries; `fresh` of them are new. Where one fails, some of the others are set.
+    fn put(&mut self, count: usize, entry: Entry<'_>, fresh: usize) -> io::Result<()>;
     /// Removes an entry; false when there was none.
     fn remove(&mut self, prefix: &IpNet) -> io::Result<bool>;
     /// Removes many; those that are not there are skipped.
     fn remove_all(&mut self, prefixes: &[IpNet]) -> io::Result<()> {
         prefixes.iter().try_for_each(|prefix| self.remove(prefix).map(drop))
     }
+    /// Shows every entry. Those that come or go meanwhile may be missed.
+    fn each(&mut self, visit: &mut dyn FnMut(IpNet, Ban)) -> io::Result<()>;
     /// Every entry.
-    fn all(&mut self) -> io::Result<Vec<(IpNet, Ban)>>;
+    fn all(&mut self) -> io::Result<Vec<(IpNet, Ban)>> {
+        let mut all = Vec::with_capacity(self.len());
+        self.each(&mut |prefix, ban| all.push((prefix, ban)))?;
+        Ok(all)
+    }
     /// Entries it holds.
     fn len(&self) -> usize;
     /// Entries it has room for.
@@ -175,12 +186,8 @@ impl<K: Address> Hosts<K> {
     /// Over an open map, counting what it holds.
     pub fn new(map: HashMap<MapData, K, Ban>, capacity: u32, prefix_len: u8) -> io::Result<Self> {
         let mut table = Self { map, prefix_len, len: 0, capacity };
-        table.all()?;
+        table.each(&mut |_, _| {})?;
         Ok(table)
-    }
-
-    fn raw_entries(&self) -> io::Result<Vec<(K, Ban)>> {
-        raw::lookup_all(map_fd(&self.map), self.len)
     }
 }
 
@@ -193,31 +200,48 @@ fn map_fd<K: Pod>(map: &HashMap<MapData, K, Ban>) -> std::os::fd::BorrowedFd<'_>
 const BATCH: usize = 65_536;
 /// Fewer than this are set one by one.
 const FEW: usize = 8;
+/// So many threads at most share the work of many batches: where a million bans are to be set, the host is
+/// without them until it is done.
+const THREADS: usize = 4;
 
 impl<K: Address> Table for Hosts<K> {
     fn get(&self, prefix: &IpNet) -> io::Result<Option<Ban>> {
         found(self.map.get(&K::of(prefix), 0))
     }
 
-    fn put(&mut self, entries: &[(IpNet, Ban)], fresh: usize) -> Result<(), raw::Partly> {
+    fn put(&mut self, count: usize, entry: Entry<'_>, fresh: usize) -> io::Result<()> {
         // Counted before: a count that is too high costs a look into the table, one that is too low would
         // hide it from the program.
         self.len += fresh;
-        if entries.len() < FEW {
-            for (done, (prefix, ban)) in entries.iter().enumerate() {
-                self.map.insert(&K::of(prefix), ban, 0).map_err(|e| raw::Partly { done, error: io_error(e) })?;
+        if count < FEW {
+            return (0..count).try_for_each(|n| {
+                let (prefix, ban) = entry(n);
+                self.map.insert(&K::of(&prefix), &ban, 0).map_err(io_error)
+            });
+        }
+        let map = map_fd(&self.map);
+        let set = |batch: Range<usize>| {
+            let (mut keys, mut values) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
+            for (prefix, ban) in batch.map(entry) {
+                keys.push(K::of(&prefix));
+                values.push(ban);
             }
-            return Ok(());
+            raw::update_batch(map, &keys, &values)
+        };
+        let batches = |first: usize, step: usize| {
+            let starts = (first * BATCH..count).step_by(step * BATCH);
+            starts.map(|start| start..count.min(start + BATCH)).try_for_each(set)
+        };
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(THREADS));
+        if threads == 1 || count <= BATCH {
+            return batches(0, 1);
         }
-        let mut done = 0;
-        for chunk in entries.chunks(BATCH) {
-            let keys: Vec<K> = chunk.iter().map(|(prefix, _)| K::of(prefix)).collect();
-            let values: Vec<Ban> = chunk.iter().map(|(_, ban)| *ban).collect();
-            raw::update_batch(map_fd(&self.map), &keys, &values)
-                .map_err(|e| raw::Partly { done: done + e.done, error: e.error })?;
-            done += chunk.len();
-        }
-        Ok(())
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|first| scope.spawn(move || batches(first, threads))).collect();
+            let others =
+                others.into_iter().map(|thread| thread.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
+            batches(0, threads).and(others.collect())
+        })
     }
 
     fn remove(&mut self, prefix: &IpNet) -> io::Result<bool> {
@@ -245,10 +269,14 @@ impl<K: Address> Table for Hosts<K> {
         Ok(())
     }
 
-    fn all(&mut self) -> io::Result<Vec<(IpNet, Ban)>> {
-        let all = self.raw_entries()?;
-        self.len = all.len();
-        Ok(all.into_iter().map(|(key, ban)| (key.prefix(self.prefix_len), ban)).collect())
+    fn each(&mut self, visit: &mut dyn FnMut(IpNet, Ban)) -> io::Result<()> {
+        let (mut len, prefix_len) = (0, self.prefix_len);
+        raw::for_each(map_fd(&self.map), self.len, |key: K, ban| {
+            len += 1;
+            visit(key.prefix(prefix_len), ban);
+        })?;
+        self.len = len;
+        Ok(())
     }
 
     fn len(&self) -> usize {
@@ -272,7 +300,7 @@ impl<K: Address> Nets<K> {
     /// Over an open map, counting what it holds.
     pub fn new(map: LpmTrie<MapData, K, NetBan>, capacity: u32) -> io::Result<Self> {
         let mut table = Self { map, len: 0, capacity };
-        table.all()?;
+        table.each(&mut |_, _| {})?;
         Ok(table)
     }
 
@@ -288,11 +316,11 @@ impl<K: Address> Table for Nets<K> {
         Ok(found.filter(|net| net.prefix_len == u64::from(prefix.prefix_len())).map(|net| net.ban))
     }
 
-    fn put(&mut self, entries: &[(IpNet, Ban)], fresh: usize) -> Result<(), raw::Partly> {
+    fn put(&mut self, count: usize, entry: Entry<'_>, fresh: usize) -> io::Result<()> {
         self.len += fresh;
-        for (done, (prefix, ban)) in entries.iter().enumerate() {
-            let net = NetBan { ban: *ban, prefix_len: u64::from(prefix.prefix_len()) };
-            self.map.insert(&Self::key(prefix), &net, 0).map_err(|e| raw::Partly { done, error: io_error(e) })?;
+        for (prefix, ban) in (0..count).map(entry) {
+            let net = NetBan { ban, prefix_len: u64::from(prefix.prefix_len()) };
+            self.map.insert(&Self::key(&prefix), &net, 0).map_err(io_error)?;
         }
         Ok(())
     }
@@ -303,15 +331,16 @@ impl<K: Address> Table for Nets<K> {
         Ok(removed)
     }
 
-    fn all(&mut self) -> io::Result<Vec<(IpNet, Ban)>> {
-        let mut all = Vec::with_capacity(self.len);
+    fn each(&mut self, visit: &mut dyn FnMut(IpNet, Ban)) -> io::Result<()> {
+        let mut count = 0;
         for entry in self.map.iter() {
             let (key, net) = entry.map_err(io_error)?;
             let (len, address) = (key.prefix_len(), key.data());
-            all.push((address.prefix(u8::try_from(len).unwrap_or(u8::MAX)), net.ban));
+            visit(address.prefix(u8::try_from(len).unwrap_or(u8::MAX)), net.ban);
+            count += 1;
         }
-        self.len = all.len();
-        Ok(all)
+        self.len = count;
+        Ok(())
     }
 
     fn len(&self) -> usize {
@@ -324,17 +353,25 @@ impl<K: Address> Table for Nets<K> {
 }
 
 /// What a table holds of many prefixes, asking the kernel in the cheaper way.
-pub fn existing(table: &mut dyn Table, prefixes: &[IpNet]) -> io::Result<StdMap<IpNet, Ban>> {
+pub fn existing(table: &mut dyn Table, prefixes: impl ExactSizeIterator<Item = IpNet>) -> io::Result<Bans> {
+    let mut found = Bans::default();
     if table.len() == 0 {
-        return Ok(StdMap::new());
+        return Ok(found);
     }
     // A single look-up costs about as much as four elements of a batch.
     if prefixes.len() < 64 || prefixes.len() < table.len() / 4 {
-        let found = prefixes.iter().map(|p| Ok(table.get(p)?.map(|ban| (p.trunc(), ban))));
-        return found.filter_map(Result::transpose).collect();
+        for prefix in prefixes {
+            found.extend(table.get(&prefix)?.map(|ban| (prefix.trunc(), ban)));
+        }
+        return Ok(found);
     }
-    Ok(table.all()?.into_iter().collect())
+    found.reserve(table.len());
+    table.each(&mut |prefix, ban| found.extend([(prefix, ban)]))?;
+    Ok(found)
 }
+
+/// Bans by prefix.
+pub type Bans = StdMap<IpNet, Ban, foldhash::fast::RandomState>;
 
 /// What the kernel said, out of aya's error.
 pub fn io_error(error: MapError) -> io::Error {
