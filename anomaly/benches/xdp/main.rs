@@ -1,7 +1,7 @@
 //! What a packet costs, by `cargo xtask bench xdp`: our program, Debian's xdp-filter, iptables, ipset and nft.
 //!
 //! Runs in a network namespace of its own; prints one Markdown table, and writes the same as JSON where
-//! ANOMALY_BENCH_JSON says.
+//! ANOMALY_BENCH_JSON says. ANOMALY_EBPF_OBJECT names another build of the kernel program to measure.
 
 mod live;
 mod maps;
@@ -109,13 +109,24 @@ pub fn run(program: &str, words: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// A part of the bench.
+type Part = fn(&mut Table) -> Result<()>;
+
+/// What can be asked for by name; all of it takes minutes.
+const PARTS: [(&str, Part); 4] =
+    [("compare", program::compare), ("program", program::measure), ("maps", maps::measure), ("live", live::measure)];
+
 fn main() -> Result<()> {
     ensure!(rustix::process::geteuid().is_root(), "the XDP bench needs root: it makes a network namespace");
     let _space = Space::enter()?;
     let mut table = Table::default();
-    program::measure(&mut table)?;
-    maps::measure(&mut table)?;
-    live::measure(&mut table)?;
+    // `cargo bench` adds a flag of its own.
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    for (name, measure) in PARTS {
+        if wanted.is_empty() || wanted.iter().any(|word| word == name) {
+            measure(&mut table)?;
+        }
+    }
     println!("{}", table.markdown());
     if let Some(path) = std::env::var_os("ANOMALY_BENCH_JSON") {
         std::fs::write(path, serde_json::to_string_pretty(&table.json())?)?;

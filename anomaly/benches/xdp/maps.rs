@@ -32,7 +32,7 @@ pub fn measure(table: &mut Table) -> Result<()> {
         let found = reconcile(&mut guard.xdp, &drops)?;
         add("reconcile, nothing to repair", ms(start.elapsed()), "ms", "wall clock: batch look-up, compare");
         ensure!(found.missing.is_empty() && found.orphans.is_empty(), "{found:?}");
-        let map = MapData::from_pin(guard.dir.path().join("pins/v1/BANS_V4"))?;
+        let map = MapData::from_pin(guard.pin("BANS_V4"))?;
         add(
             "memory in the kernel, per ban",
             memlock(&map)? / entries as f64,

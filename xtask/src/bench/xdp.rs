@@ -15,6 +15,9 @@ pub struct Args {
     /// Install what is missing without asking.
     #[arg(long)]
     yes: bool,
+    /// Only these parts: compare (with xdp-filter), program, maps, live.
+    #[arg(long, value_name = "PART")]
+    only: Vec<String>,
     /// Write the figures here, too.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -31,7 +34,8 @@ pub fn run(args: &Args) -> Result<()> {
         package("xdp-tools", "xdp-filter"),
     ];
     setup::packages("the XDP bench", &peers, args.yes)?;
-    let mut bench = cargo(&["bench", "--package", "anomaly", "--bench", "xdp"]);
+    let mut bench = cargo(&["bench", "--package", "anomaly", "--bench", "xdp", "--"]);
+    bench.args(&args.only);
     if let Some(json) = &args.json {
         bench.env("ANOMALY_BENCH_JSON", std::path::absolute(json)?);
     }
