@@ -37,6 +37,8 @@ const COUNT_EVERY: Duration = Duration::from_secs(60);
 /// Counts of active bans reach the store this often.
 const STORE_COUNTS_EVERY: Duration = Duration::from_secs(60);
 const PRUNE_EVERY: Duration = Duration::from_secs(3600);
+/// Up to so many bans, what each has dropped is read anew before unbans are told.
+const MAX_COUNTED: usize = 1000;
 /// Bans in an explanation.
 const MAX_EXPLAINED: usize = 50;
 
@@ -230,7 +232,8 @@ impl Apply {
         Drop { prefix, left: until.map(|until| until.since(wall)) }
     }
 
-    /// Applies outputs in order; bans that follow one another are enforced in one go.
+    /// Applies outputs in order; bans that follow one another are enforced in one go, and so are unbans: a thousand that
+    /// end at the same moment cost one listing of the firewall.
     fn outputs(&mut self, outputs: Vec<Output>, reply: Option<Reply>) {
         let (mut lifted, mut banned, mut refused) = (Vec::new(), None, None);
         let mut outputs = outputs.into_iter().peekable();
@@ -239,20 +242,26 @@ impl Apply {
             match output {
                 Output::Decision(Decision::Ban(ban)) => {
                     let mut bans = vec![ban];
-                    while let Some(Output::Decision(Decision::Ban(_))) = outputs.peek() {
-                        if let Some(output @ Output::Decision(Decision::Ban(_))) = outputs.next() {
-                            self.metrics.output(&output);
-                            if let Output::Decision(Decision::Ban(ban)) = output {
-                                bans.push(ban);
-                            }
+                    while let Some(next) = outputs.next_if(|next| matches!(next, Output::Decision(Decision::Ban(_)))) {
+                        self.metrics.output(&next);
+                        if let Output::Decision(Decision::Ban(ban)) = next {
+                            bans.push(ban);
                         }
                     }
                     self.ban(&bans);
                     banned = bans.pop();
                 }
                 Output::Decision(Decision::Unban(unban)) => {
-                    lifted.push(DecisionRow::unban(&unban));
-                    self.unban(unban);
+                    let mut unbans = vec![unban];
+                    while let Some(next) = outputs.next_if(|next| matches!(next, Output::Decision(Decision::Unban(_))))
+                    {
+                        self.metrics.output(&next);
+                        if let Output::Decision(Decision::Unban(unban)) = next {
+                            unbans.push(unban);
+                        }
+                    }
+                    lifted.extend(unbans.iter().map(DecisionRow::unban));
+                    self.unban(unbans);
                 }
                 Output::Refused(refusal) => refused = Some(refusal),
                 other => self.tell(&other),
@@ -329,41 +338,47 @@ impl Apply {
         }
     }
 
-    fn unban(&mut self, unban: Unban) {
-        let ended_in_past = !self.wanted.contains_key(&unban.prefix);
-        let (packets, bytes) = self.counts_of(&unban.prefix);
-        self.with_store(|store| store.record_unban(&unban, packets, bytes));
-        if ended_in_past {
-            return;
-        }
-        let failure = self.enforcer.unban(&[unban.prefix]).into_iter().find_map(Result::err).map(|e| e.to_string());
-        self.wanted.remove(&unban.prefix);
-        self.held = self.held.min(self.wanted.len());
-        Arc::make_mut(&mut self.counts).remove(&unban.prefix);
-        let ip = ip_text(&unban.prefix);
-        match &failure {
-            None => info!("unban {ip} (by the {}): {packets} packets were dropped", unban.origin.as_str()),
-            Some(failure) => {
-                self.metrics.enforcer_errors.inc();
-                error!("{ip} is STILL dropped: {failure}; it is tried again every minute");
-            }
-        }
-        self.write(&audit::Event::Unban { unban: &unban, packets, bytes, error: failure.as_deref() });
-        let _ = self.events.send(Event { row: DecisionRow::unban(&unban), reason: String::new() });
-        let change = Change::Unban(unban.prefix);
-        let lifted = failure.is_none();
-        self.notifier.send(Notice::Unban { unban, packets, bytes, error: failure });
-        if lifted {
-            self.snapshot(&[change]);
-        }
-    }
-
-    /// Packets and bytes of a ban, fresh where that is cheap.
-    fn counts_of(&mut self, prefix: &IpNet) -> (u64, u64) {
-        if self.wanted.len() <= 1000 {
+    fn unban(&mut self, unbans: Vec<Unban>) {
+        if unbans.iter().any(|unban| self.wanted.contains_key(&unban.prefix)) && self.wanted.len() <= MAX_COUNTED {
             self.count();
         }
-        self.counts.get(prefix).copied().unwrap_or_default()
+        let mut lifted = Vec::with_capacity(unbans.len());
+        for unban in unbans {
+            let (packets, bytes) = self.counts.get(&unban.prefix).copied().unwrap_or_default();
+            self.with_store(|store| store.record_unban(&unban, packets, bytes));
+            // Others had ended before they were decided, and were never enforced.
+            if self.wanted.remove(&unban.prefix).is_some() {
+                lifted.push((unban, packets, bytes));
+            }
+        }
+        if lifted.is_empty() {
+            return;
+        }
+        self.held = self.held.min(self.wanted.len());
+        let prefixes: Vec<IpNet> = lifted.iter().map(|(unban, ..)| unban.prefix).collect();
+        let outcomes = self.enforcer.unban(&prefixes);
+        let mut changes = Vec::new();
+        for ((unban, packets, bytes), outcome) in lifted.into_iter().zip(outcomes) {
+            let failure = outcome.err().map(|e| e.to_string());
+            Arc::make_mut(&mut self.counts).remove(&unban.prefix);
+            let ip = ip_text(&unban.prefix);
+            match &failure {
+                None => {
+                    info!("unban {ip} (by the {}): {packets} packets were dropped", unban.origin.as_str());
+                    changes.push(Change::Unban(unban.prefix));
+                }
+                Some(failure) => {
+                    self.metrics.enforcer_errors.inc();
+                    error!("{ip} is STILL dropped: {failure}; it is tried again every minute");
+                }
+            }
+            self.write(&audit::Event::Unban { unban: &unban, packets, bytes, error: failure.as_deref() });
+            let _ = self.events.send(Event { row: DecisionRow::unban(&unban), reason: String::new() });
+            self.notifier.send(Notice::Unban { unban, packets, bytes, error: failure });
+        }
+        if !changes.is_empty() {
+            self.snapshot(&changes);
+        }
     }
 
     /// What is told and not enforced.
