@@ -119,8 +119,8 @@ fn attach(kernel: &mut Kernel, interface: &Interface, mode: XdpMode, pin: PathBu
             libc::EOPNOTSUPP,
         ));
     }
-    let present = super::netlink::interfaces().unwrap_or_default().into_iter().find(|i| i.index == interface.index);
-    if let Some(foreign) = present.and_then(|i| i.xdp) {
+    let present = super::netlink::interfaces().unwrap_or_default();
+    if let Some(foreign) = present.iter().find(|i| i.index == interface.index).and_then(|i| i.xdp) {
         return Err(Refusal::new(
             format!("it already carries another XDP program ({}), which is left alone", owner(foreign.prog_id)),
             libc::EBUSY,
@@ -153,7 +153,10 @@ fn attach(kernel: &mut Kernel, interface: &Interface, mode: XdpMode, pin: PathBu
                         pin,
                     });
                 }
-                Err(error) => last = Refusal { reason: explain(&error, interface, *flags, frags), source: error },
+                Err(error) => {
+                    let reason = explain(&error, interface, &ports(interface, &present), *flags, frags);
+                    last = Refusal { reason, source: error };
+                }
             }
         }
         if *flags == Flags::Native {
@@ -187,8 +190,18 @@ fn attach_once(
     Ok(link)
 }
 
+/// The ports of a bridge or bond, by name: the real ones, where it has any.
+fn ports(of: &Interface, present: &[Interface]) -> String {
+    let ports = || present.iter().filter(|i| i.master == Some(of.index));
+    let names = |real: bool| {
+        let names: Vec<&str> = ports().filter(|i| !real || i.kind.is_none()).map(|i| i.name.as_str()).collect();
+        (!names.is_empty()).then(|| format!(" ({})", names.join(", ")))
+    };
+    names(true).or_else(|| names(false)).unwrap_or_default()
+}
+
 /// What an operator can do about a refusal. The kernel gives a number; the rest is known of drivers.
-fn explain(error: &io::Error, interface: &Interface, flags: Flags, frags: bool) -> String {
+fn explain(error: &io::Error, interface: &Interface, ports: &str, flags: Flags, frags: bool) -> String {
     let mode = if flags == Flags::Native { "native XDP" } else { "generic XDP" };
     let name = &interface.name;
     let hint = match error.raw_os_error() {
@@ -198,7 +211,10 @@ fn explain(error: &io::Error, interface: &Interface, flags: Flags, frags: bool) 
             if frags { "" } else { " without multi-buffer support" },
         ),
         Some(libc::EOPNOTSUPP) if flags == Flags::Native => match interface.kind.as_deref() {
-            Some("bridge") => "a bridge has no native XDP: name its ports in enforcer.interfaces".into(),
+            Some("bridge") => format!("a bridge has no native XDP: name its ports{ports} in enforcer.interfaces"),
+            Some("bond" | "team") => format!(
+                "its mode or a member's driver has no native XDP: name its members{ports} in enforcer.interfaces"
+            ),
             Some(kind) => format!("{kind} interfaces have no native XDP"),
             None => format!(
                 "its driver has none, or receive offloads are in the way: `ethtool -K {name} lro off gro-hw off`"

@@ -25,6 +25,8 @@ pub struct Interface {
     pub kind: Option<String>,
     /// The interface below (of a VLAN), or the other end (of a veth).
     pub below: Option<u32>,
+    /// The bridge or bond that it is a port of.
+    pub master: Option<u32>,
     /// The XDP program on it.
     pub xdp: Option<Attached>,
 }
@@ -50,6 +52,7 @@ mod uapi {
     pub const IFLA_IFNAME: u16 = 3;
     pub const IFLA_MTU: u16 = 4;
     pub const IFLA_LINK: u16 = 5;
+    pub const IFLA_MASTER: u16 = 10;
     pub const IFLA_LINKINFO: u16 = 18;
     pub const IFLA_INFO_KIND: u16 = 1;
     pub const IFLA_XDP: u16 = 43;
@@ -82,6 +85,7 @@ pub fn interfaces() -> io::Result<Vec<Interface>> {
                 uapi::IFLA_IFNAME => interface.name = text(value),
                 uapi::IFLA_MTU => interface.mtu = u32_at(value, 0).unwrap_or_default(),
                 uapi::IFLA_LINK => interface.below = u32_at(value, 0),
+                uapi::IFLA_MASTER => interface.master = u32_at(value, 0),
                 uapi::IFLA_LINKINFO => {
                     interface.kind =
                         Attributes(value).find(|(kind, _)| *kind == uapi::IFLA_INFO_KIND).map(|(_, value)| text(value));
