@@ -7,4 +7,6 @@
 mod attach;
 mod keep;
 mod packets;
+mod probe_log;
 mod rig;
+mod wire;

@@ -120,6 +120,12 @@ impl IptablesEnforcer {
             enforcer.incidents.push(Incident::Degraded { reason });
         }
         enforcer.take_over(config.iptables_raw_prerouting)?;
+        if !config.grace.is_zero() {
+            tracing::info!(
+                "rules have no end of their own: where the daemon goes for good they stay, whatever enforcer.grace_secs is, \
+                 until `anomaly down`, its next start or a reboot"
+            );
+        }
         let incidents = std::mem::take(&mut enforcer.incidents);
         Ok((enforcer, incidents))
     }
