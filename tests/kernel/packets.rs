@@ -166,7 +166,9 @@ fn what_is_not_ip_passes_and_is_counted() {
     ] {
         assert_eq!(verdict(&mut xdp, &packet), PASS);
     }
-    assert_eq!(since(&mut xdp, before), Totals { not_ip: 10, ..Totals::default() });
+    // The interface's own neighbours (router solicitations) may pass meanwhile.
+    let counted = Totals { passed: 0, ..since(&mut xdp, before) };
+    assert_eq!(counted, Totals { not_ip: 10, ..Totals::default() });
     close(xdp);
 }
 
