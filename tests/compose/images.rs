@@ -1,4 +1,4 @@
-//! The images of `compose/compose.yaml` without a registry: a base by debootstrap, and stand-ins made from it.
+//! The images of `compose/compose.yaml` without a registry: a base by mmdebstrap, and stand-ins made from it.
 //!
 //! Deliberately without an application: what is behind the proxy does not matter to who is in front of it.
 
