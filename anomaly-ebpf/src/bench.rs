@@ -8,7 +8,8 @@ use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::{Array, PerCpuArray, ProgramArray};
 use aya_ebpf::programs::XdpContext;
 
-/// Sources, in network byte order: what they are is user space's choice.
+/// Sources, in network byte order: what they are is user space's choice. Behind an IPv4 source stands the checksum of
+/// its header.
 #[map]
 static SOURCES: Array<[u64; 2]> = Array::with_max_entries(1 << 20, 0);
 /// How many of them are used, less one: a power of two less one.
@@ -48,6 +49,7 @@ fn call(ctx: &XdpContext, v6: bool, under_test: &ProgramArray) -> u32 {
                 ((data + 22) as *mut u64).write_volatile(source[0]);
                 ((data + 30) as *mut u64).write_volatile(source[1]);
             } else {
+                ((data + 24) as *mut u16).write_volatile((source[0] >> 32) as u16);
                 ((data + 26) as *mut u32).write_volatile(source[0] as u32);
             }
         }

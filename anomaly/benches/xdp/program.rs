@@ -118,10 +118,19 @@ fn xdp_of<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
     Ok(ebpf.program_mut(name).with_context(|| name.to_owned())?.try_into()?)
 }
 
+/// What the packet writer writes: the address, and behind an IPv4 one the checksum of the header that it makes. With a
+/// wrong one the kernel would throw away what passes before any rule has seen it.
 fn words(address: IpAddr) -> [u64; 2] {
     let mut bytes = [0; 16];
     match address {
-        IpAddr::V4(address) => bytes[..4].copy_from_slice(&address.octets()),
+        IpAddr::V4(address) => {
+            bytes[..4].copy_from_slice(&address.octets());
+            let mut header = packet(false)[14..34].to_vec();
+            header[12..16].copy_from_slice(&address.octets());
+            let sum: u32 = header.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
+            let folded = (sum & 0xffff) + (sum >> 16);
+            bytes[4..6].copy_from_slice(&(!(folded as u16 + (folded >> 16) as u16)).to_be_bytes());
+        }
         IpAddr::V6(address) => bytes = address.octets(),
     }
     let [high, low] =
@@ -137,7 +146,7 @@ pub fn packet(v6: bool) -> Vec<u8> {
         packet.extend(Ipv6Addr::UNSPECIFIED.octets());
         packet.extend([0xfd, 0x77, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
     } else {
-        // Without a checksum: the live runs use a table of their own.
+        // The writer fills in source and checksum.
         packet.extend([0x08, 0x00, 0x45, 0, 0, 46, 0, 0, 0, 0, 64, 17, 0, 0]);
         packet.extend(Ipv4Addr::UNSPECIFIED.octets());
         packet.extend([10, 77, 0, 1]);
