@@ -104,12 +104,26 @@ struct Log {
     presence_since: Timestamp,
 }
 
+/// Whether the watcher wakes for what is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Listening {
+    /// A log is busy: it is looked at without that.
+    No,
+    /// All have become quiet: once the watcher has passed over what has happened so far.
+    Soon,
+    /// Yes, once.
+    Yes,
+}
+
 /// Everything the hot thread owns.
 pub struct Hot {
     engine: Engine,
     logs: Vec<Log>,
     health: LogWatch,
     watcher: Option<Watcher>,
+    listening: Listening,
+    /// To look without waiting: something may have been written before the watcher listened.
+    look_again: bool,
     requests: Receiver<Request>,
     wake: SyncSender<Request>,
     outbox: Outbox,
@@ -213,6 +227,8 @@ impl Hot {
             logs: Vec::new(),
             health: LogWatch::default(),
             watcher: None,
+            listening: Listening::Yes,
+            look_again: true,
             requests,
             wake,
             outbox: Outbox { sender: work, waiting: VecDeque::new(), lost: 0 },
@@ -265,6 +281,8 @@ impl Hot {
 
     fn watch(&mut self) {
         let wake = self.wake.clone();
+        self.listening = Listening::Yes;
+        self.look_again = true;
         // A full queue wakes as well.
         let wake = move || drop(wake.try_send(Request::LogWritten));
         self.watcher = match Watcher::new(&self.config.log.paths, wake) {
@@ -286,9 +304,10 @@ impl Hot {
         loop {
             let behind = self.logs.iter().any(|log| !log.at_end);
             let busy = self.logs.iter().any(|log| log.looks > 0);
-            let wait = if behind || !self.outbox.waiting.is_empty() {
+            let again = std::mem::take(&mut self.look_again);
+            let wait = if behind || again || !self.outbox.waiting.is_empty() {
                 Duration::ZERO
-            } else if busy {
+            } else if busy || self.listening == Listening::Soon {
                 NAP
             } else {
                 let tick = self.engine.next_deadline().map_or(PICTURE_EVERY, |at| at.since(now()));
@@ -344,7 +363,7 @@ impl Hot {
     }
 
     /// Reads each log (or each that is not quiet) a chunk further. While several are behind, the one with the oldest
-    /// records goes first, so that log time advances evenly over them. Once all are quiet, the watcher is to wake.
+    /// records goes first, so that log time advances evenly over them.
     fn read(&mut self, all: bool) {
         let behind = self.logs.iter().filter(|log| !log.at_end).count();
         let (engine, out, counts) = (&mut self.engine, &mut self.out, &mut self.counts);
@@ -367,11 +386,27 @@ impl Hot {
         for log in self.logs.iter_mut().filter(|log| all || log.looks > 0 || !log.at_end) {
             look(log, CHUNK);
         }
-        if let Some(watcher) = &self.watcher
-            && self.logs.iter().all(|log| log.looks == 0)
-        {
-            watcher.arm();
-        }
+        self.listen();
+    }
+
+    /// Lets the watcher wake once all logs are quiet: in two steps, so that it does not wake for each write of the busy
+    /// time that the kernel has kept.
+    fn listen(&mut self) {
+        let Some(watcher) = &self.watcher else { return };
+        let busy = self.logs.iter().any(|log| log.looks > 0);
+        self.listening = match self.listening {
+            _ if busy => Listening::No,
+            Listening::Soon => {
+                watcher.arm();
+                self.look_again = true;
+                Listening::Yes
+            }
+            Listening::Yes if !watcher.rests() => Listening::Yes,
+            Listening::No | Listening::Yes => {
+                watcher.pass_over();
+                Listening::Soon
+            }
+        };
     }
 
     fn send_outputs(&mut self, reply: Option<Reply>) {
@@ -444,6 +479,7 @@ impl Hot {
             for (path, reason) in watcher.refresh() {
                 tracing::debug!("{} is not watched ({reason}); it is looked at once a second", path.display());
             }
+            self.look_again = true;
         }
         let snapshot = self.engine.snapshot(TOP);
         let mut totals = Counts::default();

@@ -1,27 +1,35 @@
 //! Says that something was written, created or renamed where the logs are. What that was, [`super::Tail`] finds out.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 
 /// Wakes whoever polls the tails. It watches directories, so that it sees files come and go; a poll once
 /// a second finds all that it may miss (network file systems, a queue that ran over).
 ///
-/// It wakes once, and then rests until it is [armed](Watcher::arm) again: who is woken looks by himself as long as lines
-/// keep coming, which costs less than to be told of each. The kernel keeps what happens meanwhile (equal events
-/// merged), so nothing is missed.
+/// It wakes once, and then rests until it is told to go on: who is woken looks by himself as long as lines keep coming,
+/// which costs less than to be told of each. Whoever wants to be woken again lets it
+/// [pass over](Watcher::pass_over) what the kernel has kept meanwhile, [arms](Watcher::arm) it, and then looks once more:
+/// so nothing is missed.
 #[derive(Debug)]
 pub struct Watcher {
     inotify: RecommendedWatcher,
     bell: Arc<Bell>,
     logs: Vec<PathBuf>,
-    directories: BTreeSet<PathBuf>,
+    /// Those that are watched, and which they are.
+    directories: BTreeMap<PathBuf, Identity>,
     /// Beginnings of the paths whose events count: the logs, their rotated files, the targets of links.
     wanted: Arc<Mutex<Vec<PathBuf>>>,
 }
+
+/// Which directory a path names: another one may come to have its name, and even its number. `None` where the file
+/// system cannot tell: then it may be another one each time.
+type Identity = Option<(u64, u64, SystemTime)>;
 
 /// inotify could not be had at all; polling every so often still works.
 #[derive(Debug, thiserror::Error)]
@@ -49,43 +57,62 @@ impl Watcher {
             }
         };
         let inotify = notify::recommended_watcher(handler)?;
-        let mut watcher = Self { inotify, bell, logs: logs.to_vec(), directories: BTreeSet::new(), wanted };
+        let mut watcher = Self { inotify, bell, logs: logs.to_vec(), directories: BTreeMap::new(), wanted };
         watcher.refresh();
         Ok(watcher)
     }
 
-    /// Wakes again for what is written from now on, and once for what was written since it woke last. Costs a look at
-    /// a lock where it is armed already.
+    /// Wakes for the next event. Look once more after it.
     pub fn arm(&self) {
         self.bell.set(Rest::Armed);
     }
 
+    /// Passes over what has happened and what happens, until it is armed.
+    pub fn pass_over(&self) {
+        self.bell.set(Rest::Never);
+    }
+
+    /// Whether it has woken somebody, and rests.
+    pub fn rests(&self) -> bool {
+        self.bell.get() == Rest::Now
+    }
+
     /// Watches directories that have come into being since, and follows symbolic links anew. To be
-    /// called about once a second and after a rotation. Returns what cannot be watched (its
+    /// called about once a second and after a rotation; look once more after it. Returns what cannot be watched (its
     /// directory is missing, out of watches): poll those every so often.
     pub fn refresh(&mut self) -> Vec<(PathBuf, String)> {
         let mut failed = Vec::new();
         let mut wanted = Vec::new();
-        let mut directories = BTreeSet::new();
-        // The thread that rests is the one that adds watches.
-        let rest = self.bell.set(Rest::Never);
+        let mut directories = BTreeMap::new();
+        let mut rest = None;
         for log in &self.logs {
             for path in [Some(log.clone()), fs::canonicalize(log).ok()].into_iter().flatten() {
                 let (Some(directory), Some(name)) = (directory(&path), path.file_name()) else { continue };
                 wanted.push(directory.join(name));
-                if directories.insert(directory.clone()) {
-                    // Once more even where it is watched: it may be another directory of the same name.
+                if directories.contains_key(&directory) {
+                    continue;
+                }
+                let identity = identity(&directory);
+                if identity.is_none() || self.directories.get(&directory) != Some(&identity) {
+                    // The thread that rests is the one that adds watches.
+                    rest.get_or_insert_with(|| self.bell.set(Rest::Never));
                     if let Err(error) = self.inotify.watch(&directory, RecursiveMode::NonRecursive) {
                         failed.push((log.clone(), error.to_string()));
+                        directories.insert(directory, None);
+                        continue;
                     }
                 }
+                directories.insert(directory, identity);
             }
         }
-        for gone in self.directories.difference(&directories) {
+        for gone in self.directories.keys().filter(|old| !directories.contains_key(*old)) {
+            rest.get_or_insert_with(|| self.bell.set(Rest::Never));
             // That it may be gone already is all the same.
             let _ = self.inotify.unwatch(gone);
         }
-        self.bell.set(rest);
+        if let Some(rest) = rest {
+            self.bell.set(rest);
+        }
         self.directories = directories;
         *self.wanted.lock().unwrap_or_else(PoisonError::into_inner) = wanted;
         failed
@@ -106,7 +133,7 @@ enum Rest {
     Armed,
     /// Now.
     Now,
-    /// Not at all: it wakes for each event.
+    /// Not at all, and it wakes nobody.
     Never,
 }
 
@@ -117,16 +144,20 @@ struct Bell {
 }
 
 impl Bell {
-    /// Called by the watching thread: wakes, then waits as long as it is to rest.
+    /// Called by the watching thread: wakes where it is armed, then waits as long as it is to rest.
     fn ring(&self, wake: &impl Fn()) {
         let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
-        wake();
         if *rest == Rest::Armed {
             *rest = Rest::Now;
+            wake();
         }
         while *rest == Rest::Now {
             rest = self.changed.wait(rest).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    fn get(&self) -> Rest {
+        *self.rest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes what the watching thread does, and says what it did before.
@@ -142,6 +173,11 @@ impl Bell {
 fn directory(path: &Path) -> Option<PathBuf> {
     let parent = path.parent()?;
     Some(if parent.as_os_str().is_empty() { PathBuf::from(".") } else { parent.to_owned() })
+}
+
+fn identity(directory: &Path) -> Identity {
+    let metadata = fs::metadata(directory).ok()?;
+    Some((metadata.dev(), metadata.ino(), metadata.created().ok()?))
 }
 
 /// Somebody wrote, renamed, created or removed a wanted file. Opening and reading do not matter: we do that.
@@ -206,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn rests_until_it_is_armed_and_forgets_nothing() {
+    fn rests_once_it_has_woken_and_passes_over_what_it_is_told_to() {
         let dir = tempfile::tempdir().expect("a directory");
         let log = dir.path().join("a.json");
         let (mut watcher, woken) = watch(std::slice::from_ref(&log));
@@ -214,10 +250,20 @@ mod tests {
         woken.recv_timeout(PATIENCE).expect("woken by creation");
         fs::write(&log, "line\nline\n").expect("written");
         assert!(woken.recv_timeout(Duration::from_millis(100)).is_err(), "woken while it rests");
+        assert!(watcher.rests());
+        // Adding watches is its thread's work all the same.
+        watcher.directories.clear();
+        assert_eq!(watcher.refresh(), []);
+        assert!(watcher.rests());
+        fs::write(&log, "line\nline\nline\n").expect("written");
         watcher.arm();
         woken.recv_timeout(PATIENCE).expect("woken for what was written meanwhile");
-        // It rests again; adding watches is its thread's work all the same.
-        assert_eq!(watcher.refresh(), []);
+        watcher.pass_over();
+        fs::write(&log, "line\n").expect("written");
+        assert!(woken.recv_timeout(Duration::from_millis(100)).is_err(), "woken for what it passes over");
+        watcher.arm();
+        fs::write(&log, "line\nline\n").expect("written");
+        woken.recv_timeout(PATIENCE).expect("woken by a write");
     }
 
     #[test]
