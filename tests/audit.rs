@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use anomaly::audit::{Audit, Change, Event, GENERATIONS, Snapshots};
+use anomaly::audit::{Audit, Change, Event, GENERATIONS, Snapshots, untold};
 use anomaly::engine::{
     Ban, BaselineUpdate, Braked, Finding, Level, LevelAccepted, NotEffective, Origin, Rule, Scope, Source, Unban,
 };
@@ -214,6 +214,34 @@ fn half_a_line_of_a_crash_does_not_spoil_the_next() {
     fs::write(&path, "my notes").expect("made");
     Audit::open(&path, 1 << 20).write(at(0), "xdp", &Event::Off).expect("written");
     assert!(fs::read_to_string(&path).expect("text").starts_with("my notes\n{"));
+}
+
+#[test]
+fn a_ban_whose_line_a_crash_prevented_is_found() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("audit.jsonl");
+    let numbered = |n: i64| Ban { prefix: net(&format!("192.0.2.{n}/32")), at: at(n), ..ban("") };
+    let bans: Vec<Ban> = (1..=5).map(numbered).collect();
+    let prefixes = |bans: &[Ban]| bans.iter().map(|ban| ban.prefix.to_string()).collect::<Vec<_>>();
+    assert!(untold(&path, &bans).is_empty(), "without a log nothing is known");
+    let mut audit = Audit::open(&path, 1 << 20);
+    // The log begins after the first ban; what was told of that is not known.
+    audit.write(at(1), "xdp", &Event::Off).expect("written");
+    for told in [1, 3] {
+        audit.write(at(9), "xdp", &Event::Ban { ban: &bans[told], error: None }).expect("written");
+    }
+    assert_eq!(prefixes(&untold(&path, &bans)), ["192.0.2.3/32", "192.0.2.5/32"]);
+    let past = [Ban { in_past: true, ..numbered(5) }];
+    assert!(untold(&path, &past).is_empty(), "it was over when it was decided, and is in no log");
+    // Of a long log only the end is read, from a whole line on.
+    for n in 0..6000 {
+        audit
+            .write(at(10 + n), "xdp", &Event::Ban { ban: &ban("x".repeat(200).as_str()), error: None })
+            .expect("written");
+    }
+    assert!(untold(&path, &bans).is_empty());
+    let late = [Ban { at: at(7000), ..numbered(6) }];
+    assert_eq!(prefixes(&untold(&path, &late)), ["192.0.2.6/32"]);
 }
 
 #[test]

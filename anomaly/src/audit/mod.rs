@@ -9,11 +9,13 @@
 mod event;
 mod file;
 mod snapshots;
+mod told;
 
 use std::path::{Path, PathBuf};
 
 pub use event::Event;
 pub use snapshots::{Change, Snapshots};
+pub use told::untold;
 
 use crate::time::Timestamp;
 

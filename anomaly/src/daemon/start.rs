@@ -79,6 +79,7 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
     let restored = opened.state.bans.len();
     let wanted: HashMap<_, _> =
         (opened.state.bans.iter()).filter(|ban| !ban.in_past).map(|ban| (ban.prefix, ban.until)).collect();
+    let untold = audit::untold(&config.audit.path, &opened.state.bans);
     let mut engine = Engine::new(config.engine.clone());
     if engine.restore(opened.state).is_err() {
         warn!(
@@ -132,6 +133,7 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
     }
     apply.set_never_drop();
     apply.reconcile(false);
+    apply.tell_late(&untold);
     apply.publish();
     let coverage = apply.enforcer.coverage();
     let interfaces: Vec<String> =

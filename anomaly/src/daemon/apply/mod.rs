@@ -320,13 +320,7 @@ impl Apply {
                     error!("ban {ip} is NOT enforced: {failure}; it is tried again every minute");
                 }
             }
-            self.write(&audit::Event::Ban { ban, error: failure.as_deref() });
-            let _ = self.events.send(Event { row: DecisionRow::ban(ban), reason });
-            self.notifier.send(Notice::Ban {
-                ban: Box::new((*ban).clone()),
-                enforcer: self.enforcer.name().as_str().to_owned(),
-                error: failure,
-            });
+            self.tell_ban(ban, failure);
         }
         for ban in bans.iter().filter(|b| b.in_past) {
             // It had ended before it was decided: on record, and nothing else.
@@ -335,6 +329,23 @@ impl Apply {
         if !changes.is_empty() {
             self.maintain();
             self.snapshot(&changes);
+        }
+    }
+
+    /// Tells everybody of a ban, and why it is not enforced.
+    fn tell_ban(&mut self, ban: &Ban, error: Option<String>) {
+        self.write(&audit::Event::Ban { ban, error: error.as_deref() });
+        let _ = self.events.send(Event { row: DecisionRow::ban(ban), reason: ban.reason() });
+        let enforcer = self.enforcer.name().as_str().to_owned();
+        self.notifier.send(Notice::Ban { ban: Box::new(ban.clone()), enforcer, error });
+    }
+
+    /// Tells of the bans that a crash kept from being told; they are enforced by now, or it is known why not.
+    pub fn tell_late(&mut self, bans: &[Ban]) {
+        for ban in bans {
+            info!("ban {}, from before the last stop: {}", ip_text(&ban.prefix), ban.reason());
+            let error = self.degraded.get("enforcement").map(|(reason, _)| reason.clone());
+            self.tell_ban(ban, error);
         }
     }
 
