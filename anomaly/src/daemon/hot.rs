@@ -300,7 +300,7 @@ impl Hot {
         // Saved at once for the first time: a crash before that would make the next start take the log for a new one, and
         // lose what was rotated away meanwhile.
         let (mut picture_at, mut save_at, mut reconcile_at) = (Duration::ZERO, Duration::ZERO, RECONCILE_EVERY);
-        let (mut sample_at, mut all_at) = (Duration::ZERO, Duration::ZERO);
+        let (mut sample_at, mut all_at, mut was_behind) = (Duration::ZERO, Duration::ZERO, true);
         loop {
             let behind = self.logs.iter().any(|log| !log.at_end);
             let busy = self.logs.iter().any(|log| log.looks > 0);
@@ -343,6 +343,10 @@ impl Hot {
             }
             self.send_outputs(None);
             self.outbox.flush();
+            if was_behind && caught_up {
+                // A daemon that is killed every few seconds must not read the same backlog each time.
+                (was_behind, save_at) = (false, at);
+            }
             if at >= save_at && !self.saving.load(Ordering::Acquire) {
                 self.save();
                 // Saving may cost at most a twentieth of the time, however large the state.
