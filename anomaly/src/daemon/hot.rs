@@ -40,6 +40,8 @@ const PICTURE_EVERY: Duration = Duration::from_secs(1);
 const NEWS_EVERY: Duration = Duration::from_millis(100);
 /// How often state and checkpoint are saved: what a crash makes us read again.
 const SAVE_EVERY: Duration = Duration::from_secs(5);
+/// The same while a backlog is read: who is killed every few seconds must get on with it.
+const SAVE_BEHIND: Duration = Duration::from_secs(1);
 /// How often the kernel is compared with what is wanted.
 const RECONCILE_EVERY: Duration = Duration::from_secs(60);
 /// Outputs that wait while the apply thread is busy; beyond it the oldest are lost and counted.
@@ -350,7 +352,8 @@ impl Hot {
             if at >= save_at && !self.saving.load(Ordering::Acquire) {
                 self.save();
                 // Saving may cost at most a twentieth of the time, however large the state.
-                save_at = clock() + SAVE_EVERY.max((clock() - at) * 20);
+                let every = if caught_up { SAVE_EVERY } else { SAVE_BEHIND };
+                save_at = clock() + every.max((clock() - at) * 20);
             }
             if at >= reconcile_at {
                 reconcile_at = at + RECONCILE_EVERY;
