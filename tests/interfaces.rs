@@ -157,6 +157,45 @@ fn a_key_of_the_configuration_keeps_its_name_and_a_wrong_one_is_told_with_the_ri
     assert!(output.status.code() == Some(2) && said.contains("z_scroe") && said.contains("z_score"), "{said}");
 }
 
+/// A wrong line in the allow-list's file keeps nobody from letting people in again.
+#[test]
+fn a_broken_allowlist_file_stops_what_reads_it_and_nothing_else() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let place = |name: &str| dir.path().join(name).display().to_string();
+    std::fs::write(place("allowlist"), "203.0.113.9\noffice.example.org\n").expect("written");
+    std::fs::write(place("access.json"), "").expect("written");
+    let text = format!(
+        "allowlist_file = \"{}\"\n[log]\npaths = [\"{}\"]\n[enforcer]\nbackend = \"dry-run\"\npin_dir = \"{}\"\n\
+         [dashboard]\nsocket = \"{}\"\n",
+        place("allowlist"),
+        place("access.json"),
+        place("pins"),
+        place("socket")
+    );
+    let file = place("anomaly.toml");
+    std::fs::write(&file, text).expect("written");
+    let told = |words: &[&str]| {
+        let output = anomaly(&[&["-c", file.as_str()], words].concat());
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for words in [&["run"][..], &["replay", &place("access.json")], &["config", "check"], &["doctor"]] {
+        let (code, said) = told(words);
+        assert_eq!(code, Some(2), "{words:?}: {said}");
+        assert!(said.contains(&place("allowlist")) && said.contains("line 2"), "{words:?}: {said}");
+    }
+    let ip = "203.0.113.10";
+    for words in [&["status"][..], &["bans"], &["top"], &["explain", ip], &["ban", ip], &["unban", ip]] {
+        // No daemon listens: that is what they fail for.
+        let (code, said) = told(words);
+        assert!(code == Some(1) && said.contains(&place("socket")), "{words:?}: {code:?} {said}");
+    }
+    // As the package's removal does where the configuration is broken too.
+    let mut command = Command::new(env!("CARGO_BIN_EXE_anomaly"));
+    command.env("ANOMALY_ALLOWLIST_FILE", place("allowlist")).env("ANOMALY_DASHBOARD__SOCKET", place("socket"));
+    let output = command.args(["-c", "/dev/null", "status"]).output().expect("started");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+}
+
 #[test]
 fn replay_gives_one_row_a_decision_and_a_summary() {
     let (start, half_hour) = (1_777_280_000, 1800);

@@ -109,6 +109,8 @@ fn the_package_keeps_bans_over_an_upgrade_and_leaves_nothing() -> Result<()> {
 
     stop(&mut daemon)?;
     ensure!(lab.attacker.get(ATTACKER.v4())? == Answer::NoConnection, "a stopped daemon keeps its bans");
+    // Whatever the allow-list says.
+    std::fs::write(&list, "office.example.org\n")?;
     host.run(&["dpkg", "--remove", "anomaly"])?;
     ensure!(lab.attacker.get(ATTACKER.v4())? == Answer::Status(200), "removed, and still dropping");
     ensure!(lab.honest.get(HONEST.v4())? == Answer::Status(200));

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anomaly::config::presets::Preset;
-use anomaly::config::{self, ConfigError, Loaded};
+use anomaly::config::{self, Config, ConfigError, Loaded};
 use anomaly::enforce::{deny_map, iptables, xdp};
 use anomaly::engine::BanLength;
 use anomaly::{daemon, doctor};
@@ -44,10 +44,18 @@ fn in_one_line(error: &anyhow::Error) -> String {
     text
 }
 
-/// The configuration as `-c` and the environment say it.
+/// The configuration as `-c`, the environment and the allow-list's file say it.
 fn load(file: Option<&Path>) -> Result<Loaded, ConfigError> {
-    let variables = std::env::vars_os().filter_map(|(n, v)| Some((n.into_string().ok()?, v.into_string().ok()?)));
-    config::load(file, variables)
+    config::load(file, variables())
+}
+
+/// The same without that file, for the commands that ask the daemon or take away what it has set.
+fn settings(cli: &Cli) -> Result<Config, ConfigError> {
+    config::load_without_list(cli.config.as_deref(), variables()).map(|loaded| loaded.config)
+}
+
+fn variables() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(n, v)| Some((n.into_string().ok()?, v.into_string().ok()?)))
 }
 
 fn dispatch(cli: &Cli) -> Result<ExitCode> {
@@ -57,7 +65,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Status(args) => get(cli, "/api/v1/status", args.json, |p, v| p.status(v)),
         Command::Bans(args) => get(cli, "/api/v1/bans", args.json, |p, v| p.bans(v, daemon::now())),
         Command::Top(args) if args.watch => {
-            cli::watch::top(&load(cli.config.as_deref())?.config.dashboard.socket)?;
+            cli::watch::top(&settings(cli)?.dashboard.socket)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Top(args) => get(cli, "/api/v1/top", args.json, |p, v| p.top(v)),
@@ -130,7 +138,7 @@ fn get(
     as_json: bool,
     print: impl FnOnce(&Printer, &serde_json::Value) -> String,
 ) -> Result<ExitCode> {
-    let config = load(cli.config.as_deref())?.config;
+    let config = settings(cli)?;
     let value = ask(&config.dashboard.socket, Method::GET, path, None)?.ok()?;
     show(&if as_json { format!("{value}\n") } else { print(&Printer::new(), &value) })?;
     Ok(ExitCode::SUCCESS)
@@ -152,7 +160,7 @@ fn examine(cli: &Cli, args: &args::Show) -> Result<ExitCode> {
 }
 
 fn ban(cli: &Cli, args: &args::Ban) -> Result<ExitCode> {
-    let config = load(cli.config.as_deref())?.config;
+    let config = settings(cli)?;
     let mut body = json!({ "ip": anomaly::report::ip_text(&args.ip), "reason": args.reason, "force": args.force });
     match args.length {
         Some(BanLength::Timed(length)) => body["duration_secs"] = length.as_secs().into(),
@@ -171,7 +179,7 @@ fn ban(cli: &Cli, args: &args::Ban) -> Result<ExitCode> {
 }
 
 fn unban(cli: &Cli, args: &args::Unban) -> Result<ExitCode> {
-    let config = load(cli.config.as_deref())?.config;
+    let config = settings(cli)?;
     let path = format!("/api/v1/bans/{}", segment(&args.ip));
     let lifted = ask(&config.dashboard.socket, Method::DELETE, &path, None)?.ok()?;
     if args.json {
@@ -213,7 +221,7 @@ fn done(args: &args::Show, done: &[String], nothing: &str, whole: &str) -> io::R
 }
 
 fn off(cli: &Cli, args: &args::Show) -> Result<ExitCode> {
-    let config = load(cli.config.as_deref())?.config;
+    let config = settings(cli)?;
     // First, so that a running daemon does not repair what is taken away.
     let marked = daemon::mark_off(&config.dashboard.socket);
     let xdp = xdp::off(&config.enforcer.pin_dir)?;
@@ -228,7 +236,7 @@ fn off(cli: &Cli, args: &args::Show) -> Result<ExitCode> {
 }
 
 fn down(cli: &Cli, args: &args::Show) -> Result<ExitCode> {
-    let config = load(cli.config.as_deref())?.config;
+    let config = settings(cli)?;
     let removed = xdp::down(&config.enforcer.pin_dir)?;
     let mut said = rules_text(&config)?;
     if !removed.interfaces.is_empty() {
@@ -242,7 +250,7 @@ fn down(cli: &Cli, args: &args::Show) -> Result<ExitCode> {
 }
 
 /// Takes away whatever is not XDP, and says what that was.
-fn rules_text(config: &config::Config) -> Result<Vec<String>> {
+fn rules_text(config: &Config) -> Result<Vec<String>> {
     let removed = iptables::remove_all()?;
     let listed = deny_map::clear(&config.nginx)?;
     let counts = [

@@ -106,6 +106,11 @@ fn the_command_line_asks_and_steers_the_daemon() -> Result<()> {
         ensure!(output.status.code() == Some(code) && said.contains(word), "{words:?}: {}: {said}", output.status);
     }
 
+    // Locked out, and the allow-list is wrong too: what lets people in again does not read it.
+    let list = lab.dir().join("allowlist");
+    std::fs::write(&list, "office.example.org\n")?;
+    daemon.rewrite(&Config::new(&lab, "cli").with("", "allowlist_file", format!("{list:?}")).text())?;
+    ensure!(daemon.command(&["config", "check"])?.status.code() == Some(2), "a wrong line is not told");
     succeeds(&["off"])?;
     clock::wait_until("nothing to be dropped any more", Duration::from_secs(5), || {
         lab.attacker.get(ATTACKER.v4()).is_ok_and(|answer| answer == Answer::Status(200))

@@ -19,7 +19,7 @@ mod raw;
 
 pub use allowlist::DEFAULT_FILE as ALLOWLIST_FILE;
 pub use check::duration;
-pub use raw::{ConfigError, Loaded, load, parse};
+pub use raw::{ConfigError, Loaded, load, load_without_list, parse};
 
 /// Where the configuration is looked for when no `--config` is given.
 pub const DEFAULT_PATH: &str = "/etc/anomaly/anomaly.toml";

@@ -207,12 +207,27 @@ pub(super) struct RawAudit {
     pub(super) max_bytes: Option<i64>,
 }
 
+/// Loads the configuration as [`load_without_list`], and what `allowlist_file` lists: for whoever decides on bans or says
+/// whether all is well.
+///
+/// # Errors
+/// As [`load_without_list`], and a line of `allowlist_file` that is none.
+pub fn load(
+    path: Option<&Path>,
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Result<Loaded, ConfigError> {
+    let mut loaded = load_without_list(path, environment)?;
+    super::allowlist::add_file(&mut loaded.config)?;
+    Ok(loaded)
+}
+
 /// Loads the configuration: `path`, or [`super::DEFAULT_PATH`] where that exists, or the built-in defaults; then
-/// `environment` (`ANOMALY_SECTION__KEY`) over it.
+/// `environment` (`ANOMALY_SECTION__KEY`) over it. `allowlist_file` is not read: a wrong line there must not keep
+/// anybody from `off`, `down` and `unban`.
 ///
 /// # Errors
 /// [`ConfigError`]: unreadable file, unknown key, wrong type, a value out of its range.
-pub fn load(
+pub fn load_without_list(
     path: Option<&Path>,
     environment: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Loaded, ConfigError> {
@@ -227,8 +242,7 @@ pub fn load(
         None => String::new(),
     };
     let place = path.as_ref().map_or_else(|| "built-in defaults".to_owned(), |p| p.display().to_string());
-    let (mut config, overridden) = parse(&place, &text, environment)?;
-    super::allowlist::add_file(&mut config)?;
+    let (config, overridden) = parse(&place, &text, environment)?;
     Ok(Loaded { config, path, overridden })
 }
 
