@@ -60,7 +60,7 @@ fn second() -> Result<PathBuf> {
         std::fs::create_dir_all(dir.join(name))?;
     }
     let key = "/usr/share/keyrings/debian-archive-keyring.gpg";
-    let source = format!("deb [signed-by={key}] http://deb.debian.org/debian {NEXT} main\n");
+    let source = format!("deb [signed-by={key}] {} {NEXT} main\n", mirror()?);
     std::fs::write(dir.join("sources.list"), source)?;
     // Nothing of the machine's own apt is touched: another list of sources, and other places for what is fetched.
     let apt = |words: &[&str]| {
@@ -87,4 +87,13 @@ fn second() -> Result<PathBuf> {
     run(Command::new("dpkg-deb").arg("--extract").arg(package).arg(&kept))?;
     ensure!(program.exists(), "the package has no {}", program.display());
     Ok(program)
+}
+
+/// From where this machine takes Debian itself: its next release lies beside it.
+fn mirror() -> Result<String> {
+    let asked =
+        ["--release-info", "--format", "$(REPO_URI)", "Created-By: Packages", "Origin: Debian", "Label: Debian"];
+    let said = run(Command::new("apt-get").arg("indextargets").args(asked))?;
+    let mirror = said.lines().next().context("apt has no sources of Debian (after apt-get update)")?;
+    Ok(mirror.to_owned())
 }
