@@ -1,6 +1,9 @@
 //! The JSON rows that `replay`, the audit log, the API, the CLI and Slack share.
 //!
 //! One place for names and rounding; the engine's types know no serde.
+
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -12,13 +15,18 @@ pub fn ip_text(prefix: &IpNet) -> String {
     if prefix.prefix_len() == prefix.max_prefix_len() { prefix.addr().to_string() } else { prefix.to_string() }
 }
 
-/// Reads what [`ip_text`] writes: an address is a /32 or /128; host bits are cut off.
+/// Reads what [`ip_text`] writes: an address is a /32 or /128; host bits are cut off. IPv4 written as IPv6
+/// (`::ffff:203.0.113.9`) is IPv4: records know no other, so it would never match.
 pub fn parse_ip(text: &str) -> Option<IpNet> {
     let text = text.trim();
-    if let Ok(net) = text.parse::<IpNet>() {
-        return Some(net.trunc());
+    let net = match text.parse::<IpNet>() {
+        Ok(net) => net.trunc(),
+        Err(_) => IpNet::from(text.parse::<IpAddr>().ok()?),
+    };
+    match (net.addr().to_canonical(), net.prefix_len().checked_sub(96)) {
+        (v4 @ IpAddr::V4(_), Some(len)) if net.addr().is_ipv6() => IpNet::new(v4, len).ok(),
+        _ => Some(net),
     }
-    text.parse::<std::net::IpAddr>().ok().map(IpNet::from)
 }
 
 pub(crate) fn round(value: f64) -> f64 {
