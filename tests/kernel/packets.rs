@@ -234,6 +234,28 @@ fn allow_goes_before_every_ban() {
 }
 
 #[test]
+fn an_allow_list_that_does_not_fit_holds_for_what_did() {
+    let Some(rig) = Rig::new() else { return };
+    let (mut xdp, _) = rig.open(&rig.settings()).unwrap();
+    let hosts = |first: u32, count: u32| -> Vec<IpNet> {
+        (first..first + count).map(|n| IpNet::from(IpAddr::from((0x1400_0000 + n).to_be_bytes()))).collect()
+    };
+    ban(&mut xdp, "20.0.0.0/8", None);
+    xdp.set_never_drop(&hosts(0, 16_500)).expect_err("the table has 16,384 places");
+    let text = xdp.snapshot_text().unwrap();
+    let never: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("never ")?.strip_suffix("/32")).collect();
+    assert_eq!(never.len(), 16_384);
+    for source in never.iter().step_by(3000) {
+        assert_eq!(verdict(&mut xdp, &from(source)), PASS, "{source}");
+    }
+    // A list that fits in the place of a full one.
+    xdp.set_never_drop(&hosts(65_536, 16_384)).unwrap();
+    assert_eq!(verdict(&mut xdp, &from("20.1.0.7")), PASS);
+    assert_eq!(verdict(&mut xdp, &from("20.0.0.7")), DROP);
+    close(xdp);
+}
+
+#[test]
 fn wider_and_narrower_bans_live_side_by_side() {
     let Some(rig) = Rig::new() else { return };
     let (mut xdp, _) = rig.open(&rig.settings()).unwrap();

@@ -211,13 +211,15 @@ pub(super) struct RawAudit {
 /// whether all is well.
 ///
 /// # Errors
-/// As [`load_without_list`], and a line of `allowlist_file` that is none.
+/// As [`load_without_list`], a line of `allowlist_file` that is none, and more exemptions than the kernel holds.
 pub fn load(
     path: Option<&Path>,
     environment: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Loaded, ConfigError> {
     let mut loaded = load_without_list(path, environment)?;
     super::allowlist::add_file(&mut loaded.config)?;
+    let place = loaded.path.as_ref().map_or_else(|| "built-in defaults".to_owned(), |p| p.display().to_string());
+    super::allowlist::check_room(&place, &loaded.config)?;
     Ok(loaded)
 }
 

@@ -468,14 +468,21 @@ impl Enforcer for XdpEnforcer {
         let held: HashSet<IpNet> =
             self.kernel.never_dropped().map_err(|e| failed("reading", "ALLOW", e))?.into_iter().collect();
         // First what is added: at no moment is anybody on both lists without protection.
-        for prefix in wanted.difference(&held) {
-            self.kernel.set_never_drop(prefix, true).map_err(writing)?;
-        }
+        let new: Vec<&IpNet> = wanted.difference(&held).collect();
+        let late: Vec<&IpNet> =
+            new.into_iter().filter(|prefix| self.kernel.set_never_drop(prefix, true).is_err()).collect();
+        let mut outcome = Ok(());
         for prefix in held.difference(&wanted) {
-            self.kernel.set_never_drop(prefix, false).map_err(writing)?;
+            outcome = outcome.and(self.kernel.set_never_drop(prefix, false).map_err(writing));
         }
-        self.kernel.sift().map_err(|e| failed("reading", "ALLOW", e))?;
-        self.heartbeat()
+        // What found the table full may find room now.
+        for prefix in late {
+            outcome = outcome.and(self.kernel.set_never_drop(prefix, true).map_err(writing));
+        }
+        // Also where some could not be set: the old sieve would rule out those that were.
+        let sifted = self.kernel.sift().map_err(|e| failed("reading", "ALLOW", e));
+        let told = self.heartbeat();
+        outcome.and(sifted).and(told)
     }
 
     fn maintain(&mut self) -> Vec<Incident> {
