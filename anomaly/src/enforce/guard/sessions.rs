@@ -1,4 +1,5 @@
-//! From where people are logged in: the login manager's sessions, and utmp where there is none.
+//! From where people are logged in: the login manager's sessions, and utmp where that is laid out as we know it (x86-64;
+//! elsewhere the login manager alone is asked).
 //!
 //! Unlike an open connection to port 22, a session means that somebody has proved who they are. So it can be looked
 //! for again and again while the daemon runs, which would otherwise let an attacker exempt themselves by connecting.
@@ -7,7 +8,8 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
-/// Size of glibc's `struct utmp` on 64-bit Linux, and where its fields are.
+/// Size of glibc's `struct utmp` on x86-64, and where its fields are. Other architectures differ: aarch64 has 64-bit times
+/// in it, so its records are longer.
 const RECORD: usize = 384;
 const USER: std::ops::Range<usize> = 44..76;
 const ADDRESS: std::ops::Range<usize> = 348..364;
@@ -17,7 +19,9 @@ const USER_PROCESS: i16 = 7;
 /// The remote addresses of all present logins, without loopback and duplicates.
 pub fn logged_in() -> Vec<IpAddr> {
     let mut found = login_manager(Path::new("/run/systemd/sessions"));
-    found.extend(utmp(&fs::read("/run/utmp").unwrap_or_default()));
+    if cfg!(target_arch = "x86_64") {
+        found.extend(utmp(&fs::read("/run/utmp").unwrap_or_default()));
+    }
     found.retain(|address| !address.is_loopback() && !address.is_unspecified());
     found.sort();
     found.dedup();
