@@ -27,7 +27,7 @@ fn behind_a_proxy_only_the_banned_client_gets_403() -> Result<()> {
         .with("nginx", "deny_map", format!("{:?}", lab.deny_list()))
         .with("nginx", "pid_file", format!("{:?}", lab.nginx_pid()))
         .with("bans", "durations", r#"["30s"]"#);
-    let daemon = daemon(&lab, config)?;
+    let daemon = daemon(&lab, config.clone())?;
     let through = |client, rate| Plan { forwarded: client, ..Plan::new(proxy.v4(), rate) };
     let settles = |client, wanted| {
         clock::wait_until(&format!("{client} to get {wanted}"), Duration::from_secs(5), || {
@@ -56,5 +56,12 @@ fn behind_a_proxy_only_the_banned_client_gets_403() -> Result<()> {
     ensure!(!daemon.command(&["ban", proxy.v4])?.status.success(), "the proxy can be banned by hand");
 
     daemon.command(&["unban", BEHIND])?;
-    settles(BEHIND, 200)
+    settles(BEHIND, 200)?;
+
+    // A proxy that is trusted no longer is a client like any other, without a restart.
+    daemon.reload(&config.with("", "trusted_proxies", "[]").text())?;
+    daemon.wait_for_audit("config_reloaded", None, 1, Duration::from_secs(10))?;
+    let output = daemon.command(&["ban", proxy.v4])?;
+    ensure!(output.status.success(), "it is still exempt: {output:?}");
+    Ok(())
 }

@@ -17,6 +17,7 @@ mod apply;
 mod clock;
 mod hot;
 mod log_watch;
+mod logins;
 mod off;
 mod picture;
 mod start;

@@ -19,6 +19,7 @@ use tracing::{error, info, warn};
 use super::apply::{Apply, Work, needs_restart};
 use super::clock::{now, stopwatch};
 use super::hot::{Hot, HotPicture, Parts, Shared, newest};
+use super::logins::{self, Change, Logins};
 use super::picture::{HANGS_AFTER, Machine, Memory, Sources, live, point};
 use super::{Event, Handle, Live, Request, off};
 use crate::audit::{self, Audit, Snapshots};
@@ -70,7 +71,13 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
     let (enforcer, incidents) = enforce::open(&config.enforcer)?;
     let enforcer = enforce::deny_map::wrap(enforcer, &config.nginx);
     off::clear(&config.dashboard.socket);
-    let guarded: Vec<IpNet> = guard::find(&config.trusted_proxies).into_iter().map(|g| g.prefix).collect();
+    // Without the trusted proxies, which a new configuration may name no longer; `config` has the present ones. And
+    // without the logins, which end.
+    let found = guard::find(&[]).into_iter().filter(|g| g.why != guard::Why::LoggedIn);
+    let host: Vec<IpNet> = found.map(|g| g.prefix).collect();
+    let mut logins = Logins::default();
+    logins.look(now(), logged_in());
+    let guarded: Vec<IpNet> = host.iter().copied().chain(logins.exempt()).collect();
     config.engine.never_ban.extend(&guarded);
     // A dry run drops nothing, so it is no news that banned clients go on.
     config.engine.self_proof = config.enforcer.backend != Backend::DryRun;
@@ -117,7 +124,7 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
         picture: Arc::clone(&apply_picture),
         news: Arc::clone(&news),
         config: Box::new(config.clone()),
-        guarded: guarded.clone(),
+        guarded,
         wanted,
         counts: Arc::default(),
         held: 0,
@@ -157,7 +164,9 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
         work: work_sender.clone(),
         events,
         config,
-        guarded,
+        host,
+        logins,
+        logins_changed: false,
         reload,
     };
     let outcome = runtime.block_on(service.serve(uptime, hot_ended, apply_ended));
@@ -172,6 +181,10 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
         bail!("a thread of the daemon ended by a fault; see the log above");
     }
     Ok(())
+}
+
+fn logged_in() -> Vec<IpNet> {
+    guard::logged_in().into_iter().map(IpNet::from).collect()
 }
 
 /// A thread, and a receiver that is closed when it ends, however it does.
@@ -231,7 +244,12 @@ struct Service {
     work: SyncSender<Work>,
     events: broadcast::Sender<Event>,
     config: Config,
-    guarded: Vec<IpNet>,
+    /// Never banned because the host lives on it.
+    host: Vec<IpNet>,
+    /// Never banned because somebody is logged in there.
+    logins: Logins,
+    /// Not yet told to the two threads.
+    logins_changed: bool,
     reload: Reload,
 }
 
@@ -393,32 +411,51 @@ impl Service {
         });
     }
 
-    /// Exempts whoever has logged in since, until the daemon ends: it is most likely who operates it.
+    /// Exempts whoever has logged in since: it is most likely who operates the host. And ends what nobody has used for long.
     fn guard_logins(&mut self) {
-        let new: Vec<IpNet> =
-            guard::logged_in().into_iter().map(IpNet::from).filter(|p| !self.guarded.contains(p)).collect();
-        if new.is_empty() {
+        let change = self.logins.look(now(), logged_in());
+        let shown = |prefixes: &[IpNet]| {
+            let addresses: Vec<String> = prefixes.iter().map(|prefix| prefix.addr().to_string()).collect();
+            addresses.join(", ")
+        };
+        if change.crowded > 0 {
+            warn!(
+                "people are logged in from more than {} addresses; only the newest are exempt from bans: list yours in allowlist",
+                logins::MOST
+            );
+        }
+        if !change.added.is_empty() {
+            info!("not banned, because somebody is logged in from there: {}", shown(&change.added));
+        }
+        if !change.ended.is_empty() {
+            info!("no longer exempt from bans, because nobody is logged in from there: {}", shown(&change.ended));
+        }
+        self.logins_changed |= change != Change::default();
+        if !self.logins_changed {
             return;
         }
         let mut config = self.config.clone();
-        config.engine.never_ban.extend(&new);
+        config.engine.never_ban = [&config.trusted_proxies[..], &self.guarded()].concat();
         let (reply, _) = oneshot::channel();
         let request = Request::Configure { config: Box::new(config.clone()), reply };
-        // Where either is too busy it is tried again with the next look; both take the same address twice.
-        if self.requests.try_send(request).is_err() || self.work.try_send(Work::Guard(new.clone())).is_err() {
+        // Where either is too busy it is tried again with the next look; both take the same addresses twice.
+        if self.requests.try_send(request).is_err() || self.work.try_send(Work::Guard(self.guarded())).is_err() {
             return;
         }
-        let shown: Vec<String> = new.iter().map(|prefix| prefix.addr().to_string()).collect();
-        info!("not banned while this daemon runs, because somebody is logged in from there: {}", shown.join(", "));
-        self.guarded.extend(new);
+        self.logins_changed = false;
         self.config = config;
+    }
+
+    /// Never banned, whatever the configuration says.
+    fn guarded(&self) -> Vec<IpNet> {
+        self.host.iter().copied().chain(self.logins.exempt()).collect()
     }
 
     async fn take(&mut self, mut config: Config) -> Result<Box<Config>, String> {
         for key in needs_restart(&self.config, &config) {
             warn!("{key} has changed and takes effect at the next restart");
         }
-        config.engine.never_ban.extend(&self.guarded);
+        config.engine.never_ban.extend(self.guarded());
         config.engine.self_proof = self.config.engine.self_proof;
         config.enforcer = crate::config::Enforcer { on_stop: config.enforcer.on_stop, ..self.config.enforcer.clone() };
         config.store_path.clone_from(&self.config.store_path);

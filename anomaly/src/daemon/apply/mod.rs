@@ -68,7 +68,7 @@ pub enum Work {
         /// Who asked.
         reply: oneshot::Sender<Result<Explanation, RequestError>>,
     },
-    /// Addresses that must never be dropped from now on.
+    /// What must never be dropped from now on, in the place of what that was, beside the configuration's.
     Guard(Vec<IpNet>),
     /// A new configuration, or why it was refused.
     Reloaded(Result<Box<Config>, String>),
@@ -215,7 +215,7 @@ impl Apply {
                 let _ = reply.send(self.explain(&prefix, client, allowlisted_by, &active));
             }
             Work::Guard(prefixes) => {
-                self.guarded.extend(prefixes);
+                self.guarded = prefixes;
                 self.set_never_drop();
             }
             Work::Reloaded(outcome) => self.reloaded(outcome),
