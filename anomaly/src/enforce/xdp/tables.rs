@@ -14,6 +14,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
 use std::os::fd::AsFd;
+use std::thread::Builder;
 
 use anomaly_common::{Ban, NetBan};
 use aya::Pod;
@@ -237,10 +238,19 @@ impl<K: Address> Table for Hosts<K> {
             return batches(0, 1);
         }
         std::thread::scope(|scope| {
-            let others: Vec<_> = (1..threads).map(|first| scope.spawn(move || batches(first, threads))).collect();
-            let others =
-                others.into_iter().map(|thread| thread.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
-            batches(0, threads).and(others.collect())
+            let others: Vec<_> = (1..threads)
+                .map(|first| (first, Builder::new().spawn_scoped(scope, move || batches(first, threads))))
+                .collect();
+            let mut outcome = batches(0, threads);
+            for (first, thread) in others {
+                let done = match thread {
+                    Ok(thread) => thread.join().unwrap_or_else(|p| std::panic::resume_unwind(p)),
+                    // The host has no thread to give, as may be under attack: its share is done here.
+                    Err(_) => batches(first, threads),
+                };
+                outcome = outcome.and(done);
+            }
+            outcome
         })
     }
 
