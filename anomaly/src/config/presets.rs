@@ -60,9 +60,17 @@ impl Preset {
         if !self.note.is_empty() {
             text += &format!("# {}\n", self.note);
         }
+        text += CUSTOMERS;
         text + &format!("real_ip_header {};\nreal_ip_recursive on;\n", self.header)
     }
 }
+
+/// What no list of addresses can say, and must be said with each.
+const CUSTOMERS: &str = "\
+# These addresses serve every customer of that CDN, not only you: another customer can point a service of theirs at your
+# server and claim any client's address. So also require what only your own service there sends, a secret header or a
+# client certificate (mTLS; Azure Front Door: X-Azure-FDID), and refuse everything else.
+";
 
 /// All of them, in the order in which messages name them.
 pub const PRESETS: [Preset; 8] = [
@@ -235,6 +243,10 @@ mod tests {
         let text = Preset::named("fastly").expect("a preset").realip();
         assert!(
             text.contains("set_real_ip_from 151.101.0.0/16;\n") && text.contains("real_ip_header X-Forwarded-For;")
+        );
+        assert!(
+            text.contains("every customer") && text.lines().all(|l| l.starts_with('#') || l.ends_with(';')),
+            "{text}"
         );
         assert_eq!(text.matches("set_real_ip_from").count(), Preset::named("fastly").expect("it").prefixes().count());
     }
