@@ -94,10 +94,36 @@ impl Key {
     }
 }
 
+/// Addresses as sorted ranges, first and last, that share nothing: each client is looked up in them, and there may be ten
+/// thousand.
+#[derive(Clone, Debug, Default)]
+struct Ranges<T>(Vec<(T, T)>);
+
+impl<T: Ord + Copy> Ranges<T> {
+    fn new(mut all: Vec<(T, T)>) -> Self {
+        all.sort_unstable();
+        let mut merged: Vec<(T, T)> = Vec::with_capacity(all.len());
+        for (first, last) in all {
+            match merged.last_mut() {
+                Some(before) if first <= before.1 => before.1 = before.1.max(last),
+                _ => merged.push((first, last)),
+            }
+        }
+        Self(merged)
+    }
+
+    fn hold(&self, address: T) -> bool {
+        let after = self.0.partition_point(|(first, _)| *first <= address);
+        after.checked_sub(1).and_then(|n| self.0.get(n)).is_some_and(|(_, last)| address <= *last)
+    }
+}
+
 /// Addresses that are never banned, and what follows from them for their neighbours.
 #[derive(Clone, Debug, Default)]
 pub struct Exempt {
     entries: Vec<IpNet>,
+    v4: Ranges<u32>,
+    v6: Ranges<u128>,
     /// IPv6 prefixes of the length of a ban that hold such an address without being covered by one.
     guarded: Vec<Ipv6Net>,
     ipv6_prefix: u8,
@@ -118,12 +144,22 @@ impl Exempt {
             .collect();
         guarded.sort();
         guarded.dedup();
-        Self { entries, guarded, ipv6_prefix }
+        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        for entry in &entries {
+            match entry {
+                IpNet::V4(net) => v4.push((net.network().to_bits(), net.broadcast().to_bits())),
+                IpNet::V6(net) => v6.push((net.network().to_bits(), net.broadcast().to_bits())),
+            }
+        }
+        Self { entries, v4: Ranges::new(v4), v6: Ranges::new(v6), guarded, ipv6_prefix }
     }
 
     /// Whether an address is never banned.
     pub fn covers(&self, address: IpAddr) -> bool {
-        self.entries.iter().any(|n| n.contains(&address))
+        match address {
+            IpAddr::V4(v4) => self.v4.hold(v4.to_bits()),
+            IpAddr::V6(v6) => self.v6.hold(v6.to_bits()),
+        }
     }
 
     /// The first entry that shares an address with a prefix.
@@ -206,5 +242,31 @@ mod tests {
             assert_eq!(Key::of_prefix(&net(text)).to_prefix(), Some(net(text)));
         }
         assert_eq!(Key::from_bytes(&[0; 16]), None);
+    }
+
+    /// Prefixes and addresses out of few bits, so that they often meet.
+    fn prefixes() -> impl proptest::strategy::Strategy<Value = Vec<IpNet>> {
+        use proptest::prelude::*;
+        let v4 = (0..=0xffu32, 0..=32u8).prop_map(|(n, len)| (IpAddr::V4(Ipv4Addr::from_bits(n << 20 | n)), len));
+        let v6 = (0..=0xffu128, 0..=128u8).prop_map(|(n, len)| (IpAddr::V6(Ipv6Addr::from_bits(n << 116 | n)), len));
+        let prefix = prop_oneof![v4, v6].prop_map(|(address, len)| IpNet::new(address, len).expect("a length"));
+        prop::collection::vec(prefix, 0..20)
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn the_ranges_cover_what_the_prefixes_do(prefixes in prefixes(), asked in prefixes()) {
+            let (allowed, guarded) = prefixes.split_at(prefixes.len() / 2);
+            let exempt = Exempt::new(allowed, guarded, 64);
+            let edges = prefixes.iter().flat_map(|n| [n.network(), n.broadcast()]);
+            let beside = edges.clone().flat_map(|edge| match edge {
+                IpAddr::V4(a) => [a.to_bits().wrapping_sub(1), a.to_bits().wrapping_add(1)].map(|b| IpAddr::V4(Ipv4Addr::from_bits(b))),
+                IpAddr::V6(a) => [a.to_bits().wrapping_sub(1), a.to_bits().wrapping_add(1)].map(|b| IpAddr::V6(Ipv6Addr::from_bits(b))),
+            });
+            for address in asked.iter().map(IpNet::addr).chain(edges.clone()).chain(beside) {
+                let linear = prefixes.iter().any(|n| n.contains(&address));
+                proptest::prop_assert_eq!(exempt.covers(address), linear, "{}", address);
+            }
+        }
     }
 }
