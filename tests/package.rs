@@ -62,6 +62,29 @@ fn operations_explains_every_word_of_status() -> Result<()> {
     Ok(())
 }
 
+/// The installation's own words for who installs it, asked with `who` in the place of utmp.
+#[test]
+fn the_installers_address_is_that_of_the_first_source_that_has_one() -> Result<()> {
+    let script = std::fs::read_to_string(packaging().join("debian/postinst"))?;
+    let functions = script.split("\nif [").next().context("no functions")?;
+    for (connection, who, want) in [
+        ("198.51.100.7 50000 192.0.2.1 22", "", "198.51.100.7"),
+        ("2001:db8::7%eth0 50000 2001:db8::1 22", "", "2001:db8::7"),
+        ("UNKNOWN 50000 UNKNOWN 22", "root pts/0 2026-11-25 10:00 (203.0.113.9)", "203.0.113.9"),
+        ("127.0.0.1 50000 127.0.0.1 22", "root pts/0 2026-11-25 10:00 203.0.113.9", "203.0.113.9"),
+        ("127.0.0.1 50000 127.0.0.1 22", "root tty1 2026-11-25 10:00", ""),
+    ] {
+        // Without the login manager, which would tell of whoever runs the test.
+        let functions = functions.replace("/run/systemd/sessions/", "/nowhere/");
+        let asked = format!("{functions}\nwho() {{ echo \"$WHO\"; }}\nfrom=\"$(installer)\"\necho \"$from\"\n");
+        let mut command = Command::new("sh");
+        command.args(["-c", &asked]).env("SSH_CONNECTION", connection).env("WHO", who);
+        let said = run(&mut command)?;
+        ensure!(said.trim() == want, "{connection:?} and {who:?} gave {said:?}");
+    }
+    Ok(())
+}
+
 /// Install, ban, upgrade without a gap, remove, purge without a trace.
 #[test]
 fn the_package_keeps_bans_over_an_upgrade_and_leaves_nothing() -> Result<()> {
