@@ -1,10 +1,9 @@
 //! The hot thread: read, split, parse, judge. Nothing here waits for a disk, a process or the network,
 //! and no record crosses a thread; only the engine's outputs do.
 
-use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use super::Request;
 use super::apply::{Progress, Reply, Work};
 use super::clock::{now, stopwatch};
 use super::log_watch::LogWatch;
+use super::outbox::Outbox;
 use crate::config::Config;
 use crate::enforce::{covered_by, overlaps};
 use crate::engine::{Command, Engine, Input, Output, Snapshot};
@@ -44,8 +44,6 @@ const SAVE_EVERY: Duration = Duration::from_secs(5);
 const SAVE_BEHIND: Duration = Duration::from_secs(1);
 /// How often the kernel is compared with what is wanted.
 const RECONCILE_EVERY: Duration = Duration::from_secs(60);
-/// Outputs that wait while the apply thread is busy; beyond it the oldest are lost and counted.
-const MAX_WAITING: usize = 100_000;
 /// One rejected line in this time is logged.
 const SAMPLE_EVERY: Duration = Duration::from_secs(10);
 
@@ -161,46 +159,6 @@ impl LineCounts {
     }
 }
 
-/// What goes to the apply thread: never waits, loses the oldest only when far too much is waiting.
-struct Outbox {
-    sender: SyncSender<Work>,
-    waiting: VecDeque<Work>,
-    lost: u64,
-}
-
-impl Outbox {
-    fn send(&mut self, work: Work) {
-        self.waiting.push_back(work);
-        self.flush();
-        while self.waiting.len() > MAX_WAITING {
-            self.waiting.pop_front();
-            self.lost += 1;
-        }
-    }
-
-    fn flush(&mut self) {
-        while let Some(work) = self.waiting.pop_front() {
-            match self.sender.try_send(work) {
-                Ok(()) => {}
-                Err(TrySendError::Full(work)) => {
-                    self.waiting.push_front(work);
-                    return;
-                }
-                Err(TrySendError::Disconnected(_)) => self.lost += 1,
-            }
-        }
-    }
-
-    /// Waits until everything is handed over; for the end.
-    fn drain(&mut self) {
-        for work in self.waiting.drain(..) {
-            if self.sender.send(work).is_err() {
-                self.lost += 1;
-            }
-        }
-    }
-}
-
 /// What [`Hot::new`] needs beside the configuration.
 pub struct Parts {
     /// The engine, with its state restored.
@@ -233,7 +191,7 @@ impl Hot {
             look_again: true,
             requests,
             wake,
-            outbox: Outbox { sender: work, waiting: VecDeque::new(), lost: 0 },
+            outbox: Outbox::new(work),
             picture,
             config: Box::new(config),
             out: Vec::new(),
@@ -307,7 +265,7 @@ impl Hot {
             let behind = self.logs.iter().any(|log| !log.at_end);
             let busy = self.logs.iter().any(|log| log.looks > 0);
             let again = std::mem::take(&mut self.look_again);
-            let wait = if behind || again || !self.outbox.waiting.is_empty() {
+            let wait = if behind || again || self.outbox.is_waiting() {
                 Duration::ZERO
             } else if busy || self.listening == Listening::Soon {
                 NAP
@@ -516,7 +474,7 @@ impl Hot {
                 totals,
                 backlog_bytes: self.logs.iter().map(|log| log.tail.backlog_bytes()).sum(),
                 read_errors: self.read_errors,
-                lost_outputs: self.outbox.lost,
+                lost_outputs: self.outbox.lost(),
                 degraded,
                 at: wall,
             },

@@ -19,6 +19,7 @@ mod hot;
 mod log_watch;
 mod logins;
 mod off;
+mod outbox;
 mod picture;
 mod start;
 
