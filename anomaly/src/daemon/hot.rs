@@ -14,6 +14,7 @@ use super::apply::{Progress, Reply, Work};
 use super::clock::{now, stopwatch};
 use super::log_watch::LogWatch;
 use super::outbox::Outbox;
+use super::trouble::Trouble;
 use crate::config::Config;
 use crate::enforce::{covered_by, overlaps};
 use crate::engine::{Command, Engine, Input, Output, Snapshot};
@@ -62,8 +63,8 @@ pub struct HotPicture {
     pub read_errors: u64,
     /// Outputs that were lost because the apply thread did not keep up.
     pub lost_outputs: u64,
-    /// What is not as it should be with the logs: word and reason.
-    pub degraded: Vec<(&'static str, String)>,
+    /// What is not as it should be with the logs.
+    pub degraded: Vec<Trouble>,
     /// When this was made (wall clock).
     pub at: Timestamp,
 }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::hot::LogPicture;
+use super::trouble::Trouble;
 use crate::engine::{NotEffective, Snapshot};
 use crate::report::ip_text;
 use crate::tail::Presence;
@@ -29,29 +30,21 @@ pub struct LogWatch {
 }
 
 impl LogWatch {
-    /// What is not as it should be now: word and reason. To be called about once a second.
-    pub fn judge(
-        &mut self,
-        now: Timestamp,
-        snapshot: &Snapshot,
-        logs: &[LogPicture],
-        rejected: u64,
-    ) -> Vec<(&'static str, String)> {
+    /// What is not as it should be now. To be called about once a second.
+    pub fn judge(&mut self, now: Timestamp, snapshot: &Snapshot, logs: &[LogPicture], rejected: u64) -> Vec<Trouble> {
         let mut found = Vec::new();
         for log in logs {
             let path = log.path.display();
             let lasts = now.since(log.since);
-            match &log.presence {
-                Presence::Reading => {}
-                Presence::Missing if lasts < MISSING_AFTER => {}
-                Presence::Missing => found.push((
-                    "log_missing",
-                    format!("{path} does not exist; is log.paths right, and does Nginx write there (nginx/)?"),
-                )),
-                Presence::Unreadable(why) => {
-                    found.push(("log_missing", format!("{path} cannot be read: {why}")));
+            let reason = match &log.presence {
+                Presence::Reading => continue,
+                Presence::Missing if lasts < MISSING_AFTER => continue,
+                Presence::Missing => {
+                    format!("{path} does not exist; is log.paths right, and does Nginx write there (nginx/)?")
                 }
-            }
+                Presence::Unreadable(why) => format!("{path} cannot be read: {why}"),
+            };
+            found.push(Trouble { word: "log_missing", which: path.to_string(), reason });
         }
         if snapshot.records != self.records || self.newest.is_none() {
             self.records = snapshot.records;
@@ -64,7 +57,7 @@ impl LogWatch {
                 "no request has been logged for {} s, and {expected:.0} would be normal; is the log where Nginx writes?",
                 silence.as_secs()
             );
-            found.push(("log_silent", reason));
+            found.push(Trouble::new("log_silent", reason));
         }
         self.minute.push_back((now, snapshot.records, rejected, snapshot.late));
         while self.minute.front().is_some_and(|(at, ..)| now.since(*at) > Duration::from_secs(60)) {
@@ -79,11 +72,11 @@ impl LogWatch {
                     "{rejected} of {} lines in the last minute gave no record; is it the log format of nginx/?",
                     records + rejected
                 );
-                found.push(("rejected", reason));
+                found.push(Trouble::new("rejected", reason));
             }
             if share(late, records) {
                 let reason = format!("{late} of {records} records in the last minute were older than the window");
-                found.push(("late", reason));
+                found.push(Trouble::new("late", reason));
             }
         }
         found
@@ -152,7 +145,7 @@ mod tests {
                 self.rejected += rejected;
                 found = self.watch.judge(self.now, &self.snapshot, std::slice::from_ref(&self.log), self.rejected);
             }
-            found.into_iter().map(|(word, _)| word).collect()
+            found.into_iter().map(|trouble| trouble.word).collect()
         }
     }
 

@@ -1,6 +1,6 @@
 //! The daemon: starts everything, and holds the two threads that do the work together.
 //!
-//! The hot thread (`hot.rs`) reads and judges, the apply thread (`apply.rs`) carries out; a
+//! The hot thread (`hot.rs`) reads and judges, the apply thread (`apply/`) carries out; a
 //! small async runtime serves people and takes signals. Only this module (`clock.rs`) reads the clock.
 
 use std::sync::{Arc, Mutex};
@@ -22,6 +22,7 @@ mod off;
 mod outbox;
 mod picture;
 mod start;
+mod trouble;
 
 pub use clock::{now, stopwatch};
 pub use off::mark_off;

@@ -10,6 +10,7 @@ use sysinfo::{CpuRefreshKind, MemoryRefreshKind, Pid, ProcessRefreshKind, Proces
 use super::Live;
 use super::apply::ApplyPicture;
 use super::hot::HotPicture;
+use super::trouble::Trouble;
 use crate::enforce::{Attachment, Coverage, Name, Totals};
 use crate::engine::Ban;
 use crate::report::{BanRow, BaselineRow, Degraded, HistoryPoint, InterfaceRow, LevelRow, Status, TopRow, round};
@@ -56,10 +57,10 @@ impl Machine {
 #[derive(Default)]
 pub struct Memory {
     /// Since when something is degraded.
-    since: HashMap<&'static str, Timestamp>,
+    since: HashMap<(&'static str, String), Timestamp>,
     /// What was found for the newest picture.
-    found: Vec<(&'static str, String)>,
-    /// The apply thread does not know all of its words.
+    found: Vec<Trouble>,
+    /// The apply thread does not know all of it.
     news: bool,
     rows: Option<Rows>,
 }
@@ -100,8 +101,8 @@ impl Memory {
         rows
     }
 
-    /// What was found, where its words are others than when it was last handed over.
-    pub fn news(&self) -> Option<Vec<(&'static str, String)>> {
+    /// What was found, where it is something else than when it was last handed over.
+    pub fn news(&self) -> Option<Vec<Trouble>> {
         self.news.then(|| self.found.clone())
     }
 
@@ -110,15 +111,15 @@ impl Memory {
         self.news = false;
     }
 
-    fn mark(&mut self, now: Timestamp, found: Vec<(&'static str, String)>) -> Vec<Degraded> {
-        self.since.retain(|what, _| found.iter().any(|(word, _)| word == what));
-        // Reasons count seconds and lines; only another word is news.
-        self.news |= !found.iter().map(|(word, _)| word).eq(self.found.iter().map(|(word, _)| word));
+    fn mark(&mut self, now: Timestamp, found: Vec<Trouble>) -> Vec<Degraded> {
+        self.since.retain(|(word, which), _| found.iter().any(|trouble| trouble.key() == (*word, which)));
+        // Reasons count seconds and lines; only another thing is news.
+        self.news |= !found.iter().map(Trouble::key).eq(self.found.iter().map(Trouble::key));
         let rows = found
             .iter()
-            .map(|(what, reason)| {
-                let since = *self.since.entry(what).or_insert(now);
-                Degraded { what: (*what).into(), reason: reason.clone(), since: since.to_string() }
+            .map(|trouble| {
+                let since = *self.since.entry((trouble.word, trouble.which.clone())).or_insert(now);
+                Degraded { what: trouble.word.into(), reason: trouble.reason.clone(), since: since.to_string() }
             })
             .collect();
         self.found = found;
@@ -153,7 +154,7 @@ pub fn live(sources: &Sources<'_>, memory: &mut Memory) -> Live {
     if now.since(hot.at) > HANGS_AFTER {
         let reason = format!("no log has been read for {} s: the reading thread hangs", now.since(hot.at).as_secs());
         lost = Some(reason.clone());
-        found.push(("log_silent", reason));
+        found.push(Trouble { word: "log_silent", which: "thread".into(), reason });
     }
     if let Some(apply) = apply
         && now.since(apply.at) > HANGS_AFTER
@@ -161,13 +162,14 @@ pub fn live(sources: &Sources<'_>, memory: &mut Memory) -> Live {
         let lasts = now.since(apply.at).as_secs();
         let reason = format!("the enforcer or the disk has not answered for {lasts} s: bans are decided but wait");
         lost = Some(reason.clone());
-        found.push(("enforcement", reason));
+        found.push(Trouble::new("enforcement", reason));
     }
     if hot.lost_outputs > 0 {
-        found.push(("enforcement", format!("{} decisions were lost on their way to the enforcer", hot.lost_outputs)));
+        let reason = format!("{} decisions were lost on their way to the enforcer", hot.lost_outputs);
+        found.push(Trouble { word: "enforcement", which: "lost".into(), reason });
     }
     if lost.is_none() {
-        lost = hot.degraded.iter().find(|(what, _)| *what == "log_missing").map(|(_, reason)| reason.clone());
+        lost = hot.degraded.iter().find(|trouble| trouble.word == "log_missing").map(|trouble| trouble.reason.clone());
     }
     if lost.is_none() && !s.bans.is_empty() && ratio == 0.0 {
         lost = Some("none of the bans is enforced".into());
@@ -269,11 +271,11 @@ mod tests {
     const NOW: Timestamp = Timestamp::from_secs(1_777_280_000);
 
     #[test]
-    fn only_another_word_is_news() {
+    fn only_another_trouble_is_news() {
         let mut memory = Memory::default();
         memory.mark(NOW, Vec::new());
         assert_eq!(memory.news(), None);
-        let silent = |secs: u32| vec![("log_silent", format!("no request for {secs} s"))];
+        let silent = |secs: u32| vec![Trouble::new("log_silent", format!("no request for {secs} s"))];
         let rows = memory.mark(NOW, silent(61));
         assert_eq!(memory.news(), Some(silent(61)));
         // Nobody took it: it is still news, in its newest words, and the time is that of the first.
@@ -284,6 +286,21 @@ mod tests {
         assert_eq!(memory.news(), None);
         memory.mark(NOW, Vec::new());
         assert_eq!(memory.news(), Some(Vec::new()));
+    }
+
+    #[test]
+    fn each_missing_log_has_its_own_time_and_is_news() {
+        let missing = |path: &str| Trouble { word: "log_missing", which: path.into(), reason: path.into() };
+        let (mut memory, later) = (Memory::default(), NOW.plus(Duration::from_secs(1)));
+        memory.mark(NOW, vec![missing("a")]);
+        memory.told();
+        let rows = memory.mark(later, vec![missing("a"), missing("b")]);
+        assert_eq!(rows.iter().map(|row| row.since.clone()).collect::<Vec<_>>(), [NOW.to_string(), later.to_string()]);
+        memory.told();
+        memory.mark(later, vec![missing("b")]);
+        memory.told();
+        memory.mark(later, vec![missing("a")]);
+        assert_eq!(memory.news(), Some(vec![missing("a")]), "the same word, but another log");
     }
 
     #[test]

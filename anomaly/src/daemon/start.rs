@@ -21,6 +21,7 @@ use super::clock::{now, stopwatch};
 use super::hot::{Hot, HotPicture, Parts, Shared, newest};
 use super::logins::{self, Change, Logins};
 use super::picture::{HANGS_AFTER, Machine, Memory, Sources, live, point};
+use super::trouble::Told;
 use super::{Event, Handle, Live, Request, off};
 use crate::audit::{self, Audit, Snapshots};
 use crate::config::{Backend, Config, ConfigError, Loaded};
@@ -130,7 +131,7 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
         held: 0,
         off: false,
         degraded: BTreeMap::new(),
-        told: BTreeMap::new(),
+        told: Told::default(),
     };
     let started = audit::Event::Started { version: env!("CARGO_PKG_VERSION"), restored_bans: restored };
     apply.write(&started);

@@ -93,6 +93,8 @@ pub enum Notice {
         at: Timestamp,
         /// The stable word of `status`.
         what: String,
+        /// What was wrong with it: there may be several of a word.
+        reason: String,
         /// How long it was not.
         after: Duration,
     },

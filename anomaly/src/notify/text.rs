@@ -118,8 +118,9 @@ impl Words {
                 facts.push(("Reason", inert(reason.as_bytes())));
                 (format!("Degraded: {}", inert(what.as_bytes())), None, *at)
             }
-            Notice::Recovered { at, what, after } => {
+            Notice::Recovered { at, what, reason, after } => {
                 facts.push(("After", length(*after)));
+                facts.push(("It was", inert(reason.as_bytes())));
                 (format!("Recovered: {}", inert(what.as_bytes())), None, *at)
             }
             Notice::Other { at, event, text } => {

@@ -48,7 +48,9 @@ fn event(notice: &Notice, dashboard: Option<&str>) -> Value {
         Notice::Degraded { what, reason, .. } => {
             Event::Degraded { what, reason, recovered: false }.json(words.at, None)
         }
-        Notice::Recovered { what, .. } => Event::Degraded { what, reason: "", recovered: true }.json(words.at, None),
+        Notice::Recovered { what, reason, .. } => {
+            Event::Degraded { what, reason, recovered: true }.json(words.at, None)
+        }
         Notice::Other { event, .. } => {
             json!({ "ts": words.at.to_string(), "event": crate::report::inert(event.as_bytes()), "ok": true, "error": null })
         }

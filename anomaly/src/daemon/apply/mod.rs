@@ -16,6 +16,7 @@ use tracing::{error, info, warn};
 
 use super::clock::{now, stopwatch};
 use super::hot::Shared;
+use super::trouble::{Told, Trouble};
 use super::{Event, RequestError};
 use crate::audit::{self, Audit, AuditError, Change, Snapshots};
 use crate::config::{self, Config, OnStop};
@@ -74,8 +75,8 @@ pub enum Work {
     Reloaded(Result<Box<Config>, String>),
     /// A point of the graph for the store.
     History(HistoryPoint),
-    /// What is wrong with the logs and the threads, whenever that has changed: word and reason.
-    Health(Vec<(&'static str, String)>),
+    /// What is wrong with the logs and the threads, whenever that has changed.
+    Health(Vec<Trouble>),
     /// The end.
     Stop(Box<Progress>),
 }
@@ -152,7 +153,7 @@ pub struct Apply {
     /// What is not as it should be: word -> reason, since.
     pub degraded: BTreeMap<String, (String, Timestamp)>,
     /// What others found and this thread has told, as [`Apply::degraded`]; they show it themselves, with fresher words.
-    pub told: BTreeMap<&'static str, (String, Timestamp)>,
+    pub told: Told,
 }
 
 impl Apply {

@@ -9,6 +9,7 @@ use tracing::{error, info, warn};
 use super::super::clock::now;
 use super::super::hot::publish;
 use super::super::off;
+use super::super::trouble::Trouble;
 use super::{Apply, ApplyPicture};
 use crate::audit;
 use crate::config::Config;
@@ -156,17 +157,14 @@ impl Apply {
     }
 
     /// Tells what has come or gone since the last time of what is wrong elsewhere in the daemon.
-    pub(super) fn health(&mut self, found: &[(&'static str, String)]) {
-        let over: Vec<_> = self.told.extract_if(.., |what, _| found.iter().all(|(word, _)| word != what)).collect();
-        for (what, (reason, since)) in over {
-            self.tell_recovered(what, &reason, since);
+    pub(super) fn health(&mut self, found: &[Trouble]) {
+        let (over, new) = self.told.update(found, now());
+        for (Trouble { word, reason, .. }, since) in over {
+            self.tell_recovered(word, &reason, since);
         }
-        for (what, reason) in found {
-            if !self.told.contains_key(what) {
-                error!("{what}: {reason}");
-                self.told.insert(what, (reason.clone(), now()));
-                self.tell_degraded(what, reason.clone());
-            }
+        for Trouble { word, reason, .. } in new {
+            error!("{word}: {reason}");
+            self.tell_degraded(word, reason);
         }
     }
 
@@ -176,10 +174,10 @@ impl Apply {
     }
 
     fn tell_recovered(&mut self, what: &str, reason: &str, since: Timestamp) {
-        info!("{what} is as it should be again");
+        info!("{what} is as it should be again; it was: {reason}");
         self.write(&audit::Event::Degraded { what, reason, recovered: true });
         let after = now().since(since);
-        self.notifier.send(Notice::Recovered { at: now(), what: what.to_owned(), after });
+        self.notifier.send(Notice::Recovered { at: now(), what: what.to_owned(), reason: reason.to_owned(), after });
     }
 
     /// As [`Apply::degrade`], for what cannot be written to the audit log because that is what fails.
