@@ -13,8 +13,13 @@ import { until } from "./daemon.mjs";
 
 const lab = JSON.parse(process.env.ANOMALY_LAB ?? "null");
 assert.ok(lab, "this test needs the lab of tests/end_to_end/browser.rs: cargo xtask test --only browser, as root");
-/** How soon a ban must be on the page after it is in the audit log. */
+/**
+ * How soon a ban must be on the page after it is in the audit log. This is what is promised, so it is not widened for busy
+ * machines; it has room for one, because a page hears of a decision at once and not with the next second's picture.
+ */
 const SHOWN_WITHIN_MS = 2000;
+/** What else must come, but nobody promised how soon. */
+const PATIENCE_MS = 10_000;
 
 let browser;
 const floods = new Set();
@@ -67,7 +72,7 @@ async function packets(page, ip) {
 
 test("a real attack is seen, dropped, counted, shown everywhere, and forgiven by hand", async (t) => {
   const page = await visit(browser, lab.dashboard);
-  await page.locator("#connection", { hasText: "Live" }).waitFor({ timeout: 2000 });
+  await page.locator("#connection", { hasText: "Live" }).waitFor({ timeout: PATIENCE_MS });
   assert.equal(await page.textContent("#enforcer"), "XDP, native");
   await page.getByText("Nobody is banned.").waitFor();
   const quiet = await page.textContent("#v-rate");
@@ -83,24 +88,24 @@ test("a real attack is seen, dropped, counted, shown everywhere, and forgiven by
   t.diagnostic(`banned ${Date.parse(line.ts) - began} ms after the flood began, on the page ${delay} ms after the audit log had it`);
   assert.ok(delay < SHOWN_WITHIN_MS, `on the page ${delay} ms after the audit log`);
   assert.deepEqual([line.enforcer, line.ok, line.error], ["xdp", true, null]);
-  await page.locator("#feed .ban", { hasText: lab.attacker }).waitFor({ timeout: 2000 });
+  await page.locator("#feed .ban", { hasText: lab.attacker }).waitFor({ timeout: PATIENCE_MS });
 
   // The kernel drops it now, and the page counts along.
   assert.equal(await served(lab.attacker), null, "the attacker is cut off");
-  const first = await until("dropped packets on the page", async () => (await packets(page, lab.attacker)) > 0 && packets(page, lab.attacker), 6000);
-  const more = await until("more of them", async () => (await packets(page, lab.attacker)) > first && packets(page, lab.attacker), 6000);
+  const first = await until("dropped packets on the page", async () => (await packets(page, lab.attacker)) > 0 && packets(page, lab.attacker), PATIENCE_MS);
+  const more = await until("more of them", async () => (await packets(page, lab.attacker)) > first && packets(page, lab.attacker), PATIENCE_MS);
   const [ban] = (await get("bans")).filter((b) => b.ip === lab.attacker);
   assert.ok(ban.packets >= more && ban.bytes >= 40 * ban.packets, JSON.stringify(ban));
-  await page.waitForFunction(() => /^[1-9]/.test(document.querySelector("#v-dropped").textContent), null, { timeout: 3000 });
+  await page.waitForFunction(() => /^[1-9]/.test(document.querySelector("#v-dropped").textContent), null, { timeout: PATIENCE_MS });
   assert.notEqual(await page.textContent("#v-rate"), quiet);
   assert.equal(await page.textContent("#v-bans"), "1");
   assert.match(await page.textContent("#v-bans-note"), /^100 % enforced$/);
   // Who is banned is no source any more.
-  await page.locator("#top tr", { hasText: lab.attacker }).waitFor({ state: "detached", timeout: 3000 });
+  await page.locator("#top tr", { hasText: lab.attacker }).waitFor({ state: "detached", timeout: PATIENCE_MS });
   const left = row(page, lab.attacker).locator("td[data-name='Ends in'] .value");
   const countdown = await left.textContent();
   assert.match(countdown, /^\d+:\d\d$/);
-  await until("the countdown to run", async () => (await left.textContent()) < countdown, 3000);
+  await until("the countdown to run", async () => (await left.textContent()) < countdown, PATIENCE_MS);
 
   // Everywhere else that a person might look at it.
   for (const [name, options] of LOOKS) {
@@ -127,8 +132,8 @@ test("a real attack is seen, dropped, counted, shown everywhere, and forgiven by
   await dialog.getByLabel(/^Token/).fill(lab.token);
   await dialog.getByRole("button", { name: "Unban" }).click();
   await dialog.waitFor({ state: "hidden" });
-  await row(page, lab.attacker).waitFor({ state: "detached", timeout: 3000 });
-  await page.locator("#feed .unban", { hasText: lab.attacker }).waitFor({ timeout: 3000 });
+  await row(page, lab.attacker).waitFor({ state: "detached", timeout: PATIENCE_MS });
+  await page.locator("#feed .unban", { hasText: lab.attacker }).waitFor({ timeout: PATIENCE_MS });
   assert.equal(await served(lab.attacker), 200, "the attacker is served again");
   const [unban] = audited("unban", lab.attacker);
   assert.deepEqual([unban.origin, unban.ok], ["operator", true]);
@@ -141,7 +146,7 @@ test("who is banned by the button of the list of sources is cut off", async () =
   await page.evaluate((token) => sessionStorage.setItem("anomaly-token", token), lab.token);
   const end = flood(lab.bystander, 1);
   const source = page.locator("#top tr", { has: page.getByRole("link", { name: lab.bystander, exact: true }) });
-  await source.waitFor({ timeout: 10_000 });
+  await source.waitFor({ timeout: PATIENCE_MS });
   assert.equal(await served(lab.bystander), 200);
   await source.getByRole("button").click();
   const dialog = page.getByRole("dialog");
@@ -149,7 +154,7 @@ test("who is banned by the button of the list of sources is cut off", async () =
   await dialog.getByLabel(/^Why/).fill("<img src=x onerror=window.pwned=1> of the operator");
   await dialog.getByRole("button", { name: "Ban" }).click();
   await dialog.waitFor({ state: "hidden" });
-  await row(page, lab.bystander).waitFor({ timeout: 3000 });
+  await row(page, lab.bystander).waitFor({ timeout: PATIENCE_MS });
   await row(page, lab.bystander).getByText("of the operator").waitFor();
   assert.equal(await served(lab.bystander), null);
   assert.equal(await served(lab.attacker), 200, "nobody else is");

@@ -5,6 +5,7 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -22,30 +23,45 @@ use super::print::Printer;
 /// When no daemon answers at the beginning, or nothing can be written.
 pub fn top(socket: &Path) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let entered = runtime.enter();
+    let outcome = runtime.block_on(watch(socket));
+    // A question that hangs must not hold up the end.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn watch(socket: &Path) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    drop(entered);
-    let printer = Printer::new();
-    let mut shown = look(socket, &printer)?;
-    let mut screen = Screen::open()?;
+    let printer = Arc::new(Printer::new());
+    let mut screen = None;
     loop {
+        let (asked, printer) = (socket.to_owned(), Arc::clone(&printer));
+        // Elsewhere, because connecting and asking block: a daemon that hangs must not take Ctrl-C from us.
+        let look = tokio::task::spawn_blocking(move || look(&asked, &printer));
+        let seen = tokio::select! {
+            _ = interrupt.recv() => return Ok(()),
+            _ = terminate.recv() => return Ok(()),
+            seen = look => seen?,
+        };
+        let shown = match seen {
+            Err(error) if screen.is_none() => return Err(error),
+            Err(error) => format!("{error:#}\nTrying again until Ctrl-C.\n"),
+            Ok(shown) => shown,
+        };
+        let screen = match &mut screen {
+            Some(screen) => screen,
+            none => none.insert(Screen::open()?),
+        };
         match screen.show(&shown) {
             // Whoever reads has seen enough (`| head`).
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
             other => other?,
         }
-        let ended = runtime.block_on(async {
-            tokio::select! {
-                _ = interrupt.recv() => true,
-                _ = terminate.recv() => true,
-                () = tokio::time::sleep(Duration::from_secs(1)) => false,
-            }
-        });
-        if ended {
-            return Ok(());
+        tokio::select! {
+            _ = interrupt.recv() => return Ok(()),
+            _ = terminate.recv() => return Ok(()),
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
         }
-        shown = look(socket, &printer).unwrap_or_else(|error| format!("{error:#}\nTrying again until Ctrl-C.\n"));
     }
 }
 
