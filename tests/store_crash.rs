@@ -228,7 +228,7 @@ fn victim() {
 
 #[test]
 fn kill_9_loses_nothing_that_was_acknowledged() {
-    let rounds = std::env::var("ANOMALY_TEST_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(25);
+    let rounds = crate::torture::from_env("ANOMALY_TEST_KILLS", 25);
     let mut random = Random(7);
     for round in 0..rounds {
         let dir = tempfile::tempdir().expect("a directory");

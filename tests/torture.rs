@@ -6,6 +6,7 @@ mod flood;
 mod kills;
 mod soak;
 
+use std::ffi::OsStr;
 use std::io::Write;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -19,8 +20,22 @@ fn binary() -> PathBuf {
 }
 
 /// A number from the environment.
-fn from_env<T: FromStr>(name: &str, default: T) -> T {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+///
+/// # Panics
+/// Where it is no such number: whoever asks for a length must not get another one.
+pub fn from_env<T: FromStr>(name: &str, default: T) -> T {
+    std::env::var_os(name)
+        .map_or(default, |text| number(&text).unwrap_or_else(|| panic!("{name}={text:?} is no number")))
+}
+
+fn number<T: FromStr>(text: &OsStr) -> Option<T> {
+    text.to_str()?.parse().ok()
+}
+
+#[test]
+fn a_length_that_is_no_number_is_no_length() {
+    assert_eq!(number(OsStr::new("12")), Some(12_u32));
+    assert_eq!([number::<u32>(OsStr::new("12m")), number(OsStr::new("-1")), number(OsStr::new(""))], [None; 3]);
 }
 
 /// The seed of everything random here.

@@ -475,7 +475,7 @@ fn tell(seed: u64) {
 /// `ANOMALY_TAIL_STORIES` sets their number, `ANOMALY_TAIL_SEED` the first seed.
 #[test]
 fn every_complete_line_exactly_once_whatever_happens() {
-    let from_env = |name: &str, default| std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default);
+    let from_env = crate::torture::from_env;
     let (first, stories) = (from_env("ANOMALY_TAIL_SEED", 0), from_env("ANOMALY_TAIL_STORIES", 2_000));
     for seed in first..first + stories {
         tell(seed);

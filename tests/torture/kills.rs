@@ -25,6 +25,8 @@ const BURST: usize = 300;
 /// A new attacker in every step; each comes once more, this many steps later, when its first ban has ended.
 const STEP: Duration = Duration::from_millis(150);
 const AGAIN: usize = 80;
+/// So many attackers there can be.
+const ATTACKERS: usize = 2 * 250 * 250;
 /// Further lines of each step, from people.
 const PEOPLE: usize = 200;
 
@@ -159,8 +161,16 @@ fn write_attacks(mut log: File, attackers: &AtomicUsize, done: &AtomicBool) -> R
     Ok(())
 }
 
+/// The nth of the addresses that are set aside for measuring (198.18.0.0/15).
 fn attacker(n: usize) -> String {
-    format!("198.18.{}.{}", n / 250, 1 + n % 250)
+    assert!(n < ATTACKERS, "more than five hours: there are no more addresses for attackers");
+    format!("198.{}.{}.{}", 18 + n / (250 * 250), n / 250 % 250, 1 + n % 250)
+}
+
+#[test]
+fn every_attacker_has_an_address_of_its_own() {
+    let all: HashSet<std::net::Ipv4Addr> = (0..ATTACKERS).map(|n| attacker(n).parse().expect("an address")).collect();
+    assert_eq!(all.len(), ATTACKERS);
 }
 
 /// What the database's files hold now can be recovered and is sound. Looked at in a copy, so that the daemon finds

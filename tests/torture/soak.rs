@@ -1,8 +1,10 @@
 //! The real daemon at 5,000 lines/s, with rotations of both kinds, bans that come and go, and restarts: no line missed or
-//! counted twice, each attack banned exactly once, and memory and descriptors flat.
+//! counted twice, each attack banned exactly once, descriptors flat; and memory flat, where it runs long enough to say so.
 //!
 //! Restarts (SIGTERM and kill -9) fill the first quarter and come again at the end; in between one process runs on, and its
-//! figures are compared. `ANOMALY_SOAK_SECS` says how long (default 24), `ANOMALY_SOAK_RATE` how many lines a second
+//! figures are compared. In less than five minutes of that the tables are still filling: then memory may grow by 16 MiB, so the
+//! short run of `cargo xtask test` only shows a leak that is gross; `cargo xtask torture` is what shows that it is flat.
+//! `ANOMALY_SOAK_SECS` says how long (default 24), `ANOMALY_SOAK_RATE` how many lines a second
 //! (default 5,000, or 1,000 where the daemon is not optimised).
 
 use std::collections::HashMap;
@@ -39,8 +41,8 @@ const CLIENT_BYTES: u64 = 300;
 const SETTLING: (Duration, u64) = (Duration::from_secs(300), 16 << 20);
 
 #[test]
-fn a_soak_loses_nothing_and_grows_nowhere() -> Result<()> {
-    if !ready("a_soak_loses_nothing_and_grows_nowhere") {
+fn a_soak_loses_nothing_and_stays_in_bounds() -> Result<()> {
+    if !ready("a_soak_loses_nothing_and_stays_in_bounds") {
         return Ok(());
     }
     let total = Duration::from_secs(from_env("ANOMALY_SOAK_SECS", 24));
