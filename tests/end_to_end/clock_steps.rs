@@ -16,7 +16,12 @@ const HOURS: u64 = 3;
 
 /// Burst of one attacker, with the stamps of a clock that is `ahead` seconds ahead.
 fn attack(lab: &Lab, address: &str, ahead: u64) -> Result<()> {
-    let line = history::line(clock::epoch_secs() + ahead, address, "/", 200);
+    attack_at(lab, address, clock::epoch_secs() + ahead)
+}
+
+/// The same with this stamp, in seconds since the epoch.
+fn attack_at(lab: &Lab, address: &str, stamp: u64) -> Result<()> {
+    let line = history::line(stamp, address, "/", 200);
     Ok(File::options().append(true).open(lab.log())?.write_all(line.repeat(300).as_bytes())?)
 }
 
@@ -69,13 +74,27 @@ fn a_clock_set_hours_forth_and_back_blinds_nothing() -> Result<()> {
     wait_for_ban(&daemon, "198.18.0.3", true)?;
     wait_for_ban(&daemon, "198.18.0.2", true)?;
 
-    // Stamps that are wrong while the clock is right: of another year, of the epoch, of a summer time that has ended.
+    // Stamps that are wrong while the clock is right: of next year, of a summer time that has ended.
     for (address, ahead) in [("198.18.0.4", 300 * 86_400), ("198.18.0.5", 3600)] {
         attack(&lab, address, ahead)?;
         wait_for_ban(&daemon, address, true)?;
     }
     attack(&lab, "198.18.0.6", 0)?;
     wait_for_ban(&daemon, "198.18.0.6", true)?;
+    // Of the past: an hour ago, and 1970, as of a clock without a battery. A ban that they lead to is over already; they must
+    // not hide who attacks now.
+    let now = clock::epoch_secs();
+    for (address, next, stamp) in [("198.18.0.7", "198.18.0.8", now - 3600), ("198.18.0.9", "198.18.0.10", 0)] {
+        let records = || Ok::<_, anyhow::Error>(daemon.status()?["records"].as_u64().unwrap_or(0));
+        let before = records()?;
+        attack_at(&lab, address, stamp)?;
+        clock::wait_until("records of the past to be read", Duration::from_secs(20), || {
+            records().is_ok_and(|records| records >= before + 300)
+        })
+        .map_err(|e| e.context(format!("{:?}", daemon.status())))?;
+        attack(&lab, next, 0)?;
+        wait_for_ban(&daemon, next, true)?;
+    }
     let status = daemon.status()?;
     ensure!(status["enforcement_ratio"] == 1.0 && status["rejected"] == 0, "{status}");
     Ok(())

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use super::{daemon, lab, wait_for_ban};
 use crate::lab::daemon::Config;
@@ -27,11 +27,15 @@ fn what_a_client_writes_stays_text() -> Result<()> {
         .with("bans", "durations", r#"["1h"]"#)
         .with("notify.slack", "webhook_url", format!("{:?}", slack.url()));
     let daemon = daemon(&lab, config)?;
+    // Hostile in every field that a client fills.
     let line = history::line(clock::epoch_secs(), "198.18.0.9", "@", 404);
-    let (before, after) = line.split_once('@').context("no path in a line")?;
-    let line = [before.as_bytes(), HOSTILE, after.as_bytes()].concat();
+    let more = r#"{"host":"@","user_agent":"@","http_referer":"@","http_x_forwarded_for":"@","#;
+    let line = line.replacen('{', more, 1).replacen(r#""method":"GET""#, r#""method":"@""#, 1);
+    let fields: Vec<&[u8]> = line.split('@').map(str::as_bytes).collect();
+    ensure!(fields.len() == 7, "six hostile fields: {line}");
+    let line = fields.join(HOSTILE);
     let mut log = File::options().append(true).open(lab.log())?;
-    // One whose method is hostile, and one that gives no record and is shown as a sample.
+    // Those that are records, and one that gives none and is shown as a sample.
     log.write_all(&line.repeat(300))?;
     log.write_all(&[b"\x1b[2J", HOSTILE, b"\n"].concat())?;
     wait_for_ban(&daemon, "198.18.0.9", 1, Duration::from_secs(10))?;
