@@ -20,6 +20,8 @@ pub const SUITE: &str = "bookworm";
 /// What dpkg unpacks in, and how much of it must be free.
 const MEMORY: &str = "/dev/shm";
 const ROOM: u64 = 1 << 30;
+/// What is unfinished is named by this and the process that makes it.
+const PREFIX: &str = "debian-";
 
 /// A tar of its root file system; made where there is none yet.
 ///
@@ -43,10 +45,11 @@ pub fn make(suite: &str, packages: &str) -> Result<PathBuf> {
         return Ok(archive);
     }
     std::fs::create_dir_all(kept)?;
+    remove_stale(&[Path::new(MEMORY), kept]);
+    let ours = format!("{PREFIX}{}-", std::process::id());
     let room = rustix::fs::statvfs(MEMORY).is_ok_and(|s| s.f_bavail.saturating_mul(s.f_frsize) > ROOM);
-    let unpacked =
-        tempfile::Builder::new().prefix("debian-").tempdir_in(if room { Path::new(MEMORY) } else { kept })?;
-    let unfinished = tempfile::Builder::new().prefix("debian-").suffix(".tar").tempfile_in(kept)?;
+    let unpacked = tempfile::Builder::new().prefix(&ours).tempdir_in(if room { Path::new(MEMORY) } else { kept })?;
+    let unfinished = tempfile::Builder::new().prefix(&ours).suffix(".tar").tempfile_in(kept)?;
     let mut command = Command::new("mmdebstrap");
     command.env("TMPDIR", unpacked.path());
     command.args(["--quiet", "--variant=minbase", "--dpkgopt=force-unsafe-io", "--aptopt=Acquire::Languages \"none\""]);
@@ -54,4 +57,35 @@ pub fn make(suite: &str, packages: &str) -> Result<PathBuf> {
     run(&mut command).context("mmdebstrap needs root and a Debian mirror")?;
     unfinished.persist(&archive)?;
     Ok(archive)
+}
+
+/// Removes what processes that were killed have left: a whole Debian, some of it in memory.
+fn remove_stale(places: &[&Path]) {
+    for entry in places.iter().filter_map(|place| std::fs::read_dir(place).ok()).flatten().flatten() {
+        let owner = entry.file_name().to_str().and_then(owner);
+        if owner.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+            // Never into a /proc or /dev that may still be mounted there. What cannot be removed is in nobody's way.
+            let _ = Command::new("rm").args(["-rf", "--one-file-system", "--"]).arg(entry.path()).status();
+        }
+    }
+}
+
+/// The process that made what has this name.
+fn owner(name: &str) -> Option<u32> {
+    name.strip_prefix(PREFIX)?.split_once('-')?.0.parse().ok()
+}
+
+#[test]
+fn only_what_the_dead_have_left_is_removed() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut dead = Command::new("true").spawn()?;
+    dead.wait()?;
+    let stale = dir.path().join(format!("{PREFIX}{}-x1", dead.id()));
+    let kept = [format!("{PREFIX}{}-x1", std::process::id()), "debian-other".into(), "other".into()];
+    for path in kept.iter().map(|name| dir.path().join(name)).chain([stale.join("usr/bin")]) {
+        std::fs::create_dir_all(path)?;
+    }
+    remove_stale(&[dir.path()]);
+    assert!(!stale.exists() && kept.iter().all(|name| dir.path().join(name).exists()));
+    Ok(())
 }

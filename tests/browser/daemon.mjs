@@ -75,7 +75,14 @@ ${more}
       { mode: 0o600 },
     );
     daemon.history();
-    await daemon.run();
+    try {
+      await daemon.run();
+    } catch (error) {
+      // Whoever asked for it has nothing to stop it by.
+      daemon.process?.kill("SIGKILL");
+      rmSync(daemon.dir, { recursive: true, force: true });
+      throw error;
+    }
     daemon.timer = setInterval(() => daemon.live(), 100);
     return daemon;
   }
