@@ -184,8 +184,14 @@ pub fn ready(test: &str) -> bool {
 /// # Panics
 /// Under `CI`.
 pub fn skip(test: &str, why: &str) {
-    use std::io::Write;
     assert!(std::env::var_os("CI").is_none(), "{test} must run here, but: {why}");
+    skip_anywhere(test, why);
+}
+
+/// Says that `test` is skipped because this kernel or distribution lacks something that nobody can install: also under
+/// `CI`.
+pub fn skip_anywhere(test: &str, why: &str) {
+    use std::io::Write;
     // The macros' output is swallowed for tests that pass, and this one will.
     let line = format!("SKIPPED {test}: {why}\n");
     let _ = std::io::stderr().write_all(line.as_bytes());
