@@ -309,10 +309,11 @@ impl Hot {
                 (was_behind, save_at) = (false, at);
             }
             if at >= save_at && !self.saving.load(Ordering::Acquire) {
+                let began = clock();
                 self.save();
                 // Saving may cost at most a twentieth of the time, however large the state.
-                let every = if caught_up { SAVE_EVERY } else { SAVE_BEHIND };
-                save_at = clock() + every.max((clock() - at) * 20);
+                let (every, done) = (if caught_up { SAVE_EVERY } else { SAVE_BEHIND }, clock());
+                save_at = done + every.max((done - began) * 20);
             }
             if at >= reconcile_at {
                 reconcile_at = at + RECONCILE_EVERY;
