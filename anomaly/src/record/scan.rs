@@ -172,6 +172,19 @@ fn quoted<'a>(
                 return Some(at + 4);
             }
         }
+        Field::Method => {
+            if let Some(get @ [b'G', b'E', b'T', b'"']) = line.get(at..at + 4) {
+                found.method = Some(&get[..3]);
+                return Some(at + 4);
+            }
+        }
+        Field::Size => {
+            let (size, len) = digits(&line[at..]);
+            if (1..=18).contains(&len) && line.get(at + len) == Some(&b'"') {
+                found.size = Some(size);
+                return Some(at + len + 1);
+            }
+        }
         _ => {}
     }
     let end = string_end(line, at)?;
@@ -189,6 +202,20 @@ fn quoted<'a>(
         Field::Msec => found.msec = value::epoch(text),
     }
     Some(end + 1)
+}
+
+/// The digits at the beginning of a text, as a number where they are at most 19, and how many they are.
+#[inline]
+fn digits(text: &[u8]) -> (u64, usize) {
+    let mut value = 0u64;
+    for (len, byte) in text.iter().enumerate() {
+        let digit = byte.wrapping_sub(b'0');
+        if digit > 9 {
+            return (value, len);
+        }
+        value = value.wrapping_mul(10).wrapping_add(u64::from(digit));
+    }
+    (value, text.len())
 }
 
 /// A number without quotes. Only plain integers, and `$msec` with at most three decimals: where

@@ -48,7 +48,52 @@ pub(super) fn address_with_port(text: &[u8]) -> Option<IpAddr> {
 
 /// A dotted quad at the beginning of `text`, and where it ends. As strict as the standard library: one to
 /// three digits each, no leading zero.
+#[inline]
 pub(super) fn ipv4_prefix(text: &[u8]) -> Option<(Ipv4Addr, usize)> {
+    // The longest has 15 bytes: with the one behind it, all that matters is in here.
+    text.first_chunk().map_or_else(|| ipv4_at_the_end(text), ipv4_in)
+}
+
+/// The same of the first bytes of a longer text, without a branch for each of them: how long the numbers are cannot be
+/// foretold.
+#[inline]
+fn ipv4_in(text: &[u8; 16]) -> Option<(Ipv4Addr, usize)> {
+    /// The least number that is written with so many digits.
+    const LEAST: [u32; 4] = [u32::MAX, 0, 10, 100];
+    let bits = u128::from_le_bytes(*text);
+    let mut breaks = non_digits(bits as u64) | non_digits((bits >> 64) as u64) << 8;
+    let (mut address, mut start, mut end) = (0, 0, 0);
+    for i in 0..4 {
+        end = breaks.trailing_zeros() as usize;
+        breaks &= breaks.wrapping_sub(1);
+        let len = end.wrapping_sub(start);
+        if !(1..=3).contains(&len) || end >= 16 || (i < 3 && text[end] != b'.') {
+            return None;
+        }
+        let digit = |nth: usize| u32::from(text[end.wrapping_sub(nth) % 16].wrapping_sub(b'0'));
+        let value = digit(1) + if len > 1 { 10 * digit(2) } else { 0 } + if len > 2 { 100 * digit(3) } else { 0 };
+        if value > 255 || value < LEAST[len] {
+            return None;
+        }
+        address = address << 8 | value;
+        start = end + 1;
+    }
+    Some((Ipv4Addr::from_bits(address), end))
+}
+
+/// Which of eight bytes are no digits: the first one is the lowest bit.
+#[inline]
+fn non_digits(word: u64) -> u32 {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    let offset = word ^ (ONES * 0x30);
+    // The high bit of each byte that is 10 or more: what is added carries into it, and never beyond.
+    let high = ((offset & (ONES * 0x7f)) + ONES * 0x76) | offset;
+    // One bit of each byte, side by side.
+    (((high >> 7 & ONES).wrapping_mul(0x0102_0408_1020_4080)) >> 56) as u32
+}
+
+#[cold]
+fn ipv4_at_the_end(text: &[u8]) -> Option<(Ipv4Addr, usize)> {
     let mut octets = [0u8; 4];
     let mut at = 0;
     for (i, octet) in octets.iter_mut().enumerate() {
@@ -226,6 +271,8 @@ fn days_from_civil(year: u32, month: u32, day: u32) -> i64 {
 #[derive(Debug, Default)]
 pub(super) struct Clock {
     text: Vec<u8>,
+    /// The first 16 bytes of the text and the last 16: all of it, where it has 16 to 32.
+    ends: Option<[u128; 2]>,
     time: Timestamp,
 }
 
@@ -239,8 +286,8 @@ impl Clock {
     /// Whether `line` goes on with the last stamp and a quote; then where it ends, and what it says.
     #[inline]
     pub(super) fn same_again(&self, rest: &[u8]) -> Option<(usize, Timestamp)> {
-        let len = self.text.len();
-        (len > 0 && rest.len() > len && rest[len] == b'"' && rest[..len] == *self.text).then_some((len, self.time))
+        let (len, ends) = (self.text.len(), self.ends?);
+        (rest.get(len) == Some(&b'"') && ends_of(&rest[..len]) == Some(ends)).then_some((len, self.time))
     }
 
     #[cold]
@@ -248,9 +295,16 @@ impl Clock {
         let time = stamp(text).or_else(|| epoch(text)).or_else(|| common_stamp(text))?;
         self.text.clear();
         self.text.extend_from_slice(text);
+        self.ends = ends_of(text).filter(|_| text.len() <= 32);
         self.time = time;
         Some(time)
     }
+}
+
+/// The first 16 bytes of a text and the last 16.
+#[inline]
+fn ends_of(text: &[u8]) -> Option<[u128; 2]> {
+    Some([u128::from_le_bytes(*text.first_chunk()?), u128::from_le_bytes(*text.last_chunk()?)])
 }
 
 #[cfg(test)]
