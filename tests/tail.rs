@@ -55,7 +55,9 @@ fn append(path: &Path, text: &str) {
 fn poll(tail: &mut Tail, now: Timestamp) -> (Vec<String>, Progress) {
     let mut lines = Vec::new();
     let progress = tail
-        .poll(now, usize::MAX, &mut |line: &[u8]| lines.push(String::from_utf8_lossy(line).into_owned()))
+        .poll(now, usize::MAX, &mut |new: &[&[u8]]| {
+            lines.extend(new.iter().map(|l| String::from_utf8_lossy(l).into_owned()))
+        })
         .expect("polled");
     assert!(progress.at_end);
     assert_eq!(progress.counts.lines, lines.len() as u64);
@@ -243,7 +245,9 @@ fn a_backlog_of_compressed_files_can_be_interrupted_anywhere() {
         let mut at_end = false;
         while read.len() == before && !at_end {
             let progress = tail
-                .poll(NOW, 1_000, &mut |line: &[u8]| read.push(String::from_utf8_lossy(line).into_owned()))
+                .poll(NOW, 1_000, &mut |new: &[&[u8]]| {
+                    read.extend(new.iter().map(|l| String::from_utf8_lossy(l).into_owned()))
+                })
                 .expect("polled");
             assert_eq!(progress.counts.lost_files, 0);
             at_end = progress.at_end;
@@ -330,7 +334,9 @@ fn a_limit_ends_a_poll_early_and_loses_nothing() {
     let mut polls = 0;
     loop {
         let progress = tail
-            .poll(NOW, 777, &mut |line: &[u8]| read.push(String::from_utf8_lossy(line).into_owned()))
+            .poll(NOW, 777, &mut |new: &[&[u8]]| {
+                read.extend(new.iter().map(|l| String::from_utf8_lossy(l).into_owned()))
+            })
             .expect("polled");
         assert!(progress.counts.bytes <= 777);
         polls += 1;
@@ -411,14 +417,16 @@ fn rotation_under_load(rotation: Rotation) {
     loop {
         let finished = done.load(Ordering::Acquire);
         let progress = tail
-            .poll(NOW, 64 << 10, &mut |line: &[u8]| {
-                let n = serde_json::from_slice::<serde_json::Value>(line).ok().and_then(|v| v["n"].as_u64());
-                match n {
-                    Some(n) => {
-                        seen[n as usize] += 1;
-                        newest_seen.fetch_max(n as usize, Ordering::Release);
+            .poll(NOW, 64 << 10, &mut |lines: &[&[u8]]| {
+                for line in lines {
+                    let n = serde_json::from_slice::<serde_json::Value>(line).ok().and_then(|v| v["n"].as_u64());
+                    match n {
+                        Some(n) => {
+                            seen[n as usize] += 1;
+                            newest_seen.fetch_max(n as usize, Ordering::Release);
+                        }
+                        None => strange.push(String::from_utf8_lossy(line).into_owned()),
                     }
-                    None => strange.push(String::from_utf8_lossy(line).into_owned()),
                 }
             })
             .expect("polled");

@@ -14,7 +14,7 @@ use flate2::read::MultiGzDecoder;
 use serde::Serialize;
 
 use crate::engine::{Decision, Engine, Input, Output, Settings};
-use crate::record::{Format, MAX_LINE_BYTES, Parser, Reject};
+use crate::record::{Format, LINES_AT_ONCE, MAX_LINE_BYTES, Parsed, Parser, Record, Reject};
 use crate::report::DecisionRow;
 use crate::time::Timestamp;
 
@@ -112,10 +112,16 @@ impl Replay {
         bytes: &mut u64,
     ) -> Result<()> {
         loop {
-            let read = source.consume(limit, |record| {
-                self.now = self.now.max(record.time);
-                self.engine.handle(self.now, Input::Record(record), &mut self.out);
-                if self.out.is_empty() { Ok(()) } else { write_rows(&mut self.out, &mut self.summary, report) }
+            let read = source.consume(limit, |records| {
+                self.engine.look_ahead(records);
+                for record in records {
+                    self.now = self.now.max(record.time);
+                    self.engine.handle(self.now, Input::Record(record), &mut self.out);
+                    if !self.out.is_empty() {
+                        write_rows(&mut self.out, &mut self.summary, report)?;
+                    }
+                }
+                Ok(())
             });
             let outcome = read.with_context(|| source.name())?;
             self.summary.records += outcome.records;
@@ -277,36 +283,52 @@ impl Source {
     fn consume(
         &mut self,
         limit: Option<Timestamp>,
-        mut on_record: impl FnMut(&crate::record::Record<'_>) -> io::Result<()>,
+        mut on_records: impl FnMut(&[Record<'_>]) -> io::Result<()>,
     ) -> io::Result<Outcome> {
         let mut outcome = Outcome { records: 0, rejected: 0, stopped: Stopped::OutOfBytes };
+        // With a limit, a record may have to be parsed again when the turn is back here: one by one, then.
+        let at_once = if limit.is_some() { 1 } else { LINES_AT_ONCE };
         loop {
-            let rest = &self.buffer[self.start..self.end];
-            let (line, length) = match memchr::memchr(b'\n', rest) {
-                Some(at) => (&rest[..at], at + 1),
-                // The last line of a file may lack its newline.
-                None if self.ended && !rest.is_empty() => (rest, rest.len()),
-                None => return Ok(outcome),
-            };
-            if std::mem::take(&mut self.skipping) || line.len() > MAX_LINE_BYTES {
-                outcome.rejected += 1;
-                self.start += length;
-                continue;
-            }
-            match self.parser.parse(line) {
-                Ok(record) => {
-                    if limit.is_some_and(|limit| record.time > limit) {
-                        self.next = Some(record.time);
-                        outcome.stopped = Stopped::AtLimit;
-                        return Ok(outcome);
-                    }
-                    outcome.records += 1;
-                    on_record(&record)?;
+            let mut lines = [&[][..]; LINES_AT_ONCE];
+            let (mut len, mut from, mut end) = (0, self.start, self.start);
+            while len < at_once {
+                let rest = &self.buffer[end..self.end];
+                let (line, length) = match memchr::memchr(b'\n', rest) {
+                    Some(at) => (&rest[..at], at + 1),
+                    // The last line of a file may lack its newline.
+                    None if self.ended && !rest.is_empty() => (rest, rest.len()),
+                    None => break,
+                };
+                (from, end) = (end, end + length);
+                if std::mem::take(&mut self.skipping) || line.len() > MAX_LINE_BYTES {
+                    outcome.rejected += 1;
+                } else {
+                    lines[len] = line;
+                    len += 1;
                 }
-                Err(Reject::Empty) => {}
-                Err(_) => outcome.rejected += 1,
             }
-            self.start += length;
+            if end == self.start {
+                return Ok(outcome);
+            }
+            let mut result = Ok(());
+            self.parser.parse_all(&lines[..len], &mut |parsed| match parsed {
+                Parsed::Records([record, ..]) if limit.is_some_and(|limit| record.time > limit) => {
+                    self.next = Some(record.time);
+                    outcome.stopped = Stopped::AtLimit;
+                }
+                Parsed::Records(records) if result.is_ok() => {
+                    outcome.records += records.len() as u64;
+                    result = on_records(records);
+                }
+                Parsed::Records(_) | Parsed::Rejected(Reject::Empty, _) => {}
+                Parsed::Rejected(..) => outcome.rejected += 1,
+            });
+            result?;
+            if matches!(outcome.stopped, Stopped::AtLimit) {
+                self.start = from;
+                return Ok(outcome);
+            }
+            self.start = end;
         }
     }
 

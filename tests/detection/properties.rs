@@ -79,6 +79,21 @@ impl Run {
         self.engine.handle(Timestamp::from_secs(self.time), Input::Record(&record), &mut self.out);
     }
 
+    /// Tells the engine of records before they come: only their clients matter.
+    fn look_ahead(&mut self, steps: &[Step]) {
+        let record = |step: &Step| Record {
+            client: client(step.client),
+            time: Timestamp::EPOCH,
+            method: b"",
+            path: b"",
+            status: 0,
+            response_size: 0,
+            peer: None,
+            damaged: false,
+        };
+        self.engine.look_ahead(&steps.iter().map(record).collect::<Vec<_>>());
+    }
+
     fn tick(&mut self, caught_up: bool) {
         self.engine.handle(Timestamp::from_secs(self.time), Input::Tick { caught_up }, &mut self.out);
     }
@@ -153,6 +168,18 @@ proptest! {
             }
         }
         prop_assert_eq!(ticked.finish(), run(&steps, settings()));
+    }
+
+    /// More records than it has room for included.
+    #[test]
+    fn looking_ahead_changes_nothing(steps in steps(600), at_once in 1usize..24, cap in 2usize..50) {
+        let settings = Settings { max_tracked_ips: cap, ..settings() };
+        let mut ahead = Run::new(settings.clone());
+        for batch in steps.chunks(at_once) {
+            ahead.look_ahead(batch);
+            batch.iter().for_each(|step| ahead.step(step));
+        }
+        prop_assert_eq!(ahead.finish(), run(&steps, settings));
     }
 
     #[test]

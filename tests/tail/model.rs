@@ -335,8 +335,10 @@ impl Story {
         let Some(tail) = &mut self.tail else { return false };
         let delivered = &mut self.delivered;
         let progress = tail
-            .poll(self.now, limit, &mut |line: &[u8]| {
-                *delivered.entry(String::from_utf8_lossy(line).into_owned()).or_default() += 1;
+            .poll(self.now, limit, &mut |lines: &[&[u8]]| {
+                for line in lines {
+                    *delivered.entry(String::from_utf8_lossy(line).into_owned()).or_default() += 1;
+                }
             })
             .expect("polled");
         self.log.push(format!("poll {limit}: {progress:?}"));

@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::enforce::{covered_by, overlaps};
 use crate::engine::{Command, Engine, Input, Output, Snapshot};
 use crate::metrics::reject_word;
-use crate::record::{Parser, Record, Reject};
+use crate::record::{Parsed, Parser, Record, Reject};
 use crate::report::{TopRow, inert};
 use crate::tail::{Checkpoint, Counts, Presence, Start, Tail, TailError, Watcher};
 use crate::time::Timestamp;
@@ -516,16 +516,20 @@ fn read_log(
 ) -> Option<u64> {
     let wall = now();
     let Log { tail, parser, newest, .. } = log;
-    let polled = tail.poll(wall, limit, &mut |line| match parser.parse(line) {
-        Ok(record) => {
-            *newest = record.time;
-            if log_requests {
-                log_request(&record);
+    let mut judge = |parsed: Parsed<'_>| match parsed {
+        Parsed::Records(records) => {
+            engine.look_ahead(records);
+            for record in records {
+                *newest = record.time;
+                if log_requests {
+                    log_request(record);
+                }
+                engine.handle(wall, Input::Record(record), out);
             }
-            engine.handle(wall, Input::Record(&record), out);
         }
-        Err(reject) => counts.reject(reject, line),
-    });
+        Parsed::Rejected(reject, line) => counts.reject(reject, line),
+    };
+    let polled = tail.poll(wall, limit, &mut |lines| parser.parse_all(lines, &mut judge));
     match polled {
         Ok(progress) => {
             log.at_end = progress.at_end;

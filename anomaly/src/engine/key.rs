@@ -18,6 +18,9 @@ pub struct Key {
 const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
 
 impl Key {
+    /// The key of `::`.
+    pub const UNSPECIFIED: Self = Self { bits: [0; 16], len: 128 };
+
     /// The key of one address.
     pub fn host(address: IpAddr) -> Self {
         match address {

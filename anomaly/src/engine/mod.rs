@@ -9,6 +9,7 @@
 //! `table` and `window` (its client's), `population` (what is normal, learned), `detector` (is it anomalous?), and back
 //! to the `ledger`, which decides how long.
 
+mod ahead;
 mod codec;
 mod command;
 mod contract;
@@ -38,6 +39,7 @@ pub use settings::Settings;
 
 use crate::record::Record;
 use crate::time::Timestamp;
+use ahead::Ahead;
 use detector::{Limits, Verdict};
 use key::Exempt;
 use known::Known;
@@ -62,6 +64,7 @@ pub struct Engine {
     settings: Settings,
     exempt: Exempt,
     table: Table,
+    ahead: Ahead,
     top: Top,
     /// Requests in the window of the busiest client, as of this second.
     busiest: u32,
@@ -104,6 +107,7 @@ impl Engine {
         Self {
             exempt: Exempt::new(&settings.allowlist, &settings.never_ban, settings.ipv6_prefix),
             table: Table::new(settings.max_tracked_ips),
+            ahead: Ahead::default(),
             top: Top::default(),
             busiest: 0,
             evidence: Evidence::default(),
@@ -131,14 +135,27 @@ impl Engine {
         }
     }
 
+    /// Is told of the records that [`Engine::handle`] is given next, up to [`crate::record::LINES_AT_ONCE`] of them: it
+    /// handles them faster then, and no differently.
+    pub fn look_ahead(&mut self, records: &[Record<'_>]) {
+        let exempt = &self.exempt;
+        self.ahead.look(records.iter().map(|record| exempt.key(record.client)), &self.table);
+    }
+
     /// Takes one input and appends what follows from it to `out`.
     pub fn handle(&mut self, now: Timestamp, input: Input<'_>, out: &mut Vec<Output>) {
         if !self.owed.is_empty() {
             out.append(&mut self.owed);
         }
         match input {
-            Input::Record(record) if self.settings.replay => self.replay_record(record, out),
-            Input::Record(record) => self.live_record(now, record, out),
+            Input::Record(record) => {
+                self.ahead.step();
+                if self.settings.replay {
+                    self.replay_record(record, out);
+                } else {
+                    self.live_record(now, record, out);
+                }
+            }
             Input::Tick { caught_up } => self.tick(now, caught_up, out),
             Input::Command(command) => {
                 self.expire(self.wall(now), out);
@@ -395,7 +412,8 @@ impl Engine {
         let oldest = self.oldest();
         let key = self.exempt.key(record.client);
         let (top, evidence) = (&mut self.top, &mut self.evidence);
-        let (index, new) = self.table.entry(key, oldest, |index, client| forget(top, evidence, index, client));
+        let hint = self.ahead.hint(&key);
+        let (index, new) = self.table.entry(key, hint, oldest, |index, client| forget(top, evidence, index, client));
         let path = if kind.is_named() { self.paths.hash_one(record.path) as u32 } else { 0 };
         let founding = !self.is_warm();
         let client = self.table.get_mut(index);

@@ -178,7 +178,7 @@ impl Engine {
                 let back: u32 = r.small()?;
                 events.push((last.wrapping_sub(back), r.small()?));
             }
-            let window = Window::from_events(events.into_iter()).ok_or(BadState)?;
+            let window = Window::from_events(&events).ok_or(BadState)?;
             clients.push(Client { key, flags, seen, last, window });
         }
         // Everything could be read; from here on nothing fails.
@@ -201,7 +201,8 @@ impl Engine {
         let oldest = self.oldest();
         for client in clients {
             let (top, evidence) = (&mut self.top, &mut self.evidence);
-            let (index, _) = self.table.entry(client.key, oldest, |index, c| super::forget(top, evidence, index, c));
+            let (index, _) =
+                self.table.entry(client.key, None, oldest, |index, c| super::forget(top, evidence, index, c));
             *self.table.get_mut(index) = client;
             self.top.offer(index, &mut self.table);
             self.busiest = self.busiest.max(self.table.get(index).window.since(oldest).0);

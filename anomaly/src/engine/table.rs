@@ -10,6 +10,7 @@ use std::hash::BuildHasher;
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 
+use super::ahead::Hint;
 use super::key::Key;
 use super::population::Seen;
 use super::window::Window;
@@ -22,8 +23,9 @@ const SWEEP: usize = 4;
 const BROWSER_SECS: i32 = 3600;
 const SLAB: usize = 1024;
 
-/// What is known of one client.
+/// What is known of one client: two cache lines.
 #[derive(Clone, Debug)]
+#[repr(align(64))]
 pub struct Client {
     /// Its prefix.
     pub key: Key,
@@ -36,6 +38,8 @@ pub struct Client {
     /// Its requests.
     pub window: Window,
 }
+
+const _: () = assert!(size_of::<Client>() == 128);
 
 impl Client {
     /// Never judged: allow-listed.
@@ -142,6 +146,13 @@ impl Table {
         self.find_hashed(key, self.hash(key))
     }
 
+    /// Where a client with this hash is now, for [`Table::entry`] a few records later: probably the one of `key`.
+    pub fn locate(&self, key: &Key) -> Hint {
+        let hash = self.hash(key);
+        let place = self.index.find(Place { index: 0, hash }.spread(), |p| p.hash == hash);
+        Hint { hash, index: place.map_or(Hint::NOWHERE, |p| p.index) }
+    }
+
     fn find_hashed(&self, key: &Key, hash: u32) -> Option<u32> {
         let place = Place { index: 0, hash };
         let is_it = |p: &Place| p.hash == hash && get(&self.slabs, p.index).key == *key;
@@ -158,10 +169,20 @@ impl Table {
         &mut self.slabs[index as usize / SLAB][index as usize % SLAB]
     }
 
-    /// The client's place, a new one where it was not followed. `oldest` is the oldest second of the window;
-    /// `dropped` is told of each client that goes.
-    pub fn entry(&mut self, key: Key, oldest: u32, mut dropped: impl FnMut(u32, &Client)) -> (u32, bool) {
-        let hash = self.hash(&key);
+    /// The client's place, a new one where it was not followed. `hint` says where it was a few records ago, `oldest` is
+    /// the oldest second of the window; `dropped` is told of each client that goes.
+    pub fn entry(
+        &mut self,
+        key: Key,
+        hint: Option<Hint>,
+        oldest: u32,
+        mut dropped: impl FnMut(u32, &Client),
+    ) -> (u32, bool) {
+        let hash = match hint {
+            Some(Hint { index, .. }) if self.is_at(&key, index) => return (index, false),
+            Some(Hint { hash, .. }) => hash,
+            None => self.hash(&key),
+        };
         if let Some(index) = self.find_hashed(&key, hash) {
             return (index, false);
         }
@@ -190,6 +211,12 @@ impl Table {
         self.index.insert_unique(place.spread(), place, |p| p.spread());
         self.peak = self.peak.max(self.index.len());
         (index, true)
+    }
+
+    /// Whether a place is that of `key`.
+    fn is_at(&self, key: &Key, index: u32) -> bool {
+        let client = self.slabs.get(index as usize / SLAB).and_then(|slab| slab.get(index as usize % SLAB));
+        client.is_some_and(|client| client.key == *key && !client.is(Client::FREE))
     }
 
     fn places(&self) -> usize {
@@ -285,7 +312,7 @@ mod tests {
     }
 
     fn touch(table: &mut Table, i: u32, sec: u32) {
-        let (index, _) = table.entry(key(i), sec - 59, |_, _| {});
+        let (index, _) = table.entry(key(i), None, sec - 59, |_, _| {});
         let client = table.get_mut(index);
         client.window.expire(sec - 59);
         client.window.add(sec, Kind::of(b"GET", b"/", 200), 0);

@@ -4,87 +4,97 @@
 //! (GETs that went well) share one event per second and class; a request whose path matters (answered 4xx, or a POST)
 //! has one of its own, up to [`MAX_NAMED`]. So a visitor costs a few bytes and a flood costs no more than
 //! a few kilobytes. All sums are kept as events come and go; nothing is decayed or estimated.
+//!
+//! With many clients, what counts is how many cache lines a record touches. So an event is one number of 32 bits (with
+//! its path: two), and as many as fit into two lines with all the rest are kept in the client itself.
 
 use super::signals::Kind;
 
 /// Events with a path of their own that a window holds; further ones are counted without their path.
 pub const MAX_NAMED: u16 = 512;
-/// Events that are kept inside the window itself.
-const INLINE: usize = 3;
+/// Slots that are kept inside the window itself: with them, a client is two cache lines.
+const INLINE: usize = 15;
 
-const MERGED: u8 = 1 << 4;
-const NEWEST: u8 = 1 << 5;
-const CLASS: u8 = Kind::ASSET | Kind::ERROR | Kind::CLIENT_ERROR | Kind::POST;
+const MERGED: u32 = 1 << 4;
+const NEWEST: u32 = 1 << 5;
+const CLASS: u32 = (Kind::ASSET | Kind::ERROR | Kind::CLIENT_ERROR | Kind::POST) as u32;
+/// Seconds are kept modulo this. The events of a window lie at most 600 s apart, so an age below it is exact.
+const SECS: u32 = 1 << 13;
+const SEC_SHIFT: u32 = 6;
+const COUNT_SHIFT: u32 = 19;
+/// A merged event that stands for more requests is followed by another one.
+const MAX_COUNT: u32 = 0xfff;
+/// Marks a slot that holds the path of the event before it.
+const PATH: u32 = 1 << 31;
+/// Bits of a path's hash that are kept.
+const PATH_BITS: u32 = 0xff_ffff;
 
-/// `bits` holds the path's hash, or for merged events their number, in the upper 24 bits and flags in the lower eight.
+/// A slot without [`PATH`]: flags, the second, and how many requests a merged event stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Event {
-    sec: u32,
-    bits: u32,
-}
+struct Event(u32);
 
 impl Event {
-    const fn new(sec: u32, flags: u8, word: u32) -> Self {
-        Self { sec, bits: word << 8 | flags as u32 }
+    const fn new(sec: u32, flags: u32, count: u32) -> Self {
+        Self(flags | (sec % SECS) << SEC_SHIFT | count << COUNT_SHIFT)
     }
 
-    const fn flags(self) -> u8 {
-        self.bits as u8
-    }
-
-    const fn word(self) -> u32 {
-        self.bits >> 8
-    }
-
-    const fn is(self, flag: u8) -> bool {
-        self.flags() & flag != 0
+    const fn is(self, flag: u32) -> bool {
+        self.0 & flag != 0
     }
 
     const fn kind(self) -> Kind {
-        Kind::from_bits(self.flags() & CLASS)
+        Kind::from_bits((self.0 & CLASS) as u8)
     }
 
     /// How many requests it stands for.
     const fn count(self) -> u32 {
-        if self.is(MERGED) { self.word() } else { 1 }
+        if self.is(MERGED) { self.0 >> COUNT_SHIFT } else { 1 }
+    }
+
+    /// Seconds from it to `newest`.
+    const fn age(self, newest: u32) -> u32 {
+        newest.wrapping_sub(self.0 >> SEC_SHIFT) % SECS
     }
 }
 
+/// The events of a window.
 #[derive(Clone, Debug)]
-enum Events {
-    Few { len: u8, at: [Event; INLINE] },
-    Many(Vec<Event>),
+enum Slots {
+    Few { len: u8, at: [u32; INLINE] },
+    Many(Vec<u32>),
 }
 
-impl Events {
-    fn as_slice(&self) -> &[Event] {
+impl Slots {
+    const EMPTY: Self = Self::Few { len: 0, at: [0; INLINE] };
+
+    fn as_slice(&self) -> &[u32] {
         match self {
             Self::Few { len, at } => &at[..*len as usize],
-            Self::Many(events) => events,
+            Self::Many(slots) => slots,
         }
     }
 
-    fn as_mut_slice(&mut self) -> &mut [Event] {
+    fn as_mut_slice(&mut self) -> &mut [u32] {
         match self {
             Self::Few { len, at } => &mut at[..*len as usize],
-            Self::Many(events) => events,
+            Self::Many(slots) => slots,
         }
     }
 
-    fn insert(&mut self, index: usize, event: Event) {
+    fn insert(&mut self, index: usize, slot: u32) {
         match self {
             Self::Few { len, at } if (*len as usize) < INLINE => {
                 at.copy_within(index..*len as usize, index + 1);
-                at[index] = event;
+                at[index] = slot;
                 *len += 1;
             }
             Self::Few { at, .. } => {
-                let mut events = Vec::with_capacity(2 * INLINE + 2);
-                events.extend_from_slice(at);
-                events.insert(index, event);
-                *self = Self::Many(events);
+                let mut slots = Vec::with_capacity(2 * INLINE + 2);
+                slots.extend_from_slice(at);
+                slots.insert(index, slot);
+                *self = Self::Many(slots);
             }
-            Self::Many(events) => events.insert(index, event),
+            Self::Many(slots) => slots.insert(index, slot),
         }
     }
 
@@ -94,17 +104,38 @@ impl Events {
                 at.copy_within(n..*len as usize, 0);
                 *len -= n as u8;
             }
-            Self::Many(events) if events.len() - n <= INLINE / 2 + 1 => {
-                let rest = &events[n..];
-                let mut at = [Event::new(0, 0, 0); INLINE];
-                at[..rest.len()].copy_from_slice(rest);
-                *self = Self::Few { len: rest.len() as u8, at };
-            }
-            Self::Many(events) => {
-                events.drain(..n);
+            Self::Many(slots) if slots.len() - n <= INLINE / 2 + 1 => *self = Self::few(&slots[n..]),
+            Self::Many(slots) => {
+                slots.drain(..n);
             }
         }
     }
+
+    /// A list that fits into the window itself.
+    fn few(slots: &[u32]) -> Self {
+        let mut at = [0; INLINE];
+        at[..slots.len()].copy_from_slice(slots);
+        Self::Few { len: slots.len() as u8, at }
+    }
+}
+
+/// The events in a list, oldest first: where each is, and its path's hash where it has one.
+fn events(slots: &[u32]) -> impl Iterator<Item = (usize, Event, Option<u32>)> {
+    slots.iter().enumerate().filter(|(_, slot)| **slot & PATH == 0).map(|(index, slot)| {
+        let path = slots.get(index + 1).filter(|next| **next & PATH != 0);
+        (index, Event(*slot), path.map(|path| path & PATH_BITS))
+    })
+}
+
+/// Where the events of a path are that have a flag.
+fn of_path(slots: &[u32], path: u32, flag: u32) -> impl Iterator<Item = usize> {
+    events(slots).filter(move |(_, event, of)| *of == Some(path) && event.is(flag)).map(|(index, ..)| index)
+}
+
+/// The newest event before the slot `end`.
+fn event_before(slots: &[u32], end: usize) -> Option<(usize, Event)> {
+    let slot = |back: usize| Some((end.checked_sub(back)?, Event(*slots.get(end.checked_sub(back)?)?)));
+    slot(1).filter(|(_, event)| !event.is(PATH)).or_else(|| slot(2))
 }
 
 /// What one client did in the newest seconds. Weighted figures are in tenths.
@@ -115,8 +146,10 @@ pub struct Window {
     pages_tenths: u32,
     page_errors: u32,
     error_paths_tenths: u32,
+    /// The second of its newest event, wrapped; nothing where it has none.
+    newest: u32,
     named: u16,
-    events: Events,
+    slots: Slots,
 }
 
 impl Default for Window {
@@ -127,8 +160,9 @@ impl Default for Window {
             pages_tenths: 0,
             page_errors: 0,
             error_paths_tenths: 0,
+            newest: 0,
             named: 0,
-            events: Events::Few { len: 0, at: [Event::new(0, 0, 0); INLINE] },
+            slots: Slots::EMPTY,
         }
     }
 }
@@ -178,13 +212,22 @@ impl Window {
 
     /// Lets go of what happened before the second `oldest`.
     pub fn expire(&mut self, oldest: u32) {
-        let events = self.events.as_slice();
-        match events.first() {
-            Some(first) if Self::is_before(first.sec, oldest) => {}
-            _ => return,
+        let slots = self.slots.as_slice();
+        let Some(first) = slots.first() else { return };
+        if Self::is_before(self.newest, oldest) {
+            *self = Self::default();
+            return;
         }
-        let gone = events.iter().take_while(|e| Self::is_before(e.sec, oldest)).count();
-        for event in &events[..gone] {
+        let span = self.newest.wrapping_sub(oldest);
+        if Event(*first).age(self.newest) <= span {
+            return;
+        }
+        let mut gone = slots.len();
+        for (index, event, _) in events(slots) {
+            if event.age(self.newest) <= span {
+                gone = index;
+                break;
+            }
             let (kind, n) = (event.kind(), event.count());
             self.requests -= n;
             self.pages_tenths -= n * kind.page_tenths();
@@ -197,7 +240,7 @@ impl Window {
             }
             self.named -= u16::from(!event.is(MERGED));
         }
-        self.events.drop_first(gone);
+        self.slots.drop_first(gone);
     }
 
     /// Counts a request in the second `sec`, which must not be older than the last [`Window::expire`]. `path` is a
@@ -210,65 +253,92 @@ impl Window {
             self.errors += 1;
             self.page_errors += u32::from(!kind.is_asset());
         }
-        let named = kind.is_named() && self.named < MAX_NAMED;
-        let events = self.events.as_mut_slice();
+        let slots = self.slots.as_mut_slice();
+        if slots.is_empty() || Self::is_before(self.newest, sec) {
+            self.newest = sec;
+        }
+        let age = self.newest.wrapping_sub(sec);
         // Almost always the end: records are almost in order.
-        let end = events.len() - events.iter().rev().take_while(|e| Self::is_before(sec, e.sec)).count();
-        if !named {
-            for event in events[..end].iter_mut().rev().take_while(|e| e.sec == sec) {
-                if event.is(MERGED) && event.kind() == kind && event.word() < 0xff_ffff {
-                    event.bits += 1 << 8;
+        let mut end = slots.len();
+        while let Some((index, event)) = event_before(slots, end)
+            && event.age(self.newest) < age
+        {
+            end = index;
+        }
+        let flags = u32::from(kind.bits());
+        if !kind.is_named() || self.named >= MAX_NAMED {
+            let mut before = end;
+            while let Some((index, event)) = event_before(slots, before)
+                && event.age(self.newest) == age
+            {
+                if event.0 & (CLASS | MERGED) == flags | MERGED && event.count() < MAX_COUNT {
+                    slots[index] += 1 << COUNT_SHIFT;
                     return 0;
                 }
+                before = index;
             }
-            self.events.insert(end, Event::new(sec, kind.bits() | MERGED, 1));
+            self.slots.insert(end, Event::new(sec, flags | MERGED, 1).0);
             return 0;
         }
-        let path = path & 0xff_ffff;
-        let mut flags = kind.bits();
-        let mut posts = 0;
-        if kind.is_post() {
-            let wanted = path << 8 | u32::from(Kind::POST);
-            posts =
-                1 + events.iter().filter(|e| e.bits & (0xffff_ff00 | u32::from(Kind::POST | MERGED)) == wanted).count()
-                    as u32;
-        }
+        let path = path & PATH_BITS;
+        let posts = if kind.is_post() { 1 + of_path(slots, path, Kind::POST.into()).count() as u32 } else { 0 };
+        let mut newest = 0;
         if kind.is_client_error() {
-            let wanted = path << 8 | u32::from(NEWEST);
-            match events.iter().position(|e| e.bits & (0xffff_ff00 | u32::from(NEWEST | MERGED)) == wanted) {
+            let newest_before = of_path(slots, path, NEWEST).next();
+            match newest_before {
                 // A path counts until its newest request leaves, and as what it was then.
                 Some(index) if index < end => {
-                    events[index].bits &= !u32::from(NEWEST);
-                    self.error_paths_tenths -= events[index].kind().error_path_tenths();
-                    flags |= NEWEST;
+                    slots[index] &= !NEWEST;
+                    self.error_paths_tenths -= Event(slots[index]).kind().error_path_tenths();
+                    newest = NEWEST;
                 }
                 Some(_) => {}
-                None => flags |= NEWEST,
+                None => newest = NEWEST,
             }
-            if flags & NEWEST != 0 {
+            if newest == NEWEST {
                 self.error_paths_tenths += kind.error_path_tenths();
             }
         }
         self.named += 1;
-        self.events.insert(end, Event::new(sec, flags, path));
+        self.slots.insert(end, Event::new(sec, flags | newest, 0).0);
+        self.slots.insert(end + 1, path | PATH);
         posts
     }
 
     /// Weighted page requests of the newest seconds, as a running sum from `now` back: (seconds, tenths) for each
     /// second that has any.
     pub fn pages_back(&self, now: u32) -> impl Iterator<Item = (u32, u32)> {
-        let events = self.events.as_slice();
-        let mut sum = 0;
-        events.iter().enumerate().rev().filter_map(move |(i, event)| {
-            sum += event.count() * event.kind().page_tenths();
-            let last_of_second = i == 0 || events[i - 1].sec != event.sec;
-            last_of_second.then(|| (now.wrapping_sub(event.sec).wrapping_add(1), sum))
+        let (slots, newest) = (self.slots.as_slice(), self.newest);
+        let since_newest = now.wrapping_sub(newest).wrapping_add(1);
+        let (mut sum, mut end) = (0, slots.len());
+        std::iter::from_fn(move || {
+            loop {
+                let (index, event) = event_before(slots, end)?;
+                end = index;
+                sum += event.count() * event.kind().page_tenths();
+                let age = event.age(newest);
+                if event_before(slots, end).is_none_or(|(_, before)| before.age(newest) != age) {
+                    return Some((age.wrapping_add(since_newest), sum));
+                }
+            }
         })
+    }
+
+    /// Reads the ends of its list, wherever that is; the answer means nothing.
+    pub fn touch(&self) -> u32 {
+        match self.slots.as_slice() {
+            [first, .., last] => first ^ last,
+            _ => 0,
+        }
     }
 
     /// Requests and errors since the second `oldest`, for a window that was not expired lately.
     pub fn since(&self, oldest: u32) -> (u32, u32) {
-        let newer = self.events.as_slice().iter().filter(|e| !Self::is_before(e.sec, oldest));
+        if Self::is_before(self.newest, oldest) {
+            return (0, 0);
+        }
+        let span = self.newest.wrapping_sub(oldest);
+        let newer = events(self.slots.as_slice()).map(|(_, e, _)| e).filter(|e| e.age(self.newest) <= span);
         newer.fold((0, 0), |(requests, errors), e| {
             (requests + e.count(), errors + if e.kind().is_error() { e.count() } else { 0 })
         })
@@ -276,35 +346,49 @@ impl Window {
 
     /// Heap bytes it holds.
     pub fn heap_bytes(&self) -> usize {
-        match &self.events {
-            Events::Few { .. } => 0,
-            Events::Many(events) => events.capacity() * size_of::<Event>(),
+        match &self.slots {
+            Slots::Few { .. } => 0,
+            Slots::Many(slots) => slots.capacity() * size_of::<u32>(),
         }
     }
 
     /// All requests and those with status >= 400, counted anew.
     #[cfg(test)]
     fn naive(&self) -> (u32, u32) {
-        let events = self.events.as_slice();
-        let count = |f: &dyn Fn(&Event) -> bool| events.iter().filter(|e| f(e)).map(|e| e.count()).sum();
+        let count = |f: &dyn Fn(Event) -> bool| {
+            events(self.slots.as_slice()).filter(|(_, e, _)| f(*e)).map(|(_, e, _)| e.count()).sum()
+        };
         (count(&|_| true), count(&|e| e.kind().is_error()))
     }
 
-    /// Everything as numbers, for the store: (second, bits) per event.
-    pub fn events(&self) -> impl ExactSizeIterator<Item = (u32, u32)> {
-        self.events.as_slice().iter().map(|e| (e.sec, e.bits))
+    /// Everything as numbers, for the store: per event its second, and flags below its path's hash or, of a merged one,
+    /// its number.
+    pub fn events(&self) -> Vec<(u32, u32)> {
+        events(self.slots.as_slice())
+            .map(|(_, event, path)| {
+                let word = path.unwrap_or_else(|| event.count());
+                (self.newest.wrapping_sub(event.age(self.newest)), word << 8 | event.0 & (CLASS | MERGED | NEWEST))
+            })
+            .collect()
     }
 
-    /// A window with these events, which must be in the order of their seconds; `None` where they are not.
-    pub fn from_events(events: impl ExactSizeIterator<Item = (u32, u32)>) -> Option<Self> {
+    /// A window with these events, which must be in the order of their seconds and lie less than 8192 s apart; `None`
+    /// where they are not.
+    pub fn from_events(list: &[(u32, u32)]) -> Option<Self> {
         let mut window = Self::default();
-        let mut list = Vec::with_capacity(events.len());
-        for (sec, bits) in events {
-            let event = Event { sec, bits };
-            if list.last().is_some_and(|last: &Event| Self::is_before(sec, last.sec)) {
-                return None;
-            }
-            let (kind, n) = (event.kind(), event.count());
+        let mut slots = Vec::with_capacity(list.len());
+        window.newest = list.last().map_or(0, |(sec, _)| *sec);
+        if list.first().is_some_and(|(sec, _)| window.newest.wrapping_sub(*sec) >= SECS) {
+            return None;
+        }
+        if list.windows(2).any(|two| Self::is_before(two[1].0, two[0].0)) {
+            return None;
+        }
+        for (sec, bits) in list {
+            let (flags, word) = (bits & (CLASS | MERGED | NEWEST), bits >> 8);
+            let event = Event::new(*sec, flags, 0);
+            let kind = event.kind();
+            let n = if event.is(MERGED) { word } else { 1 };
             window.requests = window.requests.checked_add(n)?;
             window.pages_tenths = window.pages_tenths.checked_add(n.checked_mul(kind.page_tenths())?)?;
             if kind.is_error() {
@@ -314,16 +398,16 @@ impl Window {
             if event.is(NEWEST) {
                 window.error_paths_tenths += kind.error_path_tenths();
             }
-            window.named = window.named.checked_add(u16::from(!event.is(MERGED)))?;
-            list.push(event);
+            if event.is(MERGED) {
+                let whole = std::iter::repeat_n(MAX_COUNT, (word / MAX_COUNT) as usize);
+                let rest = Some(word % MAX_COUNT).filter(|rest| *rest > 0);
+                slots.extend(whole.chain(rest).map(|count| Event::new(*sec, flags, count).0));
+            } else {
+                window.named = window.named.checked_add(1)?;
+                slots.extend([event.0, word | PATH]);
+            }
         }
-        if list.len() <= INLINE {
-            let mut at = [Event::new(0, 0, 0); INLINE];
-            at[..list.len()].copy_from_slice(&list);
-            window.events = Events::Few { len: list.len() as u8, at };
-        } else {
-            window.events = Events::Many(list);
-        }
+        window.slots = if slots.len() <= INLINE { Slots::few(&slots) } else { Slots::Many(slots) };
         Some(window)
     }
 }
@@ -389,7 +473,7 @@ mod tests {
                 }
                 let back = window.pages_back(now).last();
                 prop_assert_eq!(back.map(|(_, sum)| sum), Some(pages));
-                let again = Window::from_events(window.events()).expect("its own events");
+                let again = Window::from_events(&window.events()).expect("its own events");
                 prop_assert_eq!(again.error_paths_tenths(), paths);
                 prop_assert_eq!(again.pages_tenths(), pages);
             }
@@ -416,7 +500,10 @@ mod tests {
             window.add(5, kind(false, 404, true), i);
         }
         assert_eq!(window.requests(), 100_000);
-        assert!(window.events().len() <= MAX_NAMED as usize + 1);
+        let merged = (100_000 - u32::from(MAX_NAMED)).div_ceil(MAX_COUNT) as usize;
+        assert_eq!(window.events().len(), MAX_NAMED as usize + merged);
+        let again = Window::from_events(&window.events()).expect("its own events");
+        assert_eq!((again.requests(), again.events()), (window.requests(), window.events()));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
-use super::{Parser, Record, Reject};
+use super::{LINES_AT_ONCE, Parsed, Parser, Record, Reject};
 use crate::time::Timestamp;
 
 /// What a line says, by serde_json and the standard library, as plainly as can be.
@@ -289,4 +289,45 @@ fn the_scanner_agrees_with_serde_json() {
         last = time.unwrap_or(last);
     }
     assert!(agreed > 30_000 && records > 15_000 && salvaged > 10_000, "{agreed} {records} {salvaged}");
+}
+
+/// An owned copy of what lines have given.
+fn owned(parsed: Parsed<'_>, into: &mut Vec<String>) {
+    match parsed {
+        Parsed::Records(records) => into.extend(records.iter().map(|record| format!("{record:?}"))),
+        Parsed::Rejected(reject, line) => into.push(format!("{reject:?} {line:?}")),
+    }
+}
+
+#[test]
+fn lines_read_together_give_what_each_gives() {
+    let mut random = Random(11);
+    let (mut together, mut alone) = (Parser::new(), Parser::new());
+    let mut several = 0;
+    for _ in 0..3_000 {
+        let mut lines = Vec::new();
+        for _ in 0..=random.below(LINES_AT_ONCE - 1) {
+            let usual =
+                br#"{"source_ip":"192.0.2.1","timestamp":"2026-04-27T10:25:51+01:00","method":"GET","path":"/"}"#;
+            let mut line = if random.below(3) == 0 { random.line() } else { usual.to_vec() };
+            if random.below(5) == 0 {
+                random.mutate(&mut line);
+            }
+            lines.push(line);
+        }
+        let lines: Vec<&[u8]> = lines.iter().map(Vec::as_slice).collect();
+        let (mut got, mut expected) = (Vec::new(), Vec::new());
+        together.parse_all(&lines, &mut |parsed| {
+            several += usize::from(matches!(parsed, Parsed::Records([_, _, ..])));
+            owned(parsed, &mut got);
+        });
+        for line in &lines {
+            match alone.parse(line) {
+                Ok(record) => owned(Parsed::Records(&[record]), &mut expected),
+                Err(reject) => owned(Parsed::Rejected(reject, line), &mut expected),
+            }
+        }
+        assert_eq!(got, expected);
+    }
+    assert!(several > 500, "{several}");
 }

@@ -69,6 +69,18 @@ impl Reject {
 /// A line longer than this is [`Reject::TooLong`]: 1 MiB.
 pub const MAX_LINE_BYTES: usize = 1 << 20;
 
+/// So many lines are read before the first record of them is judged.
+pub const LINES_AT_ONCE: usize = 16;
+
+/// What lines have given.
+#[derive(Clone, Copy, Debug)]
+pub enum Parsed<'a> {
+    /// The records of neighbouring lines.
+    Records(&'a [Record<'a>]),
+    /// The line that gave none.
+    Rejected(Reject, &'a [u8]),
+}
+
 /// What was found in a line, before it is decided whether it makes a record.
 #[derive(Debug, Default)]
 struct Found<'a> {
@@ -140,47 +152,82 @@ impl Parser {
     /// # Errors
     /// [`Reject`] when no client address (or no time at all) can be read.
     pub fn parse<'a>(&'a mut self, line: &'a [u8]) -> Result<Record<'a>, Reject> {
-        let Self { keys, shape, clock, decoded, last } = self;
         if line.len() > MAX_LINE_BYTES {
             return Err(Reject::TooLong);
         }
-        let scanned = match keys {
-            Some(keys) if keys.flat => scan::scan(line, keys, shape, clock),
-            _ => None,
-        };
+        let scanned = self.scan(line);
+        let Self { keys, clock, decoded, last, .. } = self;
         let found = match (scanned, keys) {
             (Some(found), _) => found,
             _ if line.trim_ascii().is_empty() => return Err(Reject::Empty),
             (None, Some(keys)) => fallback::read(line, keys, clock, decoded),
             (None, None) => combined::read(line, clock),
         };
-        let client = found.client.ok_or(match found {
-            Found { has_client: true, .. } => Reject::BadAddress,
-            Found { broken: true, .. } => Reject::NotAnObject,
-            _ => Reject::NoAddress,
-        })?;
-        let own = match (found.time, found.msec) {
-            (Some(time), Some(msec)) if msec.as_secs() == time.as_secs() => Some(msec),
-            (time, msec) => time.or(msec),
-        };
-        let time = own.or(*last).ok_or(Reject::NoTime)?;
-        *last = Some(time);
-        Ok(Record {
-            client,
-            time,
-            method: found.method.unwrap_or_default(),
-            path: found.path.unwrap_or_default(),
-            status: found.status.unwrap_or_default(),
-            response_size: found.size.unwrap_or_default(),
-            peer: found.peer,
-            damaged: found.damaged
-                || own.is_none()
-                || found.method.is_none()
-                || found.path.is_none()
-                || found.status.is_none()
-                || found.size.is_none(),
-        })
+        record(found, last)
     }
+
+    /// Parses lines without their newlines, and hands over in their order what they give.
+    pub fn parse_all(&mut self, lines: &[&[u8]], on_parsed: &mut impl FnMut(Parsed<'_>)) {
+        let mut usual = Vec::with_capacity(lines.len());
+        for line in lines {
+            if let Some(found) = self.scan(line)
+                && let Ok(record) = record(found, &mut self.last)
+            {
+                usual.push(record);
+                continue;
+            }
+            if !usual.is_empty() {
+                on_parsed(Parsed::Records(&usual));
+                usual.clear();
+            }
+            on_parsed(match &self.parse(line) {
+                Ok(record) => Parsed::Records(std::slice::from_ref(record)),
+                Err(reject) => Parsed::Rejected(*reject, line),
+            });
+        }
+        if !usual.is_empty() {
+            on_parsed(Parsed::Records(&usual));
+        }
+    }
+
+    /// What a line of the usual form says; it borrows from the line alone.
+    fn scan<'a>(&mut self, line: &'a [u8]) -> Option<Found<'a>> {
+        let keys = self.keys.as_ref().filter(|keys| keys.flat && line.len() <= MAX_LINE_BYTES)?;
+        scan::scan(line, keys, &mut self.shape, &mut self.clock)
+    }
+}
+
+/// The record of what was found in a line; `last` is the time of the one before, and becomes this one's.
+///
+/// # Errors
+/// [`Reject`] when no client address (or no time at all) was found.
+fn record<'a>(found: Found<'a>, last: &mut Option<Timestamp>) -> Result<Record<'a>, Reject> {
+    let client = found.client.ok_or(match found {
+        Found { has_client: true, .. } => Reject::BadAddress,
+        Found { broken: true, .. } => Reject::NotAnObject,
+        _ => Reject::NoAddress,
+    })?;
+    let own = match (found.time, found.msec) {
+        (Some(time), Some(msec)) if msec.as_secs() == time.as_secs() => Some(msec),
+        (time, msec) => time.or(msec),
+    };
+    let time = own.or(*last).ok_or(Reject::NoTime)?;
+    *last = Some(time);
+    Ok(Record {
+        client,
+        time,
+        method: found.method.unwrap_or_default(),
+        path: found.path.unwrap_or_default(),
+        status: found.status.unwrap_or_default(),
+        response_size: found.size.unwrap_or_default(),
+        peer: found.peer,
+        damaged: found.damaged
+            || own.is_none()
+            || found.method.is_none()
+            || found.path.is_none()
+            || found.status.is_none()
+            || found.size.is_none(),
+    })
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use rotated::{Known, Rotated};
 use source::{Source, Step};
 pub use watcher::{WatchError, Watcher};
 
-pub use crate::record::MAX_LINE_BYTES;
+pub use crate::record::{LINES_AT_ONCE, MAX_LINE_BYTES};
 
 /// Where reading starts.
 #[derive(Clone, Debug, Default)]
@@ -207,24 +207,24 @@ impl Tail {
             .map_err(|source| TailError::Read { path: self.path.clone(), source })
     }
 
-    /// Reads what is there, at most about `limit_bytes`, and calls `on_line` for each complete line, without its
-    /// newline. Never blocks. `now` is the wall clock: it only decides when a file that was rotated
+    /// Reads what is there, at most about `limit_bytes`, and calls `on_lines` with complete lines, without their newlines,
+    /// up to [`LINES_AT_ONCE`] of them at once. Never blocks. `now` is the wall clock: it only decides when a file that was rotated
     /// away has been quiet for so long that nobody writes to it any more.
     ///
     /// # Errors
     /// [`TailError::Read`]; the lines handed over before are in the checkpoint.
-    pub fn poll<F: FnMut(&[u8])>(
+    pub fn poll<F: FnMut(&[&[u8]])>(
         &mut self,
         now: Timestamp,
         limit_bytes: usize,
-        on_line: &mut F,
+        on_lines: &mut F,
     ) -> Result<Progress, TailError> {
         self.resume();
         let mut counts = std::mem::take(&mut self.pending);
         if self.unresolved.is_some() {
             return Ok(Progress { counts, at_end: true, presence: self.presence.clone() });
         }
-        let result = self.read(now, limit_bytes, &mut counts, on_line);
+        let result = self.read(now, limit_bytes, &mut counts, on_lines);
         self.totals.add(&counts);
         match result {
             Ok(at_end) => Ok(Progress { counts, at_end, presence: self.presence.clone() }),
@@ -233,16 +233,16 @@ impl Tail {
     }
 
     /// Reads the oldest file first; true when all have been read to their ends.
-    fn read<F: FnMut(&[u8])>(
+    fn read<F: FnMut(&[&[u8]])>(
         &mut self,
         now: Timestamp,
         limit_bytes: usize,
         counts: &mut Counts,
-        on_line: &mut F,
+        on_lines: &mut F,
     ) -> io::Result<bool> {
         let limit = counts.bytes.saturating_add(limit_bytes as u64);
         loop {
-            if !self.drain(now, limit, counts, on_line) {
+            if !self.drain(now, limit, counts, on_lines) {
                 // It may take long until the log's turn comes.
                 return self.current.as_mut().map_or(Ok(()), Source::prime).map(|()| false);
             }
@@ -252,7 +252,7 @@ impl Tail {
                     if counts.bytes >= limit {
                         return Ok(false);
                     }
-                    match current.step((limit - counts.bytes) as usize, counts, on_line)? {
+                    match current.step((limit - counts.bytes) as usize, counts, on_lines)? {
                         Step::Bytes(_) => {}
                         Step::End => break,
                         Step::Rewritten => {
@@ -270,7 +270,7 @@ impl Tail {
                             // An unfinished line goes on in the copy, where that goes so far.
                             let done = current.position().offset;
                             if copies.first().is_none_or(|(_, copy)| copy.offset != done) {
-                                current.finish(counts, on_line);
+                                current.finish(counts, on_lines);
                             }
                             current.rewind();
                             self.waiting.extend(copies);
@@ -289,7 +289,7 @@ impl Tail {
     }
 
     /// Reads the rotated files, opening those that wait; false when the limit was reached before.
-    fn drain<F: FnMut(&[u8])>(&mut self, now: Timestamp, limit: u64, counts: &mut Counts, on_line: &mut F) -> bool {
+    fn drain<F: FnMut(&[&[u8]])>(&mut self, now: Timestamp, limit: u64, counts: &mut Counts, on_lines: &mut F) -> bool {
         let mut nth = 0;
         loop {
             if nth == self.draining.len() {
@@ -316,7 +316,7 @@ impl Tail {
                 self.draining.remove(nth);
                 continue;
             }
-            let done = match source.step((limit - counts.bytes) as usize, counts, on_line) {
+            let done = match source.step((limit - counts.bytes) as usize, counts, on_lines) {
                 Ok(Step::Bytes(_)) => {
                     source.quiet_since = None;
                     source.perhaps_copy = false;
@@ -335,21 +335,21 @@ impl Tail {
                 }
             };
             if done {
-                self.retire(nth, counts, on_line);
+                self.retire(nth, counts, on_lines);
             } else {
                 nth += 1;
             }
         }
         while self.draining.len() > MAX_DRAINING {
-            self.retire(0, counts, on_line);
+            self.retire(0, counts, on_lines);
         }
         true
     }
 
     /// Closes a rotated file that has been read to its end.
-    fn retire<F: FnMut(&[u8])>(&mut self, nth: usize, counts: &mut Counts, on_line: &mut F) {
+    fn retire<F: FnMut(&[&[u8]])>(&mut self, nth: usize, counts: &mut Counts, on_lines: &mut F) {
         let mut source = self.draining.remove(nth);
-        source.finish(counts, on_line);
+        source.finish(counts, on_lines);
         remember(&mut self.finished, source.position());
     }
 

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use flate2::bufread::MultiGzDecoder;
 
 use super::checkpoint::{self, FINGERPRINT_BYTES, FileId, Position, digest, modified_ns};
-use super::{Counts, MAX_LINE_BYTES};
+use super::{Counts, LINES_AT_ONCE, MAX_LINE_BYTES};
 use crate::time::Timestamp;
 
 /// Room for reads: large enough that system calls do not count, small enough for the cache.
@@ -207,11 +207,11 @@ impl Source {
     }
 
     /// Reads once, at most `limit` bytes, and hands over the lines that are complete now.
-    pub(super) fn step<F: FnMut(&[u8])>(
+    pub(super) fn step<F: FnMut(&[&[u8]])>(
         &mut self,
         limit: usize,
         counts: &mut Counts,
-        on_line: &mut F,
+        on_lines: &mut F,
     ) -> io::Result<Step> {
         self.make_room();
         let before = self.end;
@@ -229,20 +229,20 @@ impl Source {
                 if self.expected_tail.take().is_some_and(|expected| digest(tail) != expected) {
                     return Err(io::Error::new(io::ErrorKind::InvalidData, "not the file that was read before"));
                 }
-                self.lines(self.start, counts, on_line);
+                self.lines(self.start, counts, on_lines);
             } else {
-                self.lines(before, counts, on_line);
+                self.lines(before, counts, on_lines);
             }
         }
         Ok(read)
     }
 
     /// Hands over what is left of a line whose newline will never come.
-    pub(super) fn finish<F: FnMut(&[u8])>(&mut self, counts: &mut Counts, on_line: &mut F) {
+    pub(super) fn finish<F: FnMut(&[&[u8]])>(&mut self, counts: &mut Counts, on_lines: &mut F) {
         if self.end > self.start && self.skip == Skip::No {
             counts.lines += 1;
             counts.unterminated += 1;
-            on_line(&self.buffer[self.start..self.end]);
+            on_lines(&[&self.buffer[self.start..self.end]]);
         }
         self.pass(self.end);
     }
@@ -309,8 +309,9 @@ impl Source {
     }
 
     /// Hands over the complete lines; newlines are looked for from `from` on.
-    fn lines<F: FnMut(&[u8])>(&mut self, from: usize, counts: &mut Counts, on_line: &mut F) {
+    fn lines<F: FnMut(&[&[u8]])>(&mut self, from: usize, counts: &mut Counts, on_lines: &mut F) {
         let mut line_start = self.start;
+        let (mut lines, mut len) = ([&[][..]; LINES_AT_ONCE], 0);
         for newline in memchr::memchr_iter(b'\n', &self.buffer[from..self.end]) {
             let newline = from + newline;
             let line = &self.buffer[line_start..newline];
@@ -319,10 +320,19 @@ impl Source {
             } else if line.len() > MAX_LINE_BYTES {
                 counts.oversized += 1;
             } else {
-                counts.lines += 1;
-                on_line(line);
+                lines[len] = line;
+                len += 1;
+                if len == lines.len() {
+                    counts.lines += len as u64;
+                    on_lines(&lines);
+                    len = 0;
+                }
             }
             line_start = newline + 1;
+        }
+        if len > 0 {
+            counts.lines += len as u64;
+            on_lines(&lines[..len]);
         }
         if self.skip == Skip::No && self.end - line_start > MAX_LINE_BYTES {
             counts.oversized += 1;
