@@ -52,9 +52,7 @@ impl Watcher {
                 }
                 Err(_) => true,
             };
-            if counts {
-                rings.ring(&wake);
-            }
+            rings.ring(counts.then_some(&wake));
         };
         let inotify = notify::recommended_watcher(handler)?;
         let mut watcher = Self { inotify, bell, logs: logs.to_vec(), directories: BTreeMap::new(), wanted };
@@ -144,10 +142,11 @@ struct Bell {
 }
 
 impl Bell {
-    /// Called by the watching thread: wakes where it is armed, then waits as long as it is to rest.
-    fn ring(&self, wake: &impl Fn()) {
+    /// Called by the watching thread for each event, with whom to wake if it matters: does so where it is armed, then
+    /// waits as long as it is to rest. Also for what is written to other files beside a busy log.
+    fn ring(&self, wake: Option<&impl Fn()>) {
         let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
-        if *rest == Rest::Armed {
+        if let Some(wake) = wake.filter(|_| *rest == Rest::Armed) {
             *rest = Rest::Now;
             wake();
         }
