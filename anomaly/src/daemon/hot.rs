@@ -17,7 +17,7 @@ use super::outbox::Outbox;
 use super::trouble::Trouble;
 use crate::config::Config;
 use crate::enforce::{covered_by, overlaps};
-use crate::engine::{Command, Engine, Input, Output, Snapshot};
+use crate::engine::{BadState, Command, Engine, Input, Output, Snapshot, State};
 use crate::metrics::reject_word;
 use crate::record::{Parsed, Parser, Record, Reject};
 use crate::report::{TopRow, inert};
@@ -162,7 +162,7 @@ impl LineCounts {
 
 /// What [`Hot::new`] needs beside the configuration.
 pub struct Parts {
-    /// The engine, with its state restored.
+    /// The engine, with nothing in it.
     pub engine: Engine,
     /// Where each log was read to.
     pub checkpoints: Vec<Checkpoint>,
@@ -206,6 +206,14 @@ impl Hot {
         }
         hot.watch();
         Ok(hot)
+    }
+
+    /// Goes on with a state that was saved.
+    ///
+    /// # Errors
+    /// [`BadState`] where it is that of another version: bans and offences are there all the same.
+    pub fn restore(&mut self, state: State) -> Result<(), BadState> {
+        self.engine.restore(state)
     }
 
     fn open(&self, path: PathBuf, checkpoint: Option<Checkpoint>) -> Result<Log, TailError> {
@@ -298,11 +306,12 @@ impl Hot {
             let caught_up = self.logs.iter().all(|log| log.at_end);
             self.engine.handle(now(), Input::Tick { caught_up }, &mut self.out);
             let decided = self.out.iter().any(|o| matches!(o, Output::Decision(_)));
+            // First what is enforced, then what is shown.
+            self.send_outputs(None);
             if at >= picture_at || (decided && at + PICTURE_EVERY >= picture_at + NEWS_EVERY) {
                 picture_at = at + PICTURE_EVERY;
                 self.refresh();
             }
-            self.send_outputs(None);
             self.outbox.flush();
             if was_behind && caught_up {
                 // A daemon that is killed every few seconds must not read the same backlog each time.

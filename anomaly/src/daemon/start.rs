@@ -88,12 +88,6 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
     let wanted: HashMap<_, _> =
         (opened.state.bans.iter()).filter(|ban| !ban.in_past).map(|ban| (ban.prefix, ban.until)).collect();
     let untold = audit::untold(&config.audit.path, &opened.state.bans);
-    let mut engine = Engine::new(config.engine.clone());
-    if engine.restore(opened.state).is_err() {
-        warn!(
-            "what an earlier version had learned cannot be read; the baseline is learned anew (bans and offences are kept)"
-        );
-    }
 
     let (request_sender, requests) = sync_channel(REQUESTS);
     let (work_sender, work) = sync_channel(WORK);
@@ -102,14 +96,14 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
     let news = Arc::new(Notify::new());
     let metrics = Arc::new(Metrics::default());
     let parts = Parts {
-        engine,
+        engine: Engine::new(config.engine.clone()),
         checkpoints: opened.checkpoints,
         requests,
         wake: request_sender.clone(),
         work: work_sender.clone(),
         picture: Arc::clone(&hot_picture),
     };
-    let hot = Hot::new(config.clone(), parts)?;
+    let mut hot = Hot::new(config.clone(), parts)?;
     let reader = opened.store.reader();
     let mut history = History::default();
     history.restore(opened.history);
@@ -140,7 +134,13 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
         apply.degrade(word, Some(reason));
     }
     apply.set_never_drop();
+    // First what was banned is dropped again, then the rest is remembered.
     apply.reconcile(false);
+    if hot.restore(opened.state).is_err() {
+        warn!(
+            "what an earlier version had learned cannot be read; the baseline is learned anew (bans and offences are kept)"
+        );
+    }
     apply.tell_late(&untold);
     apply.publish();
     let coverage = apply.enforcer.coverage();
