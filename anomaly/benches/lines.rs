@@ -25,7 +25,7 @@ pub fn parse_bare(line: &[u8]) {
 }
 
 /// Hands over every line without its newline.
-pub fn each_line(log: &[u8], mut each: impl FnMut(&[u8])) {
+pub fn each_line<'a>(log: &'a [u8], mut each: impl FnMut(&'a [u8])) {
     let mut start = 0;
     for newline in memchr::memchr_iter(b'\n', log) {
         each(&log[start..newline]);

@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use anomaly::engine::{Engine, Input, Settings};
-use anomaly::record::Parser;
+use anomaly::record::{LINES_AT_ONCE, Parsed, Parser, Record};
 use serde_json::json;
 
 mod lines;
@@ -17,6 +17,27 @@ use lines::{each_line, parse_bare};
 #[expect(clippy::disallowed_methods, reason = "a bench measures")]
 fn now() -> Instant {
     Instant::now()
+}
+
+/// Hands over the lines as the daemon does: several at once.
+fn each_batch(log: &[u8], mut each: impl FnMut(&[&[u8]])) {
+    let (mut batch, mut len) = ([&[][..]; LINES_AT_ONCE], 0);
+    each_line(log, |line| {
+        batch[len] = line;
+        len += 1;
+        if len == batch.len() {
+            each(&batch);
+            len = 0;
+        }
+    });
+    each(&batch[..len]);
+}
+
+fn records_of<'a>(parsed: Parsed<'a>) -> &'a [Record<'a>] {
+    match parsed {
+        Parsed::Records(records) => records,
+        Parsed::Rejected(why, line) => panic!("{why:?}: {}", String::from_utf8_lossy(line)),
+    }
 }
 
 fn main() {
@@ -41,22 +62,23 @@ fn main() {
         }),
         "parse" => {
             let mut parser = Parser::new();
-            each_line(&log, |line| {
-                lines += 1;
-                black_box(parser.parse(line).is_ok());
-            });
+            let mut count = |parsed: Parsed<'_>| lines += records_of(black_box(parsed)).len() as u64;
+            each_batch(&log, |batch| parser.parse_all(batch, &mut count));
         }
         "engine" => {
             let mut parser = Parser::new();
             let settings = Settings { self_proof: false, replay: true, ..Settings::default() };
             let (mut engine, mut out) = (Engine::new(settings), Vec::new());
-            each_line(&log, |line| {
-                lines += 1;
-                if let Ok(record) = parser.parse(line) {
-                    engine.handle(record.time, Input::Record(&record), &mut out);
+            let mut judge = |parsed: Parsed<'_>| {
+                let records = records_of(parsed);
+                engine.look_ahead(records);
+                for record in records {
+                    engine.handle(record.time, Input::Record(record), &mut out);
                     out.clear();
                 }
-            });
+                lines += records.len() as u64;
+            };
+            each_batch(&log, |batch| parser.parse_all(batch, &mut judge));
             tracked = engine.snapshot(0).tracked_ips;
             heap_bytes = engine.heap_bytes();
         }
