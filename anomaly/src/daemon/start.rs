@@ -69,15 +69,19 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
         Some(path) => info!("anomaly {} with {}", env!("CARGO_PKG_VERSION"), path.display()),
         None => info!("anomaly {} with the built-in defaults", env!("CARGO_PKG_VERSION")),
     }
+    // Who must never be banned is looked for meanwhile: the kernel's list of connections takes it some 10 ms to write.
+    let guard = std::thread::spawn(|| (guard::find(&[]), logged_in()));
     let (enforcer, incidents) = enforce::open(&config.enforcer)?;
     let enforcer = enforce::deny_map::wrap(enforcer, &config.nginx);
     off::clear(&config.dashboard.socket);
+    let Ok((found, present)) = guard.join() else {
+        bail!("who must never be banned could not be found out: see the fault above");
+    };
     // Without the trusted proxies, which a new configuration may name no longer; `config` has the present ones. And
     // without the logins, which end.
-    let found = guard::find(&[]).into_iter().filter(|g| g.why != guard::Why::LoggedIn);
-    let host: Vec<IpNet> = found.map(|g| g.prefix).collect();
+    let host: Vec<IpNet> = found.iter().filter(|g| g.why != guard::Why::LoggedIn).map(|g| g.prefix).collect();
     let mut logins = Logins::default();
-    logins.look(now(), logged_in());
+    logins.look(now(), present);
     let guarded: Vec<IpNet> = host.iter().copied().chain(logins.exempt()).collect();
     config.engine.never_ban.extend(&guarded);
     // A dry run drops nothing, so it is no news that banned clients go on.
