@@ -51,9 +51,9 @@ fn a_ban_drops_and_an_unban_lets_through() {
 fn generic_mode_is_taken_and_said_where_native_is_not_to_be_had() {
     let Some(rig) = Rig::new() else { return };
     let mut settings = rig.settings();
-    rig.ip(&["link", "add", "br0", "type", "bridge"]);
-    rig.ip(&["link", "set", "br0", "up"]);
-    rig.ip(&["link", "set", "va", "master", "br0"]);
+    rig.ip("link add br0 type bridge");
+    rig.ip("link set br0 up");
+    rig.ip("link set va master br0");
     settings.interfaces = vec!["lo".into(), "br0".into()];
     let (mut xdp, incidents) = rig.open(&settings).unwrap();
     assert_eq!(modes(&mut xdp), [("lo".to_owned(), "generic"), ("br0".to_owned(), "generic")]);
@@ -88,8 +88,8 @@ fn generic_mode_is_taken_and_said_where_native_is_not_to_be_had() {
 #[test]
 fn jumbo_frames_need_no_fallback() {
     let Some(rig) = Rig::new() else { return };
-    rig.ip(&["link", "set", "va", "mtu", "9000"]);
-    super::rig::ip(&["-n", &rig.peer, "link", "set", "vb", "mtu", "9000"]);
+    rig.ip("link set va mtu 9000");
+    rig.peer.ip("link set vb mtu 9000").unwrap();
     let (mut xdp, incidents) = rig.open(&rig.settings()).unwrap();
     assert_eq!((incidents, modes(&mut xdp)), (vec![], vec![("va".to_owned(), "native")]));
     let send = || {
@@ -139,7 +139,7 @@ fn somebody_elses_program_is_named_and_left_alone() {
         let now = ours.coverage().attachments;
         assert!(now.iter().all(|a| a.mode == "native"), "{now:?}");
         close(ours);
-        rig.ip(&["link", "del", "vc"]);
+        rig.ip("link del vc");
     }
 }
 
@@ -148,7 +148,7 @@ fn an_interface_that_goes_and_comes_back_is_covered_again() {
     let Some(rig) = Rig::new() else { return };
     let (mut xdp, _) = rig.open(&rig.settings()).unwrap();
     ban(&mut xdp, "10.77.0.2/32", None);
-    rig.ip(&["link", "del", "va"]);
+    rig.ip("link del va");
     let said = rig.on_host(|| xdp.maintain());
     assert!(matches!(&said[..], [Incident::Degraded { reason }] if reason.contains("va")), "{said:?}");
     assert_eq!(modes(&mut xdp), [("va".to_owned(), "none")]);
@@ -159,7 +159,7 @@ fn an_interface_that_goes_and_comes_back_is_covered_again() {
     assert_eq!(rig.arrive("10.77.0.2", "10.77.0.1", 3), 0);
     // Recreated while no daemon was there: the pinned link leads nowhere.
     drop(xdp);
-    rig.ip(&["link", "del", "va"]);
+    rig.ip("link del va");
     rig.pair("va", "vb", 77);
     assert_eq!(rig.arrive("10.77.0.2", "10.77.0.1", 3), 3);
     let (mut xdp, incidents) = rig.open(&rig.settings()).unwrap();
@@ -177,14 +177,14 @@ fn auto_is_what_carries_a_default_route() {
     let (mut xdp, _) = rig.open(&settings).unwrap();
     assert_eq!(modes(&mut xdp), [("va".to_owned(), "native")]);
     // A second one appears, for IPv6 only.
-    rig.ip(&["-6", "route", "add", "default", "via", "fd78::2"]);
+    rig.ip("-6 route add default via fd78::2");
     assert_eq!(rig.on_host(|| xdp.maintain()), []);
     assert_eq!(modes(&mut xdp), [("va".to_owned(), "native"), ("vc".to_owned(), "native")]);
     ban(&mut xdp, "fd78::2/128", None);
     assert_eq!(rig.arrive("fd78::2", "fd78::1", 2), 0);
     close(xdp);
-    rig.ip(&["-6", "route", "del", "default"]);
-    rig.ip(&["route", "del", "default"]);
+    rig.ip("-6 route del default");
+    rig.ip("route del default");
     let none = rig.open(&settings).unwrap_err().to_string();
     assert!(none.contains("default route"), "{none}");
 }
@@ -197,7 +197,7 @@ fn an_interface_that_does_not_exist_is_an_error_of_its_own() {
     let refused = rig.open(&settings).unwrap_err();
     assert!(matches!(&refused, EnforceError::NoInterface(name) if name == "eth7"), "{refused}");
     assert!(!rig.pin_dir().exists());
-    rig.ip(&["tuntap", "add", "tun7", "mode", "tun"]);
+    rig.ip("tuntap add tun7 mode tun");
     settings.interfaces = vec!["tun7".into()];
     let refused = rig.open(&settings).unwrap_err().to_string();
     assert!(refused.contains("no Ethernet header"), "{refused}");

@@ -57,8 +57,9 @@ pub fn from(source: &str) -> Vec<u8> {
 /// What the program says of a packet: both builds of it must agree.
 pub fn verdict(xdp: &mut XdpEnforcer, packet: &[u8]) -> u32 {
     let answers = [true, false].map(|frags| {
-        let program = xdp.program(frags).unwrap();
-        program.test_run(TestRunOptions { data_in: Some(packet), ..TestRunOptions::new() }).unwrap().return_value
+        let program = xdp.program(frags).expect("the kernel takes the program");
+        let options = TestRunOptions { data_in: Some(packet), ..TestRunOptions::new() };
+        program.test_run(options).expect("the kernel runs the program").return_value
     });
     assert_eq!(answers[0], answers[1], "with and without frags");
     answers[0]

@@ -10,7 +10,7 @@ use anomaly::enforce::xdp::XdpEnforcer;
 use aya::programs::{TestRun, TestRunOptions};
 
 use super::packets::{from, verdict};
-use super::rig::{Rig, ban};
+use super::rig::{Rig, ban, lift};
 
 /// Text that a subscriber writes.
 #[derive(Clone, Default)]
@@ -63,6 +63,9 @@ fn the_program_tells_the_daemons_log_what_it_did_and_why() {
     assert_eq!(rig.arrive("fd77::2", "fd77::1", 1), 0);
     let lines = told(&rig, &mut xdp);
     assert!(lines.iter().any(|line| line == " INFO anomaly::probe: fd77::2 dropped"), "{lines:?}");
+    // Whoever looks for neighbours there does so whenever it likes, and would be among the lines below.
+    lift(&mut xdp, "fd77::/64");
+    told(&rig, &mut xdp);
     // Why something banned passes all the same; each verdict is two runs.
     let says = |xdp: &mut XdpEnforcer, source: &str, what: &str| {
         verdict(xdp, &from(source));

@@ -1,23 +1,25 @@
 //! Two network namespaces joined by a veth pair, and a pin directory: made for one test, gone after it.
+//!
+//! The namespaces have no names: a name is a mount that every process shares, and whatever is amiss with it is `EINVAL` to whoever
+//! enters. Processes hold them, and take them along.
 
 use std::net::UdpSocket;
-use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anomaly::config::{Backend, Enforcer as Settings, OnStop, XdpMode};
 use anomaly::enforce::xdp::{OBJECT, XdpEnforcer};
 use anomaly::enforce::{EnforceError, Enforcer, Incident};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-static NEXT: AtomicU32 = AtomicU32::new(0);
+use crate::lab::guardian::Guardian;
+use crate::lab::space::Space;
 
 /// The host that is guarded (`va`, 10.77.0.1, fd77::1) and its peer (`vb`, 10.77.0.2, fd77::2).
 pub struct Rig {
-    pub host: String,
-    pub peer: String,
+    pub host: Space,
+    pub peer: Space,
     scratch: tempfile::TempDir,
 }
 
@@ -28,35 +30,33 @@ impl Rig {
             crate::lab::skip(std::thread::current().name().unwrap_or("a kernel test"), "it needs root");
             return None;
         }
-        let n = NEXT.fetch_add(1, Ordering::Relaxed);
-        let tag = format!("anomaly-k{}-{n}", std::process::id());
+        let guardian = Arc::new(Guardian::start("").unwrap());
+        let space = |name| Space::new(name, &guardian, false).unwrap();
         let rig = Self {
-            host: format!("{tag}h"),
-            peer: format!("{tag}p"),
+            host: space("host"),
+            peer: space("peer"),
             scratch: tempfile::Builder::new().prefix("anomaly-k").tempdir().unwrap(),
         };
-        for name in [&rig.host, &rig.peer] {
-            ip(&["netns", "add", name]);
-            ip(&["-n", name, "link", "set", "lo", "up"]);
+        for space in [&rig.host, &rig.peer] {
+            space.ip("link set lo up").unwrap();
         }
         rig.pair("va", "vb", 77);
-        ip(&["-n", &rig.host, "route", "add", "default", "via", "10.77.0.2"]);
+        rig.ip("route add default via 10.77.0.2");
         Some(rig)
     }
 
     /// Joins host and peer by a veth pair with addresses 10.`net`.0.1 and .2, fd`net`::1 and ::2.
     pub fn pair(&self, host: &str, peer: &str, net: u8) {
-        ip(&["-n", &self.host, "link", "add", host, "type", "veth", "peer", "name", peer, "netns", &self.peer]);
-        for (namespace, name, last) in [(&self.host, host, 1), (&self.peer, peer, 2)] {
-            ip(&["-n", namespace, "addr", "add", &format!("10.{net}.0.{last}/24"), "dev", name]);
-            ip(&["-n", namespace, "addr", "add", &format!("fd{net}::{last}/64"), "dev", name, "nodad"]);
-            ip(&["-n", namespace, "link", "set", name, "up"]);
+        self.ip(&format!("link add {host} type veth peer name {peer} netns {}", self.peer.pid()));
+        for (space, name, last) in [(&self.host, host, 1), (&self.peer, peer, 2)] {
+            space.ip(&format!("addr add 10.{net}.0.{last}/24 dev {name}")).unwrap();
+            space.ip(&format!("addr add fd{net}::{last}/64 dev {name} nodad")).unwrap();
+            space.ip(&format!("link set {name} up")).unwrap();
         }
         // Up is only asked for above; until the kernel has seen to it, nothing at all passes.
-        for (namespace, name) in [(&self.host, host), (&self.peer, peer)] {
+        for (space, name) in [(&self.host, host), (&self.peer, peer)] {
             for _ in 0..300 {
-                let output = Command::new("ip").args(["-n", namespace, "link", "show", "dev", name]).output().unwrap();
-                if String::from_utf8_lossy(&output.stdout).contains("state UP") {
+                if space.ip(&format!("link show dev {name}")).unwrap().contains("state UP") {
                     break;
                 }
                 std::thread::sleep(Duration::from_millis(10));
@@ -64,29 +64,28 @@ impl Rig {
         }
     }
 
-    /// `ip` in the host's namespace.
-    pub fn ip(&self, args: &[&str]) {
-        ip(&[&["-n", &self.host], args].concat());
+    /// `ip` in the host's namespace, with words separated by blanks.
+    pub fn ip(&self, words: &str) {
+        self.host.ip(words).unwrap();
     }
 
     /// Whether this kernel knows VLAN interfaces.
     pub fn has_vlans(&self) -> bool {
-        let add = ["-n", &self.host, "link", "add", "link", "va", "name", "probe.1", "type", "vlan", "id", "1"];
-        let there = Command::new("ip").args(add).output().is_ok_and(|output| output.status.success());
+        let there = self.host.ip("link add link va name probe.1 type vlan id 1").is_ok();
         if there {
-            self.ip(&["link", "del", "probe.1"]);
+            self.ip("link del probe.1");
         }
         there
     }
 
     /// Runs something on the host.
     pub fn on_host<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
-        within(&self.host, f)
+        self.host.within(f).unwrap()
     }
 
     /// Runs something on the peer.
     pub fn on_peer<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
-        within(&self.peer, f)
+        self.peer.within(f).unwrap()
     }
 
     /// A pin directory of this test.
@@ -168,9 +167,6 @@ impl Drop for Rig {
     fn drop(&mut self) {
         // Only where a test failed before it closed its enforcer.
         let _ = rustix::mount::unmount(self.pin_dir(), rustix::mount::UnmountFlags::DETACH);
-        for name in [&self.host, &self.peer] {
-            let _ = Command::new("ip").args(["netns", "del", name]).status();
-        }
     }
 }
 
@@ -195,23 +191,6 @@ pub fn lift(enforcer: &mut dyn Enforcer, prefix: &str) {
 
 /// Mounts bpffs, as a container's start-up does.
 pub fn mount_bpffs(path: &std::path::Path) {
-    rustix::mount::mount("bpf", path, "bpf", rustix::mount::MountFlags::empty(), None).unwrap();
-}
-
-/// Runs `ip`, and fails the test when it fails.
-pub fn ip(args: &[&str]) {
-    let output = Command::new("ip").args(args).output().expect("iproute2 is installed");
-    assert!(output.status.success(), "ip {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr));
-}
-
-/// Runs `f` on a thread of its own inside a namespace; the caller's stays where it is.
-fn within<T: Send>(namespace: &str, f: impl FnOnce() -> T + Send) -> T {
-    let file = std::fs::File::open(format!("/run/netns/{namespace}")).unwrap();
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-            f()
-        });
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
+    rustix::mount::mount("bpf", path, "bpf", rustix::mount::MountFlags::empty(), None)
+        .unwrap_or_else(|e| panic!("mounting bpffs on {}: {e}", path.display()));
 }

@@ -106,9 +106,9 @@ fn a_vlan_by_name_or_by_its_default_route_is_covered_from_below() {
         return;
     }
     // VLAN 9, and VLAN 5 in an outer one.
-    for (namespace, below, last) in [(&rig.host, "va", 1), (&rig.peer, "vb", 2)] {
+    for (space, below, last) in [(&rig.host, "va", 1), (&rig.peer, "vb", 2)] {
         let ip = |line: &str| {
-            super::rig::ip(&[&["-n", namespace], &line.split(' ').collect::<Vec<_>>()[..]].concat());
+            space.ip(line).unwrap();
         };
         ip(&format!("link add link {below} name {below}.9 type vlan id 9"));
         ip(&format!("link add link {below} name {below}.s type vlan protocol 802.1ad id 100"));
@@ -121,8 +121,8 @@ fn a_vlan_by_name_or_by_its_default_route_is_covered_from_below() {
     let mut settings = rig.settings();
     for interfaces in [vec!["va.9"], vec!["va.s.5"], vec!["va.9", "va.s.5", "va"], vec!["auto"]] {
         if interfaces == ["auto"] {
-            rig.ip(&["route", "del", "default"]);
-            rig.ip(&["route", "add", "default", "via", "10.81.0.2"]);
+            rig.ip("route del default");
+            rig.ip("route add default via 10.81.0.2");
         }
         settings.interfaces = interfaces.iter().map(|name| (*name).to_owned()).collect();
         let (mut xdp, incidents) = rig.open(&settings).unwrap();
@@ -144,7 +144,7 @@ fn a_vlan_by_name_or_by_its_default_route_is_covered_from_below() {
 #[test]
 fn what_an_interface_lies_on_is_read_from_the_kernel() {
     let Some(rig) = Rig::new() else { return };
-    rig.ip(&["link", "add", "link", "va", "name", "mv0", "type", "macvlan"]);
+    rig.ip("link add link va name mv0 type macvlan");
     let mut settings = rig.settings();
     settings.interfaces = vec!["va".into(), "mv0".into()];
     let seen = rig.on_host(|| anomaly::enforce::xdp::wanted_interfaces(&settings)).unwrap();

@@ -122,7 +122,8 @@ impl Entrance {
     /// When the namespace cannot be entered.
     pub fn within<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
         let entrance = std::fs::File::open(&self.0).with_context(|| self.0.clone())?;
-        move_into_link_name_space(entrance.as_fd(), Some(LinkNameSpaceType::Network))?;
+        move_into_link_name_space(entrance.as_fd(), Some(LinkNameSpaceType::Network))
+            .with_context(|| format!("setns to {}", self.0))?;
         Ok(work())
     }
 }
