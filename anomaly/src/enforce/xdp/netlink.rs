@@ -45,6 +45,7 @@ mod uapi {
     pub const NLMSG_ERROR: u16 = 2;
     pub const NLMSG_DONE: u16 = 3;
     pub const NLM_F_REQUEST_DUMP: u16 = 0x301;
+    pub const NLM_F_DUMP_INTR: u16 = 0x10;
     pub const RTM_NEWLINK: u16 = 16;
     pub const RTM_GETLINK: u16 = 18;
     pub const RTM_NEWROUTE: u16 = 24;
@@ -182,8 +183,37 @@ fn socket(groups: u32, flags: SocketFlags) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// A list that changed while it was read may lack what was there all the time; it is read so often at most.
+const DUMP_TRIES: usize = 8;
+
 /// Asks for everything of one kind. `each` gets the fixed header of `header_len` bytes and the attributes.
 fn dump(ask: u16, answer: u16, header_len: usize, mut each: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
+    let mut messages = Vec::new();
+    for _ in 0..DUMP_TRIES {
+        messages.clear();
+        if dump_once(ask, answer, header_len, &mut messages)? == Dump::Whole {
+            break;
+        }
+    }
+    for message in &messages {
+        if let Some((header, attributes)) = message.split_at_checked(header_len) {
+            each(header, attributes);
+        }
+    }
+    Ok(())
+}
+
+/// How a dump ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Dump {
+    Whole,
+    /// Something came or went meanwhile.
+    Interrupted,
+    /// More is to come.
+    Unfinished,
+}
+
+fn dump_once(ask: u16, answer: u16, header_len: usize, messages: &mut Vec<Vec<u8>>) -> io::Result<Dump> {
     let socket = socket(0, SocketFlags::CLOEXEC)?;
     let mut request = Vec::with_capacity(16 + header_len);
     request.extend((16 + header_len as u32).to_ne_bytes());
@@ -193,31 +223,42 @@ fn dump(ask: u16, answer: u16, header_len: usize, mut each: impl FnMut(&[u8], &[
     request.resize(16 + header_len, 0);
     net::send(&socket, &request, SendFlags::empty())?;
     let mut buffer = vec![0u8; 65_536];
+    let mut interrupted = false;
     loop {
         let (filled, _) = match net::recv(&socket, &mut buffer[..], RecvFlags::empty()) {
             Err(Errno::INTR) => continue,
             other => other?,
         };
-        let mut rest = &buffer[..filled];
-        while let (Some(len), Some(kind)) = (u32_at(rest, 0), u16_at(rest, 4)) {
-            let len = (len as usize).max(16);
-            let Some(message) = rest.get(16..len) else { break };
-            match kind {
-                uapi::NLMSG_DONE => return Ok(()),
-                uapi::NLMSG_ERROR => {
-                    let code = u32_at(message, 0).map_or(libc::EIO, |code| -code.cast_signed());
-                    return Err(io::Error::from_raw_os_error(code));
-                }
-                kind if kind == answer => {
-                    if let Some((header, attributes)) = message.split_at_checked(header_len) {
-                        each(header, attributes);
-                    }
-                }
-                _ => {}
-            }
-            rest = rest.get(align(len)..).unwrap_or_default();
+        match read_dump(&buffer[..filled], answer, messages, &mut interrupted)? {
+            Dump::Unfinished => {}
+            end => return Ok(end),
         }
     }
+}
+
+/// Takes the messages of one datagram of a dump.
+fn read_dump(mut rest: &[u8], answer: u16, messages: &mut Vec<Vec<u8>>, interrupted: &mut bool) -> io::Result<Dump> {
+    while let (Some(len), Some(kind), Some(flags)) = (u32_at(rest, 0), u16_at(rest, 4), u16_at(rest, 6)) {
+        let len = (len as usize).max(16);
+        let Some(message) = rest.get(16..len) else { break };
+        *interrupted |= flags & uapi::NLM_F_DUMP_INTR != 0;
+        match kind {
+            // The end of a dump that failed in its middle carries the reason, as an error does.
+            uapi::NLMSG_DONE | uapi::NLMSG_ERROR => {
+                let code = u32_at(message, 0).map(u32::cast_signed);
+                return match code {
+                    None | Some(0) if kind == uapi::NLMSG_DONE => {
+                        Ok(if *interrupted { Dump::Interrupted } else { Dump::Whole })
+                    }
+                    code => Err(io::Error::from_raw_os_error(code.map_or(libc::EIO, |code| -code))),
+                };
+            }
+            kind if kind == answer => messages.push(message.to_vec()),
+            _ => {}
+        }
+        rest = rest.get(align(len)..).unwrap_or_default();
+    }
+    Ok(Dump::Unfinished)
 }
 
 /// Walks netlink attributes.
@@ -270,6 +311,35 @@ mod tests {
         let lo = all.iter().find(|i| i.name == "lo").expect("every namespace has one");
         assert_eq!((lo.index, lo.link_type, lo.xdp), (1, 772, None));
         assert!(default_route_interfaces().unwrap().iter().all(|index| all.iter().any(|i| i.index == *index)));
+    }
+
+    #[test]
+    fn a_dump_that_was_disturbed_is_no_whole_one() {
+        let message = |kind: u16, flags: u16, payload: &[u8]| {
+            let mut bytes = (16 + payload.len() as u32).to_ne_bytes().to_vec();
+            bytes.extend(kind.to_ne_bytes());
+            bytes.extend(flags.to_ne_bytes());
+            bytes.extend([0; 8]);
+            bytes.extend(payload);
+            bytes.resize(align(bytes.len()), 0);
+            bytes
+        };
+        let link = |flags| message(uapi::RTM_NEWLINK, flags, &[7; 17]);
+        let done = |flags, code: i32| message(uapi::NLMSG_DONE, flags, &code.to_ne_bytes());
+        let read = |datagrams: &[Vec<u8>]| {
+            let (mut messages, mut interrupted, mut end) = (Vec::new(), false, Dump::Unfinished);
+            for datagram in datagrams {
+                end = read_dump(datagram, uapi::RTM_NEWLINK, &mut messages, &mut interrupted)?;
+            }
+            Ok::<_, io::Error>((messages.len(), end))
+        };
+        assert_eq!(read(&[[link(2), link(2)].concat(), done(2, 0)]).unwrap(), (2, Dump::Whole));
+        assert_eq!(read(&[link(0x12), [link(2), done(2, 0)].concat()]).unwrap(), (2, Dump::Interrupted));
+        assert_eq!(read(&[[link(2), link(2)].concat()]).unwrap(), (2, Dump::Unfinished));
+        let failed = read(&[[link(2), done(2, -libc::ENOMEM)].concat()]).unwrap_err();
+        assert_eq!(failed.raw_os_error(), Some(libc::ENOMEM));
+        let refused = read(&[message(uapi::NLMSG_ERROR, 0, &(-libc::EPERM).to_ne_bytes())]).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EPERM));
     }
 
     #[test]
