@@ -1,5 +1,6 @@
 //! What outlives the daemon: bans across restarts, upgrades, larger and full maps, two instances.
 
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::Duration;
 
 use anomaly::enforce::xdp::{Removed, XdpEnforcer, down};
@@ -192,5 +193,72 @@ fn a_smaller_limit_keeps_what_lasts_longest() {
     ban(&mut xdp, "10.0.0.7/32", Some(700));
     assert_eq!(held(&mut xdp), ["10.0.0.4/32", "10.0.0.5/32", "10.0.0.6/32", "10.0.0.7/32"]);
     assert!(matches!(&xdp.maintain()[..], [Incident::MapFull { gave_way, .. }] if gave_way.len() == 3));
+    close(xdp);
+}
+
+fn mode(path: &std::path::Path) -> u32 {
+    std::fs::metadata(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).mode() & 0o7777
+}
+
+fn set_mode(path: &std::path::Path, mode: u32) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+#[test]
+fn what_is_pinned_is_for_nobody_else() {
+    let Some(rig) = Rig::new() else { return };
+    let (mut xdp, _) = rig.open(&rig.settings()).unwrap();
+    ban(&mut xdp, "10.77.0.2/32", None);
+    let modes = || [mode(&rig.pin_dir()), mode(&rig.pins())];
+    assert_eq!(modes(), [0o700, 0o700]);
+    let pins: Vec<_> = std::fs::read_dir(rig.pins()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(pins.len(), 11, "ten maps and a link: {pins:?}");
+    assert_eq!(pins.iter().find(|pin| mode(pin) & 0o077 != 0), None);
+    drop(xdp);
+    // Left open by somebody: closed again, and nothing is lost.
+    set_mode(&rig.pin_dir(), 0o777);
+    set_mode(&rig.pins(), 0o755);
+    let (mut xdp, incidents) = rig.open(&rig.settings()).unwrap();
+    assert_eq!((incidents, modes()), (vec![], [0o700, 0o700]));
+    assert_eq!(held(&mut xdp), ["10.77.0.2/32"]);
+    drop(xdp);
+    // Somebody else's: who owns a directory may replace what is in it. Refused with the reason, and what drops goes on.
+    let refused = || rig.open(&rig.settings()).unwrap_err().to_string();
+    for dir in [rig.pins(), rig.pin_dir()] {
+        std::os::unix::fs::chown(&dir, Some(65_534), None).unwrap();
+        let said = refused();
+        assert!(said.contains(&format!("using {}", dir.display())) && said.contains("belongs to user 65534"), "{said}");
+        assert_eq!(rig.arrive("10.77.0.2", "10.77.0.1", 2), 0);
+        std::os::unix::fs::chown(&dir, Some(0), None).unwrap();
+    }
+    // A link of that name could lead anywhere.
+    let mut by_link = rig.settings();
+    by_link.pin_dir = rig.pin_dir().with_file_name("link");
+    std::os::unix::fs::symlink(rig.pin_dir(), &by_link.pin_dir).unwrap();
+    let said = rig.open(&by_link).unwrap_err().to_string();
+    assert!(said.contains("symbolic link"), "{said}");
+    // The way out that the refusal names works whoever owns it.
+    std::os::unix::fs::chown(rig.pin_dir(), Some(65_534), None).unwrap();
+    assert_eq!(down(&rig.pin_dir()).unwrap().maps, 10);
+    assert_eq!(rig.arrive("10.77.0.2", "10.77.0.1", 2), 2);
+}
+
+/// In a bpffs where everybody may write, as `mount -t bpf` makes it, anybody may have been there first.
+#[test]
+fn a_pin_directory_that_somebody_else_made_first_is_refused() {
+    let Some(rig) = Rig::new() else { return };
+    std::fs::create_dir_all(rig.pin_dir()).unwrap();
+    super::rig::mount_bpffs(&rig.pin_dir());
+    assert_eq!(mode(&rig.pin_dir()) & 0o002, 0o002, "the kernel's default has changed");
+    let mut settings = rig.settings();
+    settings.pin_dir = rig.pin_dir().join("anomaly");
+    std::fs::create_dir(&settings.pin_dir).unwrap();
+    std::os::unix::fs::chown(&settings.pin_dir, Some(65_534), None).unwrap();
+    let said = rig.open(&settings).unwrap_err().to_string();
+    assert!(said.contains("belongs to user 65534"), "{said}");
+    assert_eq!(std::fs::read_dir(&settings.pin_dir).unwrap().count(), 0, "nothing was put there");
+    std::fs::remove_dir(&settings.pin_dir).unwrap();
+    let (xdp, _) = rig.open(&settings).unwrap();
+    assert_eq!(mode(&settings.pin_dir), 0o700);
     close(xdp);
 }

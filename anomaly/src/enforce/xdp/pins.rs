@@ -28,13 +28,19 @@ pub struct PinDir {
 }
 
 impl PinDir {
-    /// Mounts bpffs where that is missing, makes the directory (0700) and locks it.
+    /// Mounts bpffs where that is missing, makes the directory (0700) and locks it. One that is there already becomes 0700.
+    ///
+    /// # Errors
+    /// [`EnforceError::InUse`] while another instance has it. [`EnforceError::Kernel`] also for a directory that belongs to
+    /// somebody else, or is reached by a symbolic link: in a bpffs where everybody may write, whoever owns the
+    /// directory could replace maps and links in it, and so end every ban.
     pub fn lock(path: &Path) -> Result<Self, EnforceError> {
         mount(path)?;
         // Again when a `down` removed the directory between opening and locking it.
         for _ in 0..16 {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| pin_error("making", path, e))?;
             if let Some(lock) = try_lock(path)? {
+                make_ours(&lock, path)?;
                 return Ok(Self { path: path.to_owned(), _lock: lock });
             }
         }
@@ -69,6 +75,7 @@ impl PinDir {
                 _ => {}
             }
         }
+        make_ours(&open_dir(&self.current())?, &self.current())?;
         Ok(stage)
     }
 
@@ -157,11 +164,46 @@ fn remove(dir: &Path) -> Result<(), EnforceError> {
     }
 }
 
+/// A directory itself, and not what a link of its name leads to.
+fn open_dir(path: &Path) -> Result<OwnedFd, EnforceError> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).map_err(|e| match pin_error("opening", path, e.into()) {
+        EnforceError::Kernel { doing, source, .. } if path.is_symlink() => EnforceError::Kernel {
+            doing,
+            source,
+            hint: Some("it is a symbolic link; name the directory itself in enforcer.pin_dir".into()),
+        },
+        other => other,
+    })
+}
+
+/// Nobody but us may look into a directory of pins, and only we may own it.
+fn make_ours(dir: &OwnedFd, path: &Path) -> Result<(), EnforceError> {
+    let stat = rustix::fs::fstat(dir).map_err(|e| pin_error("reading", path, e.into()))?;
+    let us = rustix::process::geteuid().as_raw();
+    if stat.st_uid != us {
+        return Err(EnforceError::Kernel {
+            doing: format!("using {}", path.display()),
+            source: io::ErrorKind::PermissionDenied.into(),
+            hint: Some(format!(
+                "it belongs to user {}, and this is user {us}: `anomaly down` removes it with what is in it, or give it \
+                 to user {us}",
+                stat.st_uid
+            )),
+        });
+    }
+    if stat.st_mode & 0o7777 != 0o700 {
+        rustix::fs::fchmod(dir, Mode::RWXU).map_err(|e| pin_error("setting the mode of", path, e.into()))?;
+        tracing::info!("{} had mode {:04o}; it is 0700 now", path.display(), stat.st_mode & 0o7777);
+    }
+    Ok(())
+}
+
 /// `None` when the directory was removed meanwhile.
 fn try_lock(path: &Path) -> Result<Option<OwnedFd>, EnforceError> {
-    let dir = match rustix::fs::open(path, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
-        Err(rustix::io::Errno::NOENT) => return Ok(None),
-        other => other.map_err(|e| pin_error("opening", path, e.into()))?,
+    let dir = match open_dir(path) {
+        Err(EnforceError::Kernel { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
     };
     let mut tries = 0;
     let answer = loop {
