@@ -85,6 +85,47 @@ fn generic_mode_is_taken_and_said_where_native_is_not_to_be_had() {
     assert!(!rig.pin_dir().exists(), "a refusal leaves nothing behind");
 }
 
+/// A real bond, where the kernel has them; the words are tested beside the code that says them.
+#[test]
+fn a_bond_is_covered_as_a_whole_or_by_all_its_members() {
+    let Some(rig) = Rig::new() else { return };
+    let test = "a_bond_is_covered_as_a_whole_or_by_all_its_members";
+    if rig.host.ip("link add bond0 type bond mode active-backup miimon 100").is_err() {
+        crate::lab::skip_anywhere(test, "this kernel has no bonding");
+        return;
+    }
+    rig.pair("vc", "vd", 78);
+    for member in ["va", "vc"] {
+        rig.ip(&format!("link set {member} down"));
+        rig.ip(&format!("link set {member} master bond0"));
+    }
+    rig.ip("addr add 10.79.0.1/24 dev bond0");
+    rig.ip("link set bond0 up");
+    let mut settings = rig.settings();
+    let open = |settings: &anomaly::config::Enforcer| {
+        rig.on_host(|| {
+            anomaly::enforce::xdp::open_members(&anomaly::enforce::xdp::wanted_interfaces(settings).unwrap())
+        })
+    };
+    settings.interfaces = vec!["va".into()];
+    assert!(open(&settings)[0].starts_with("vc is not covered"), "{:?}", open(&settings));
+    for interfaces in [vec!["va", "vc"], vec!["bond0"]] {
+        settings.interfaces = interfaces.iter().map(|name| (*name).to_owned()).collect();
+        assert_eq!(open(&settings), [""; 0]);
+        let (mut xdp, incidents) = rig.open(&settings).unwrap();
+        assert_eq!(incidents, [], "{interfaces:?}");
+        assert_eq!(modes(&mut xdp).len(), interfaces.len());
+        close(xdp);
+    }
+    // Both at once: the kernel takes the bond, and refuses its member.
+    settings.interfaces = vec!["bond0".into(), "va".into()];
+    let (mut xdp, incidents) = rig.open(&settings).unwrap();
+    assert_eq!(modes(&mut xdp)[0], ("bond0".to_owned(), "native"));
+    let said = format!("{incidents:?}");
+    assert!(said.contains("bond0, of which it is a member, carries a program"), "{said}");
+    close(xdp);
+}
+
 #[test]
 fn jumbo_frames_need_no_fallback() {
     let Some(rig) = Rig::new() else { return };

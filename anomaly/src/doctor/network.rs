@@ -86,22 +86,61 @@ fn interfaces(config: &Config, live: Option<&Status>) -> Vec<(Check, bool)> {
             let next = "name them in enforcer.interfaces; until then iptables is used";
             vec![(Check::warn("interface", "none carries a default route", next), false)]
         }
-        Ok(found) => found.iter().map(|interface| forecast(interface, config.enforcer.xdp_mode)).collect(),
+        Ok(found) => {
+            let present = xdp::interfaces().unwrap_or_default();
+            let open = xdp::open_members(&found).into_iter().map(|line| {
+                let next = "packets of banned clients that come in there are not dropped by XDP";
+                (Check::warn("interface", line, next), false)
+            });
+            let mode = config.enforcer.xdp_mode;
+            found.iter().map(|interface| forecast(interface, &present, mode)).chain(open).collect()
+        }
         Err(error) => vec![(Check::fail("interface", error.to_string(), "correct enforcer.interfaces"), false)],
     }
 }
 
 /// What an interface would get; nothing is attached to find out.
-fn forecast(interface: &xdp::Interface, mode: XdpMode) -> (Check, bool) {
+fn forecast(interface: &xdp::Interface, present: &[xdp::Interface], mode: XdpMode) -> (Check, bool) {
     let name = &interface.name;
     if let Some(program) = interface.xdp {
         let detail = format!("{name} carries an XDP program already ({})", xdp::owner(program.prog_id));
         let next = "ours is taken over; somebody else's is left alone and iptables used, unless you remove it";
         return (Check::warn("interface", detail, next), false);
     }
-    let driver = std::fs::read_link(Path::new("/sys/class/net").join(name).join("device/driver"));
-    let driver = driver.ok().and_then(|link| Some(link.file_name()?.to_str()?.to_owned()));
+    let driver = driver(name);
+    if interface.is_bond() && mode != XdpMode::Generic {
+        let members = present.iter().filter(|i| i.master == Some(interface.index));
+        let members: Vec<_> = members.map(|member| (member.name.clone(), self::driver(&member.name))).collect();
+        if let Some(check) = judge_bond(name, interface.mtu, &members, mode) {
+            return check;
+        }
+    }
     judge(name, interface.mtu, interface.kind.as_deref(), driver.as_deref(), mode)
+}
+
+fn driver(interface: &str) -> Option<String> {
+    let link = std::fs::read_link(Path::new("/sys/class/net").join(interface).join("device/driver")).ok()?;
+    Some(link.file_name()?.to_str()?.to_owned())
+}
+
+/// What a bond would get where a member's driver stands in the way; `None` where none is known to.
+fn judge_bond(name: &str, mtu: u32, members: &[(String, Option<String>)], mode: XdpMode) -> Option<(Check, bool)> {
+    let without = |driver: &Option<String>| !driver.as_deref().is_some_and(|driver| NATIVE_DRIVERS.contains(&driver));
+    let bad: Vec<String> = (members.iter().filter(|(_, driver)| without(driver)))
+        .map(|(name, driver)| format!("{name} ({})", driver.as_deref().unwrap_or("unknown driver")))
+        .collect();
+    if bad.is_empty() {
+        return None;
+    }
+    let refused = mode == XdpMode::Native;
+    let then = if refused { "no XDP (enforcer.xdp_mode)" } else { "generic XDP at best" };
+    let names: Vec<&str> = members.iter().map(|(name, _)| name.as_str()).collect();
+    let detail = format!(
+        "{name} (bond, MTU {mtu}): native XDP needs it in every member, and {} is not known for it; {then}",
+        bad.join(", ")
+    );
+    let next = format!("name all its members ({}) in enforcer.interfaces: each gets what it can", names.join(", "));
+    Some((Check::warn("interface", detail, next), !refused))
 }
 
 fn judge(name: &str, mtu: u32, kind: Option<&str>, driver: Option<&str>, mode: XdpMode) -> (Check, bool) {
@@ -200,6 +239,23 @@ mod tests {
             let (check, is_covered) = judge("eth0", mtu, kind, driver, mode);
             assert!(check.status == level && check.detail.contains(words) && is_covered == covered, "{check:?}");
         }
+    }
+
+    #[test]
+    fn a_bond_is_as_good_as_its_worst_member() {
+        let members = |drivers: &[(&str, Option<&str>)]| -> Vec<(String, Option<String>)> {
+            drivers.iter().map(|(name, driver)| ((*name).to_owned(), driver.map(str::to_owned))).collect()
+        };
+        let good = members(&[("eth0", Some("ixgbe")), ("eth1", Some("ice"))]);
+        assert!(judge_bond("bond0", 1500, &good, XdpMode::Auto).is_none());
+        assert!(judge_bond("bond0", 1500, &[], XdpMode::Auto).is_none(), "without members nothing is known");
+        let mixed = members(&[("eth0", Some("ixgbe")), ("eth1", Some("r8169")), ("eth2", None)]);
+        let (check, covered) = judge_bond("bond0", 1500, &mixed, XdpMode::Auto).expect("a warning");
+        assert!(covered && check.status == Level::Warn, "{check:?}");
+        assert!(check.detail.contains("eth1 (r8169), eth2 (unknown driver) is not known for it"), "{check:?}");
+        assert!(check.next.as_deref().is_some_and(|next| next.contains("(eth0, eth1, eth2)")), "{check:?}");
+        let (check, covered) = judge_bond("bond0", 1500, &mixed, XdpMode::Native).expect("a warning");
+        assert!(!covered && check.detail.contains("no XDP"), "{check:?}");
     }
 
     fn missing() -> EnforceError {

@@ -34,8 +34,8 @@ use program::{Kernel, Options, failed};
 use tables::Kind;
 
 pub use attach::owner;
-pub use needs::wanted_interfaces;
-pub use netlink::Interface;
+pub use needs::{open_members, wanted_interfaces};
+pub use netlink::{Interface, interfaces};
 pub use offline::{Removed, down, off};
 pub use program::OBJECT;
 
@@ -103,6 +103,9 @@ impl XdpEnforcer {
                 source: std::io::ErrorKind::NotFound.into(),
                 hint: Some("no interface carries a default route; name them in enforcer.interfaces".into()),
             });
+        }
+        for line in open_members(&wanted) {
+            tracing::warn!("{line}");
         }
         let dir = PinDir::lock(&settings.pin_dir)?;
         // Before looking, so that nothing that happens meanwhile is missed.

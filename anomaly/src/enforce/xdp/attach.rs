@@ -131,6 +131,7 @@ fn attach(kernel: &mut Kernel, interface: &Interface, mode: XdpMode, pin: PathBu
         XdpMode::Native => &[Flags::Native],
         XdpMode::Generic => &[Flags::Generic],
     };
+    let surroundings = Surroundings::of(interface, &present);
     let mut why_not_native = None;
     let mut last = Refusal::new("no mode was tried", libc::EINVAL);
     for flags in rungs {
@@ -153,8 +154,12 @@ fn attach(kernel: &mut Kernel, interface: &Interface, mode: XdpMode, pin: PathBu
                         pin,
                     });
                 }
-                Err(error) => {
-                    let reason = explain(&error, interface, &ports(interface, &present), *flags, frags);
+                Err((step, error)) => {
+                    let reason = match step {
+                        Step::Attach => explain(&error, interface, &surroundings, *flags, frags),
+                        Step::Load => format!("the kernel does not take the program: {error}"),
+                        Step::Pin => format!("attached, but {} could not be pinned: {error}", pin.display()),
+                    };
                     last = Refusal { reason, source: error };
                 }
             }
@@ -171,39 +176,60 @@ fn attach(kernel: &mut Kernel, interface: &Interface, mode: XdpMode, pin: PathBu
     })
 }
 
+/// What was being done when the kernel refused: only what is refused at [`Step::Attach`] is the driver's doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Load,
+    Attach,
+    Pin,
+}
+
 fn attach_once(
     kernel: &mut Kernel,
     interface: &Interface,
     flags: Flags,
     frags: bool,
     pin: &Path,
-) -> io::Result<OwnedFd> {
-    let program = kernel.program(frags)?;
-    let link = raw::link_create(program, interface.index, flags)?;
-    match raw::pin(link.as_fd(), pin) {
+) -> Result<OwnedFd, (Step, io::Error)> {
+    let program = kernel.program(frags).map_err(|e| (Step::Load, e))?;
+    let link = raw::link_create(program, interface.index, flags).map_err(|e| (Step::Attach, e))?;
+    let pinned = match raw::pin(link.as_fd(), pin) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-            fs::remove_file(pin)?;
-            raw::pin(link.as_fd(), pin)?;
+            fs::remove_file(pin).and_then(|()| raw::pin(link.as_fd(), pin))
         }
-        other => other?,
-    }
-    Ok(link)
+        other => other,
+    };
+    pinned.map(|()| link).map_err(|e| (Step::Pin, e))
 }
 
-/// The ports of a bridge or bond, by name: the real ones, where it has any.
-fn ports(of: &Interface, present: &[Interface]) -> String {
-    let ports = || present.iter().filter(|i| i.master == Some(of.index));
-    let names = |real: bool| {
-        let names: Vec<&str> = ports().filter(|i| !real || i.kind.is_none()).map(|i| i.name.as_str()).collect();
-        (!names.is_empty()).then(|| format!(" ({})", names.join(", ")))
-    };
-    names(true).or_else(|| names(false)).unwrap_or_default()
+/// The interfaces above and below one, in words for a hint.
+#[derive(Debug, Default)]
+struct Surroundings {
+    /// The ports of a bridge or bond in brackets: the real ones, where it has any.
+    ports: String,
+    /// The bond or team that it is a member of.
+    bond: Option<String>,
+}
+
+impl Surroundings {
+    fn of(interface: &Interface, present: &[Interface]) -> Self {
+        let ports = || present.iter().filter(|i| i.master == Some(interface.index));
+        let names = |real: bool| {
+            let names: Vec<&str> = ports().filter(|i| !real || i.kind.is_none()).map(|i| i.name.as_str()).collect();
+            (!names.is_empty()).then(|| format!(" ({})", names.join(", ")))
+        };
+        let above = present.iter().find(|i| Some(i.index) == interface.master);
+        Self {
+            ports: names(true).or_else(|| names(false)).unwrap_or_default(),
+            bond: above.filter(|above| above.is_bond()).map(|above| above.name.clone()),
+        }
+    }
 }
 
 /// What an operator can do about a refusal. The kernel gives a number; the rest is known of drivers.
-fn explain(error: &io::Error, interface: &Interface, ports: &str, flags: Flags, frags: bool) -> String {
+fn explain(error: &io::Error, interface: &Interface, around: &Surroundings, flags: Flags, frags: bool) -> String {
     let mode = if flags == Flags::Native { "native XDP" } else { "generic XDP" };
-    let name = &interface.name;
+    let (name, ports) = (&interface.name, &around.ports);
     let hint = match error.raw_os_error() {
         Some(libc::ERANGE | libc::EINVAL | libc::EMSGSIZE) if interface.mtu > 1500 => format!(
             "MTU {} is more than this driver takes{}; `ip link set {name} mtu 1500` helps",
@@ -212,8 +238,8 @@ fn explain(error: &io::Error, interface: &Interface, ports: &str, flags: Flags, 
         ),
         Some(libc::EOPNOTSUPP) if flags == Flags::Native => match interface.kind.as_deref() {
             Some("bridge") => format!("a bridge has no native XDP: name its ports{ports} in enforcer.interfaces"),
-            Some("bond" | "team") => format!(
-                "its mode or a member's driver has no native XDP: name its members{ports} in enforcer.interfaces"
+            Some(_) if interface.is_bond() => format!(
+                "its mode or a member's driver has no native XDP: name all its members{ports} in enforcer.interfaces"
             ),
             Some(kind) => format!("{kind} interfaces have no native XDP"),
             None => format!(
@@ -225,7 +251,13 @@ fn explain(error: &io::Error, interface: &Interface, ports: &str, flags: Flags, 
                 "the driver wants a queue more per processor: `ethtool -L {name} combined N` with half of what it has"
             )
         }
-        Some(libc::EBUSY | libc::EEXIST) => "another XDP program came first".into(),
+        // The kernel refuses a member whose bond has a program of its own, and there is none on the member itself.
+        Some(libc::EBUSY | libc::EEXIST) => match &around.bond {
+            Some(bond) => {
+                format!("{bond}, of which it is a member, carries a program: name {bond} alone, or members only")
+            }
+            None => "another XDP program came first".into(),
+        },
         Some(libc::EPERM | libc::EACCES) => "needs CAP_NET_ADMIN and CAP_BPF".into(),
         Some(libc::ENODEV) => "the interface is gone".into(),
         _ => String::new(),
@@ -298,5 +330,52 @@ fn remove_link(link: BorrowedFd<'_>, pin: &Path) -> Result<(), EnforceError> {
     match fs::remove_file(pin) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(pins::pin_error("removing", pin, e)),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn interface(index: u32, name: &str, kind: Option<&str>, master: Option<u32>) -> Interface {
+        Interface { index, name: name.into(), kind: kind.map(Into::into), master, mtu: 1500, ..Interface::default() }
+    }
+
+    /// The words for a refusal of `present[at]`.
+    fn said(present: &[Interface], at: usize, errno: i32, flags: Flags) -> String {
+        let around = Surroundings::of(&present[at], present);
+        explain(&io::Error::from_raw_os_error(errno), &present[at], &around, flags, true)
+    }
+
+    #[test]
+    fn a_bond_and_its_members_are_told_from_one_another() {
+        for kind in ["bond", "team"] {
+            let present = [
+                interface(2, "bond0", Some(kind), None),
+                interface(3, "eth0", None, Some(2)),
+                interface(4, "eth1", None, Some(2)),
+            ];
+            let bond = said(&present, 0, libc::EOPNOTSUPP, Flags::Native);
+            assert!(bond.contains("name all its members (eth0, eth1) in enforcer.interfaces"), "{bond}");
+            let member = said(&present, 1, libc::EEXIST, Flags::Native);
+            assert!(member.contains("bond0, of which it is a member, carries a program"), "{member}");
+            // A driver without native XDP is that, also below a bond.
+            assert!(said(&present, 1, libc::EOPNOTSUPP, Flags::Native).contains("its driver has none"));
+        }
+    }
+
+    #[test]
+    fn the_ports_of_a_bridge_are_those_that_packets_come_in_by() {
+        let mut present = vec![
+            interface(2, "br0", Some("bridge"), None),
+            interface(3, "veth1", Some("veth"), Some(2)),
+            interface(4, "eth0", None, Some(2)),
+            interface(5, "eth1", None, None),
+        ];
+        assert!(said(&present, 0, libc::EOPNOTSUPP, Flags::Native).contains("name its ports (eth0) in"));
+        present.remove(2);
+        assert!(said(&present, 0, libc::EOPNOTSUPP, Flags::Native).contains("name its ports (veth1) in"));
+        // No port of a bridge is refused for the bridge's program.
+        assert!(said(&present, 1, libc::EBUSY, Flags::Generic).ends_with("another XDP program came first"));
     }
 }

@@ -31,6 +31,13 @@ pub struct Interface {
     pub xdp: Option<Attached>,
 }
 
+impl Interface {
+    /// Whether it spreads its traffic over members: what covers one member leaves the others open.
+    pub fn is_bond(&self) -> bool {
+        matches!(self.kind.as_deref(), Some("bond" | "team"))
+    }
+}
+
 /// An XDP program on an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attached {

@@ -10,6 +10,7 @@ use std::path::Path;
 use anomaly_common::{Ban, NetBan, Sieve, State, Totals};
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, MapInfo, MapType, PerCpuArray};
+use aya::pin::PinError;
 use aya::programs::{ProgramError, ProgramType, Xdp};
 use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
@@ -339,14 +340,32 @@ pub fn failed(doing: &str, map: &str, source: io::Error) -> EnforceError {
     EnforceError::Kernel { doing: format!("{doing} map {map}"), source, hint: None }
 }
 
+/// Names the call that failed and what for; the kernel's number stays what it is, for those who match on it.
 fn load_failed(error: EbpfError) -> EnforceError {
-    let (source, hint) = match error {
-        EbpfError::MapError(MapError::CreateError { io_error, .. }) => (io_error, None),
-        EbpfError::MapError(e) => (io_error(e), None),
-        EbpfError::ProgramError(e) => (program_io(e), None),
-        other => (io::Error::other(other), Some("the kernel is older than 5.10, or the object is damaged".to_owned())),
+    let (doing, source, hint) = match error {
+        EbpfError::MapError(MapError::CreateError { name, io_error, .. }) => {
+            (format!("making map {name}"), io_error, None)
+        }
+        EbpfError::MapError(MapError::PinError { name, error }) => (
+            format!("pinning map {}", name.as_deref().unwrap_or_default()),
+            match error {
+                PinError::SyscallError(e) => e.io_error,
+                other => io::Error::other(other),
+            },
+            None,
+        ),
+        EbpfError::MapError(MapError::SyscallError(e)) => {
+            (format!("setting up the maps ({})", e.call), e.io_error, None)
+        }
+        EbpfError::MapError(e) => ("setting up the maps".into(), io_error(e), None),
+        EbpfError::ProgramError(e) => ("loading the kernel program".into(), program_io(e), None),
+        other => (
+            "loading the kernel program".into(),
+            io::Error::other(other),
+            Some("the kernel is older than 5.10, or the object is damaged".to_owned()),
+        ),
     };
-    EnforceError::Kernel { doing: "loading the kernel program".into(), source, hint }
+    EnforceError::Kernel { doing, source, hint }
 }
 
 /// What the kernel said, out of aya's error.
