@@ -362,6 +362,28 @@ fn wrap(path: &Path, program: &str, word: &str, instead: &str) {
     std::fs::rename(&real, &link).unwrap();
 }
 
+/// However many end at the same moment, the rules are read once and changed once.
+#[test]
+fn rules_that_end_together_are_listed_once() {
+    if !lab::ready("rules_that_end_together_are_listed_once") {
+        return;
+    }
+    for variant in VARIANTS {
+        let town = Town::new();
+        let path = town.path(variant, &[]);
+        let (mut enforcer, _) = town.open(&settings(), &path).unwrap();
+        town.ban(&mut enforcer, &crowd()[..300]);
+        assert_eq!(ours(&town, &path), 300);
+        let calls = path.join("calls");
+        for program in ["iptables", "iptables-save", "iptables-restore"] {
+            wrap(&path, program, "", &format!("echo {program} >> {}", calls.display()));
+        }
+        town.unban(&mut enforcer, &crowd()[..300]);
+        assert_eq!(std::fs::read_to_string(&calls).unwrap(), "iptables-save\niptables-restore\n", "{variant}");
+        assert_eq!(ours(&town, &path), 0);
+    }
+}
+
 #[test]
 fn a_hanging_iptables_is_killed_and_reported() {
     if !lab::ready("a_hanging_iptables_is_killed_and_reported") {
