@@ -15,6 +15,16 @@ pub fn ip_text(prefix: &IpNet) -> String {
     if prefix.prefix_len() == prefix.max_prefix_len() { prefix.addr().to_string() } else { prefix.to_string() }
 }
 
+/// The first three of many prefixes, and how many more there are.
+pub fn some_of<'a>(mut prefixes: impl Iterator<Item = &'a IpNet>) -> String {
+    let mut text = prefixes.by_ref().take(3).map(ip_text).collect::<Vec<_>>().join(", ");
+    match prefixes.count() {
+        0 => {}
+        more => text.push_str(&format!(" and {more} more")),
+    }
+    text
+}
+
 /// Reads what [`ip_text`] writes: an address is a /32 or /128; host bits are cut off. IPv4 written as IPv6
 /// (`::ffff:203.0.113.9`) is IPv4: records know no other, so it would never match.
 pub fn parse_ip(text: &str) -> Option<IpNet> {

@@ -11,6 +11,10 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::{Coverage, Drop, EnforceError, Enforcer, Held, Incident, Name, covered_by};
+use crate::report::some_of;
+
+/// Up to so many that come in one call are a line each in the daemon's log; more are one line for all.
+const MAX_LINES: usize = 100;
 
 /// An enforcer without teeth.
 #[derive(Debug, Default)]
@@ -32,6 +36,11 @@ impl Enforcer for DryRun {
     }
 
     fn ban(&mut self, drops: &[Drop]) -> Vec<Result<(), EnforceError>> {
+        let many = drops.len() > MAX_LINES;
+        if many {
+            let some = some_of(drops.iter().map(|drop| &drop.prefix));
+            tracing::info!("dry run: would drop {} prefixes: {some}", drops.len());
+        }
         drops
             .iter()
             .map(|drop| {
@@ -40,17 +49,24 @@ impl Enforcer for DryRun {
                     return Err(EnforceError::NeverDrop { prefix, entry });
                 }
                 self.entries.insert(prefix, drop.left);
-                tracing::info!(%prefix, left = ?drop.left, "dry run: would drop");
+                if !many {
+                    tracing::info!(%prefix, left = ?drop.left, "dry run: would drop");
+                }
                 Ok(())
             })
             .collect()
     }
 
     fn unban(&mut self, prefixes: &[IpNet]) -> Vec<Result<(), EnforceError>> {
+        let many = prefixes.len() > MAX_LINES;
+        if many {
+            let some = some_of(prefixes.iter());
+            tracing::info!("dry run: would no longer drop {} prefixes: {some}", prefixes.len());
+        }
         prefixes
             .iter()
             .map(|prefix| {
-                if self.entries.remove(&prefix.trunc()).is_some() {
+                if self.entries.remove(&prefix.trunc()).is_some() && !many {
                     tracing::info!(%prefix, "dry run: would no longer drop");
                 }
                 Ok(())

@@ -25,6 +25,21 @@ pub const COUNTS: usize = 5_000;
 /// Pages that one call of [`Store::prune`] gives back to the file system.
 const PRUNE_PAGES: u32 = 256;
 
+/// Decisions that are written in one transaction: enough that its own cost is nothing beside theirs, and few enough that
+/// nobody else who reads or writes the database waits for long.
+pub const AT_ONCE: usize = 1_000;
+
+/// Decisions on their way to the disk.
+#[derive(Debug)]
+struct Batch {
+    /// Some decision waits for the next progress.
+    deferred: bool,
+    /// Those to be written at once.
+    pending: usize,
+    /// The first failure.
+    outcome: Result<(), StoreError>,
+}
+
 /// The writing connection.
 #[derive(Debug)]
 pub struct Store {
@@ -212,11 +227,23 @@ impl Store {
     /// # Errors
     /// Why it is not on disk yet.
     pub fn record_ban(&mut self, ban: &Ban) -> Result<(), StoreError> {
-        if !ban.in_past {
-            self.now = self.now.max(ban.at);
-            self.fresh.insert(ban.prefix);
+        self.record_bans([ban])
+    }
+
+    /// As [`Store::record_ban`], for all of them together: one transaction for [`AT_ONCE`] of them.
+    ///
+    /// # Errors
+    /// Why not all are on disk yet.
+    pub fn record_bans<'a>(&mut self, bans: impl IntoIterator<Item = &'a Ban>) -> Result<(), StoreError> {
+        let mut batch = self.begin();
+        for ban in bans {
+            if !ban.in_past {
+                self.now = self.now.max(ban.at);
+                self.fresh.insert(ban.prefix);
+            }
+            self.keep(&mut batch, Decision::Ban(Box::new(ban.clone())), ban.in_past);
         }
-        self.record(Decision::Ban(Box::new(ban.clone())), ban.in_past)
+        self.finish(batch)
     }
 
     /// Ends the ban on record, with what it had dropped. As [`Store::record_ban`] otherwise.
@@ -228,13 +255,29 @@ impl Store {
     /// # Errors
     /// Why it is not on disk yet.
     pub fn record_unban(&mut self, unban: &Unban, packets: u64, bytes: u64) -> Result<(), StoreError> {
-        self.now = self.now.max(unban.at);
-        let with_progress = unban.origin == Origin::Operator && self.fresh.contains(&unban.prefix);
-        self.record(Decision::Unban(unban.clone(), packets, bytes), with_progress)
+        self.record_unbans(&[(unban.clone(), packets, bytes)])
     }
 
-    fn record(&mut self, decision: Decision, with_progress: bool) -> Result<(), StoreError> {
-        if !with_progress {
+    /// As [`Store::record_unban`], for all of them together: each with its packets and bytes.
+    ///
+    /// # Errors
+    /// Why not all are on disk yet.
+    pub fn record_unbans(&mut self, unbans: &[(Unban, u64, u64)]) -> Result<(), StoreError> {
+        let mut batch = self.begin();
+        for (unban, packets, bytes) in unbans {
+            self.now = self.now.max(unban.at);
+            let with_progress = unban.origin == Origin::Operator && self.fresh.contains(&unban.prefix);
+            self.keep(&mut batch, Decision::Unban(unban.clone(), *packets, *bytes), with_progress);
+        }
+        self.finish(batch)
+    }
+
+    fn begin(&self) -> Batch {
+        Batch { deferred: self.unwritten.iter().any(|u| u.with_progress), pending: 0, outcome: Ok(()) }
+    }
+
+    fn keep(&mut self, batch: &mut Batch, decision: Decision, with_progress: bool) {
+        if batch.deferred && !with_progress {
             // What was decided about one prefix is written in order.
             for earlier in self.unwritten.iter_mut().filter(|u| u.with_progress) {
                 if earlier.decision.prefix() == decision.prefix() {
@@ -242,6 +285,7 @@ impl Store {
                 }
             }
         }
+        batch.deferred |= with_progress;
         self.unwritten.push_back(Unwritten { decision, with_progress });
         if self.unwritten.len() > MAX_UNWRITTEN {
             self.unwritten.pop_front();
@@ -251,12 +295,28 @@ impl Store {
         if self.fresh.len() > MAX_UNWRITTEN {
             self.fresh.clear();
         }
-        match &self.failing {
+        batch.pending += usize::from(!with_progress);
+        if batch.pending >= AT_ONCE {
+            self.write_batch(batch);
+        }
+    }
+
+    fn write_batch(&mut self, batch: &mut Batch) {
+        let outcome = match &self.failing {
             // One attempt a second is enough: `retry`.
             Some(error) => Err(error.clone()),
-            None if with_progress => Ok(()),
+            None if batch.pending == 0 => Ok(()),
             None => self.write_decisions(),
+        };
+        batch.pending = 0;
+        if batch.outcome.is_ok() {
+            batch.outcome = outcome;
         }
+    }
+
+    fn finish(&mut self, mut batch: Batch) -> Result<(), StoreError> {
+        self.write_batch(&mut batch);
+        batch.outcome
     }
 
     fn write_decisions(&mut self) -> Result<(), StoreError> {

@@ -20,8 +20,8 @@ use super::trouble::{Told, Trouble};
 use super::{Event, RequestError};
 use crate::audit::{self, Audit, AuditError, Change, Snapshots};
 use crate::config::{self, Config, OnStop};
-use crate::enforce::{Coverage, Drop, EnforceError, Enforcer, Name};
-use crate::engine::{Ban, Decision, Output, Refusal, State, Unban};
+use crate::enforce::{Coverage, Drop, Enforcer, Name};
+use crate::engine::{Ban, Decision, Output, Refusal, State};
 use crate::metrics::Metrics;
 use crate::notify::{Notice, Notifier};
 use crate::report::{BanRow, DecisionRow, Explanation, HistoryPoint, PastBan, TopRow, ip_text};
@@ -29,6 +29,9 @@ use crate::store::{BanState, Reader, Store, StoreError};
 use crate::tail::Checkpoint;
 use crate::time::Timestamp;
 
+mod decisions;
+#[cfg(test)]
+mod tests;
 mod upkeep;
 
 /// How often the enforcer is looked after and the picture renewed.
@@ -38,8 +41,6 @@ const COUNT_EVERY: Duration = Duration::from_secs(60);
 /// Counts of active bans reach the store this often.
 const STORE_COUNTS_EVERY: Duration = Duration::from_secs(60);
 const PRUNE_EVERY: Duration = Duration::from_secs(3600);
-/// Up to so many bans, what each has dropped is read anew before unbans are told.
-const MAX_COUNTED: usize = 1000;
 /// Bans in an explanation.
 const MAX_EXPLAINED: usize = 50;
 
@@ -290,109 +291,6 @@ impl Apply {
         }
     }
 
-    fn ban(&mut self, bans: &[Box<Ban>]) {
-        for ban in bans {
-            self.with_store(|store| store.record_ban(ban));
-        }
-        let wall = now();
-        let live: Vec<&Ban> = bans.iter().filter(|b| !b.in_past).map(AsRef::as_ref).collect();
-        let drops: Vec<Drop> = live.iter().map(|ban| self.drop_for(ban.prefix, ban.until)).collect();
-        let outcomes = if self.passes_all() {
-            drops.iter().map(|_| Err(EnforceError::Off)).collect()
-        } else if drops.is_empty() {
-            Vec::new()
-        } else {
-            self.enforcer.ban(&drops)
-        };
-        let mut changes = Vec::new();
-        for ((ban, drop), outcome) in live.iter().zip(&drops).zip(outcomes) {
-            let failure = outcome.err().map(|e| e.to_string());
-            self.wanted.insert(ban.prefix, ban.until);
-            let (ip, reason) = (ip_text(&ban.prefix), ban.reason());
-            match &failure {
-                None => {
-                    self.held += 1;
-                    self.metrics.enforcement_duration.observe(now().since(ban.at.min(wall)).as_secs_f64());
-                    info!("ban {ip} (offence {}, {}): {reason}", ban.offence, length_text(ban));
-                    changes.push(Change::Ban(drop.prefix, drop.left));
-                }
-                Some(failure) => {
-                    self.metrics.enforcer_errors.inc();
-                    error!("ban {ip} is NOT enforced: {failure}; it is tried again every minute");
-                }
-            }
-            self.tell_ban(ban, failure);
-        }
-        for ban in bans.iter().filter(|b| b.in_past) {
-            // It had ended before it was decided: on record, and nothing else.
-            tracing::debug!("{} would have been banned at {}: {}", ip_text(&ban.prefix), ban.at, ban.reason());
-        }
-        if !changes.is_empty() {
-            self.maintain();
-            self.snapshot(&changes);
-        }
-    }
-
-    /// Tells everybody of a ban, and why it is not enforced.
-    fn tell_ban(&mut self, ban: &Ban, error: Option<String>) {
-        self.write(&audit::Event::Ban { ban, error: error.as_deref() });
-        let _ = self.events.send(Event { row: DecisionRow::ban(ban), reason: ban.reason() });
-        let enforcer = self.enforcer.name().as_str().to_owned();
-        self.notifier.send(Notice::Ban { ban: Box::new(ban.clone()), enforcer, error });
-    }
-
-    /// Tells of the bans that a crash kept from being told; they are enforced by now, or it is known why not.
-    pub fn tell_late(&mut self, bans: &[Ban]) {
-        for ban in bans {
-            info!("ban {}, from before the last stop: {}", ip_text(&ban.prefix), ban.reason());
-            let error = self.degraded.get("enforcement").map(|(reason, _)| reason.clone());
-            self.tell_ban(ban, error);
-        }
-    }
-
-    fn unban(&mut self, unbans: Vec<Unban>) {
-        if unbans.iter().any(|unban| self.wanted.contains_key(&unban.prefix)) && self.wanted.len() <= MAX_COUNTED {
-            self.count();
-        }
-        let mut lifted = Vec::with_capacity(unbans.len());
-        for unban in unbans {
-            let (packets, bytes) = self.counts.get(&unban.prefix).copied().unwrap_or_default();
-            self.with_store(|store| store.record_unban(&unban, packets, bytes));
-            // Others had ended before they were decided, and were never enforced.
-            if self.wanted.remove(&unban.prefix).is_some() {
-                lifted.push((unban, packets, bytes));
-            }
-        }
-        if lifted.is_empty() {
-            return;
-        }
-        self.held = self.held.min(self.wanted.len());
-        let prefixes: Vec<IpNet> = lifted.iter().map(|(unban, ..)| unban.prefix).collect();
-        let outcomes = self.enforcer.unban(&prefixes);
-        let mut changes = Vec::new();
-        for ((unban, packets, bytes), outcome) in lifted.into_iter().zip(outcomes) {
-            let failure = outcome.err().map(|e| e.to_string());
-            Arc::make_mut(&mut self.counts).remove(&unban.prefix);
-            let ip = ip_text(&unban.prefix);
-            match &failure {
-                None => {
-                    info!("unban {ip} (by the {}): {packets} packets were dropped", unban.origin.as_str());
-                    changes.push(Change::Unban(unban.prefix));
-                }
-                Some(failure) => {
-                    self.metrics.enforcer_errors.inc();
-                    error!("{ip} is STILL dropped: {failure}; it is tried again every minute");
-                }
-            }
-            self.write(&audit::Event::Unban { unban: &unban, packets, bytes, error: failure.as_deref() });
-            let _ = self.events.send(Event { row: DecisionRow::unban(&unban), reason: String::new() });
-            self.notifier.send(Notice::Unban { unban, packets, bytes, error: failure });
-        }
-        if !changes.is_empty() {
-            self.snapshot(&changes);
-        }
-    }
-
     /// What is told and not enforced.
     fn tell(&mut self, output: &Output) {
         match output {
@@ -517,13 +415,6 @@ impl Apply {
             "stopped; bans {}",
             if keep { "stay enforced until they run out" } else { "were taken out of the kernel" }
         );
-    }
-}
-
-fn length_text(ban: &Ban) -> String {
-    match (ban.until, ban.duration_secs()) {
-        (Some(until), Some(secs)) => format!("{secs} s, until {until}"),
-        _ => "permanent".to_owned(),
     }
 }
 

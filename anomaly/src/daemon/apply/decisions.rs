@@ -1,0 +1,188 @@
+//! Bans and unbans: persisted, enforced, audited and told, in that order, as many at once as came together.
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use tracing::{error, info};
+
+use super::super::Event;
+use super::super::clock::now;
+use super::Apply;
+use crate::audit::{self, Change};
+use crate::enforce::{Drop, EnforceError};
+use crate::engine::{Ban, Unban};
+use crate::notify::Notice;
+use crate::report::{DecisionRow, ip_text, some_of};
+
+/// Up to so many bans, what each has dropped is read anew before unbans are told.
+const MAX_COUNTED: usize = 1000;
+/// Up to so many decisions that come together are a line each in the daemon's log; more are one line for all. The audit log
+/// has each of them in any case.
+const MAX_LINES: usize = 100;
+
+impl Apply {
+    pub(super) fn ban(&mut self, bans: &[Box<Ban>]) {
+        self.with_store(|store| store.record_bans(bans.iter().map(AsRef::as_ref)));
+        let wall = now();
+        let live: Vec<&Ban> = bans.iter().filter(|b| !b.in_past).map(AsRef::as_ref).collect();
+        let drops: Vec<Drop> = live.iter().map(|ban| self.drop_for(ban.prefix, ban.until)).collect();
+        let outcomes = if self.passes_all() {
+            drops.iter().map(|_| Err(EnforceError::Off)).collect()
+        } else if drops.is_empty() {
+            Vec::new()
+        } else {
+            self.enforcer.ban(&drops)
+        };
+        let mut changes = Vec::new();
+        let mut failed = Failed::default();
+        for ((ban, drop), outcome) in live.iter().zip(&drops).zip(outcomes) {
+            let failure = outcome.err().map(|e| e.to_string());
+            self.wanted.insert(ban.prefix, ban.until);
+            match &failure {
+                None => {
+                    self.held += 1;
+                    self.metrics.enforcement_duration.observe(now().since(ban.at.min(wall)).as_secs_f64());
+                    changes.push(Change::Ban(drop.prefix, drop.left));
+                    if live.len() <= MAX_LINES {
+                        let (ip, reason) = (ip_text(&ban.prefix), ban.reason());
+                        info!("ban {ip} (offence {}, {}): {reason}", ban.offence, length_text(ban));
+                    }
+                }
+                Some(failure) => {
+                    self.metrics.enforcer_errors.inc();
+                    failed.add(ban.prefix, failure);
+                    if live.len() <= MAX_LINES {
+                        error!(
+                            "ban {} is NOT enforced: {failure}; it is tried again every minute",
+                            ip_text(&ban.prefix)
+                        );
+                    }
+                }
+            }
+            self.tell_ban(ban, failure);
+        }
+        if live.len() > MAX_LINES {
+            if !changes.is_empty() {
+                info!("{} bans at once: {}; the audit log has each with its reason", changes.len(), shown(&changes));
+            }
+            failed.say("bans are NOT enforced");
+        }
+        for ban in bans.iter().filter(|b| b.in_past) {
+            // It had ended before it was decided: on record, and nothing else.
+            tracing::debug!("{} would have been banned at {}: {}", ip_text(&ban.prefix), ban.at, ban.reason());
+        }
+        if !changes.is_empty() {
+            self.maintain();
+            self.snapshot(&changes);
+        }
+    }
+
+    /// Tells everybody of a ban, and why it is not enforced.
+    fn tell_ban(&mut self, ban: &Ban, error: Option<String>) {
+        self.write(&audit::Event::Ban { ban, error: error.as_deref() });
+        let _ = self.events.send(Event { row: DecisionRow::ban(ban), reason: ban.reason() });
+        let enforcer = self.enforcer.name().as_str().to_owned();
+        self.notifier.send(Notice::Ban { ban: Box::new(ban.clone()), enforcer, error });
+    }
+
+    /// Tells of the bans that a crash kept from being told; they are enforced by now, or it is known why not.
+    pub fn tell_late(&mut self, bans: &[Ban]) {
+        for ban in bans {
+            info!("ban {}, from before the last stop: {}", ip_text(&ban.prefix), ban.reason());
+            let error = self.degraded.get("enforcement").map(|(reason, _)| reason.clone());
+            self.tell_ban(ban, error);
+        }
+    }
+
+    pub(super) fn unban(&mut self, unbans: Vec<Unban>) {
+        if unbans.iter().any(|unban| self.wanted.contains_key(&unban.prefix)) && self.wanted.len() <= MAX_COUNTED {
+            self.count();
+        }
+        let counted: Vec<(Unban, u64, u64)> = (unbans.into_iter())
+            .map(|unban| {
+                let (packets, bytes) = self.counts.get(&unban.prefix).copied().unwrap_or_default();
+                (unban, packets, bytes)
+            })
+            .collect();
+        self.with_store(|store| store.record_unbans(&counted));
+        // Others had ended before they were decided, and were never enforced.
+        let lifted: Vec<_> =
+            counted.into_iter().filter(|(unban, ..)| self.wanted.remove(&unban.prefix).is_some()).collect();
+        if lifted.is_empty() {
+            return;
+        }
+        self.held = self.held.min(self.wanted.len());
+        let prefixes: Vec<IpNet> = lifted.iter().map(|(unban, ..)| unban.prefix).collect();
+        let outcomes = self.enforcer.unban(&prefixes);
+        let (mut changes, mut failed) = (Vec::new(), Failed::default());
+        for ((unban, packets, bytes), outcome) in lifted.into_iter().zip(outcomes) {
+            let failure = outcome.err().map(|e| e.to_string());
+            Arc::make_mut(&mut self.counts).remove(&unban.prefix);
+            match &failure {
+                None => {
+                    changes.push(Change::Unban(unban.prefix));
+                    if prefixes.len() <= MAX_LINES {
+                        let ip = ip_text(&unban.prefix);
+                        info!("unban {ip} (by the {}): {packets} packets were dropped", unban.origin.as_str());
+                    }
+                }
+                Some(failure) => {
+                    self.metrics.enforcer_errors.inc();
+                    failed.add(unban.prefix, failure);
+                    if prefixes.len() <= MAX_LINES {
+                        error!(
+                            "{} is STILL dropped: {failure}; it is tried again every minute",
+                            ip_text(&unban.prefix)
+                        );
+                    }
+                }
+            }
+            self.write(&audit::Event::Unban { unban: &unban, packets, bytes, error: failure.as_deref() });
+            let _ = self.events.send(Event { row: DecisionRow::unban(&unban), reason: String::new() });
+            self.notifier.send(Notice::Unban { unban, packets, bytes, error: failure });
+        }
+        if prefixes.len() > MAX_LINES {
+            if !changes.is_empty() {
+                info!("{} unbans at once: {}; the audit log has each", changes.len(), shown(&changes));
+            }
+            failed.say("that were to be lifted are STILL dropped");
+        }
+        if !changes.is_empty() {
+            self.snapshot(&changes);
+        }
+    }
+}
+
+/// The first few of many changes.
+fn shown(changes: &[Change]) -> String {
+    some_of(changes.iter().map(|(Change::Ban(prefix, _) | Change::Unban(prefix))| prefix))
+}
+
+/// What could not be done, of many.
+#[derive(Default)]
+struct Failed {
+    count: usize,
+    first: Option<(IpNet, String)>,
+}
+
+impl Failed {
+    fn add(&mut self, prefix: IpNet, failure: &str) {
+        self.count += 1;
+        self.first.get_or_insert_with(|| (prefix, failure.to_owned()));
+    }
+
+    /// One line for all of it; none where nothing failed.
+    fn say(&self, what: &str) {
+        if let Some((prefix, failure)) = &self.first {
+            let first = ip_text(prefix);
+            error!("{} {what}, {first} the first of them: {failure}; it is tried again every minute", self.count);
+        }
+    }
+}
+
+fn length_text(ban: &Ban) -> String {
+    match (ban.until, ban.duration_secs()) {
+        (Some(until), Some(secs)) => format!("{secs} s, until {until}"),
+        _ => "permanent".to_owned(),
+    }
+}

@@ -1,0 +1,194 @@
+//! The apply thread with real sinks in a directory of their own, and an enforcer that counts what it is asked.
+
+use std::fs::File;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::atomic::AtomicUsize;
+
+use super::*;
+use crate::enforce::dry_run::DryRun;
+use crate::enforce::{EnforceError, Held, Incident};
+use crate::engine::{Origin, Unban};
+
+/// Drops nothing, and counts its calls.
+#[derive(Default)]
+struct Counting {
+    inner: DryRun,
+    calls: Arc<Calls>,
+}
+
+#[derive(Default)]
+struct Calls {
+    listings: AtomicUsize,
+    bans: AtomicUsize,
+    unbans: AtomicUsize,
+}
+
+impl Enforcer for Counting {
+    fn name(&self) -> Name {
+        self.inner.name()
+    }
+
+    fn ban(&mut self, drops: &[Drop]) -> Vec<Result<(), EnforceError>> {
+        self.calls.bans.fetch_add(1, Ordering::Relaxed);
+        self.inner.ban(drops)
+    }
+
+    fn unban(&mut self, prefixes: &[IpNet]) -> Vec<Result<(), EnforceError>> {
+        self.calls.unbans.fetch_add(1, Ordering::Relaxed);
+        self.inner.unban(prefixes)
+    }
+
+    fn banned(&mut self) -> Result<Vec<Held>, EnforceError> {
+        self.calls.listings.fetch_add(1, Ordering::Relaxed);
+        self.inner.banned()
+    }
+
+    fn snapshot_text(&mut self) -> Result<String, EnforceError> {
+        self.inner.snapshot_text()
+    }
+
+    fn set_never_drop(&mut self, prefixes: &[IpNet]) -> Result<(), EnforceError> {
+        self.inner.set_never_drop(prefixes)
+    }
+
+    fn maintain(&mut self) -> Vec<Incident> {
+        self.inner.maintain()
+    }
+
+    fn coverage(&mut self) -> Coverage {
+        self.inner.coverage()
+    }
+
+    fn close(self: Box<Self>, keep: bool) -> Result<(), EnforceError> {
+        Box::new(self.inner).close(keep)
+    }
+}
+
+/// An apply thread without the thread, whose files are below `dir`.
+fn apply(dir: &Path) -> (Apply, Arc<Calls>) {
+    let config = Config::default();
+    let store = Store::open(&dir.join("state.db"), now()).unwrap().store;
+    let enforcer = Counting::default();
+    let calls = Arc::clone(&enforcer.calls);
+    let apply = Apply {
+        reader: store.reader(),
+        store,
+        enforcer: Box::new(enforcer),
+        audit: Audit::open(&dir.join("audit.jsonl"), 1 << 30),
+        snapshots: Snapshots::open(&dir.join("snapshots.log"), 1 << 30),
+        notifier: Notifier::start(&config.notify).unwrap(),
+        events: broadcast::channel(16).0,
+        metrics: Arc::default(),
+        picture: Shared::default(),
+        news: Arc::new(Notify::new()),
+        config: Box::new(config),
+        guarded: Vec::new(),
+        wanted: HashMap::new(),
+        counts: Arc::default(),
+        held: 0,
+        off: false,
+        degraded: BTreeMap::new(),
+        told: Told::default(),
+    };
+    (apply, calls)
+}
+
+/// 20.0.0.0, 20.0.0.1, ...
+fn prefix(n: u32) -> IpNet {
+    IpAddr::from((0x1400_0000 + n).to_be_bytes()).into()
+}
+
+fn bans(count: u32) -> Vec<Output> {
+    let ban = |n| Ban {
+        prefix: prefix(n),
+        at: now(),
+        until: Some(now().plus(Duration::from_secs(600))),
+        offence: 1,
+        origin: Origin::Detector,
+        finding: None,
+        note: String::new(),
+        in_past: false,
+    };
+    (0..count).map(|n| Output::Decision(Decision::Ban(Box::new(ban(n))))).collect()
+}
+
+fn unbans(count: u32) -> Vec<Output> {
+    let unban = |n| Unban { prefix: prefix(n), at: now(), offence: 1, origin: Origin::Detector };
+    (0..count).map(|n| Output::Decision(Decision::Unban(unban(n)))).collect()
+}
+
+/// What is written to the daemon's log meanwhile, by way of a file in `dir`.
+fn told(dir: &Path, work: impl FnOnce()) -> Vec<String> {
+    // While there is one subscriber only, `tracing` asks that of whichever thread comes by a line of code first, and other
+    // tests' threads have none; then the line stays off for ours too.
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
+    let path = dir.join("log");
+    let file = Arc::new(File::create(&path).unwrap());
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).without_time().with_writer(file).finish();
+    tracing::subscriber::with_default(subscriber, work);
+    std::fs::read_to_string(path).unwrap().lines().map(str::to_owned).collect()
+}
+
+/// The audit log's events, by word and address.
+fn audited(dir: &Path) -> Vec<(String, String)> {
+    let text = std::fs::read_to_string(dir.join("audit.jsonl")).unwrap();
+    let row = |line: &str| {
+        let row: serde_json::Value = serde_json::from_str(line).unwrap();
+        let word = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
+        (word("event"), word("ip"))
+    };
+    text.lines().map(row).collect()
+}
+
+#[test]
+fn bans_that_end_together_cost_one_listing_of_the_enforcer() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut apply, calls) = apply(dir.path());
+    let count =
+        |calls: &Calls| [&calls.bans, &calls.unbans, &calls.listings].map(|calls| calls.swap(0, Ordering::Relaxed));
+    apply.outputs(bans(900), None);
+    assert_eq!(count(&calls), [1, 0, 0]);
+    // What each has dropped is read once, for all of them.
+    apply.outputs(unbans(800), None);
+    assert_eq!(count(&calls), [0, 1, 1]);
+    // Nothing that is dropped is among these, so nobody need be asked.
+    apply.outputs(unbans(800), None);
+    assert_eq!(count(&calls), [0, 0, 0]);
+    let ended = audited(dir.path()).into_iter().filter(|(event, _)| event == "unban").count();
+    assert_eq!((apply.wanted.len(), ended), (100, 800));
+    // So many that even one listing takes long: what was last read has to do.
+    apply.outputs(bans(1100), None);
+    apply.outputs(unbans(1100), None);
+    assert_eq!(count(&calls), [1, 1, 0]);
+}
+
+#[test]
+fn many_bans_at_once_are_each_audited_and_told_the_log_in_few_lines() {
+    const BANS: u32 = 10_000;
+    let dir = tempfile::tempdir().unwrap();
+    let (mut apply, calls) = apply(dir.path());
+    let watch = stopwatch();
+    let lines = told(dir.path(), || apply.outputs(bans(BANS), None));
+    let banned = watch();
+    println!("{BANS} bans applied in {banned:?}, {} lines", lines.len());
+    assert!(lines.len() < 10, "{} lines: {:?}", lines.len(), &lines[..3]);
+    assert!(lines.iter().any(|line| line.contains(&format!("{BANS} bans")) && line.contains("20.0.0.0")), "{lines:?}");
+    assert_eq!(calls.bans.load(Ordering::Relaxed), 1);
+    let lines = told(dir.path(), || apply.outputs(unbans(BANS), None));
+    println!("lifted in {:?}", watch() - banned);
+    assert!(lines.len() < 10, "{} lines: {:?}", lines.len(), &lines[..3]);
+    // Each on record, in the audit log and among the snapshots, and in order.
+    let wanted: Vec<_> = ["ban", "unban"]
+        .into_iter()
+        .flat_map(|event| (0..BANS).map(move |n| (event.to_owned(), ip_text(&prefix(n)))))
+        .collect();
+    assert!(audited(dir.path()) == wanted, "the audit log is not whole");
+    let snapshots = std::fs::read_to_string(dir.path().join("snapshots.log")).unwrap();
+    assert_eq!(snapshots.lines().filter(|line| line.contains(" change ")).count(), 2 * BANS as usize);
+    let recorded = apply.reader.explain(&prefix(BANS - 1), 10).unwrap();
+    assert_eq!(recorded.iter().map(|r| r.state).collect::<Vec<_>>(), [BanState::Expired]);
+    // A handful is told one by one, with the reason.
+    let lines = told(dir.path(), || apply.outputs(bans(3), None));
+    assert_eq!(lines.iter().filter(|line| line.contains("ban 20.0.0.") && line.contains("offence 1")).count(), 3);
+}
