@@ -85,6 +85,38 @@ fn generic_mode_is_taken_and_said_where_native_is_not_to_be_had() {
     assert!(!rig.pin_dir().exists(), "a refusal leaves nothing behind");
 }
 
+/// A reload or stop may come while the kernel verifies the program, which then gives up with EAGAIN.
+#[test]
+fn signals_do_not_keep_the_program_from_being_loaded() {
+    use rustix::process::{Signal, kill_process};
+    use tokio::signal::unix::{SignalKind, signal};
+    /// Fewer than the attempts that the enforcer makes.
+    const SIGNALS: usize = 8;
+    let Some(rig) = Rig::new() else { return };
+    // A handler that does nothing; the default one would end the tests.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let handled = runtime.block_on(async { signal(SignalKind::user_defined1()) }).unwrap();
+    let settings = anomaly::config::Enforcer { probe_log: true, ..rig.settings() };
+    let (mut xdp, incidents) = rig.open(&settings).unwrap();
+    assert_eq!(incidents, []);
+    // Only the other build of the program is loaded by now. By its number the thread itself gets the signals.
+    let thread = rustix::thread::gettid();
+    let loaded = std::thread::scope(|scope| {
+        let sender = scope.spawn(move || {
+            for _ in 0..SIGNALS {
+                kill_process(thread, Signal::USR1).unwrap();
+                std::thread::sleep(Duration::from_micros(300));
+            }
+        });
+        let loaded = xdp.program(false).map(drop);
+        sender.join().unwrap();
+        loaded
+    });
+    loaded.expect("the kernel takes the program");
+    close(xdp);
+    drop(handled);
+}
+
 /// A real bond, where the kernel has them; the words are tested beside the code that says them.
 #[test]
 fn a_bond_is_covered_as_a_whole_or_by_all_its_members() {

@@ -31,6 +31,9 @@ const FIRST_CAPACITY: u32 = 16_384;
 
 const NO_PREALLOC: u32 = 1;
 
+/// So often a program is given to the verifier while signals interrupt it; aya makes two attempts of each.
+const LOAD_TRIES: u32 = 10;
+
 /// What a map must look like to be taken over.
 struct Spec {
     name: &'static str,
@@ -153,7 +156,9 @@ impl Kernel {
         loader
             // Nothing in the object is relocated against the running kernel.
             .btf(None)
-            .verifier_log_level(VerifierLogLevel::DISABLE)
+            // aya tries again with a buffer for the verifier's log whatever it was that failed. Without a level the kernel
+            // refuses that with EINVAL, which hides why.
+            .verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS)
             .override_global("COARSE_CLOCK", &coarse, true)
             .override_global(aya_log::LEVEL, &level, true)
             .map_max_entries("AYA_LOGS", if options.log { 1 << 17 } else { 4096 });
@@ -188,10 +193,7 @@ impl Kernel {
         let name = if frags { "anomaly_frags" } else { "anomaly" };
         let program = self.ebpf.program_mut(name).ok_or(io::ErrorKind::NotFound)?;
         let program: &mut Xdp = program.try_into().map_err(program_io)?;
-        match program.load() {
-            Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
-            Err(e) => return Err(program_io(e)),
-        }
+        load(program).map_err(program_io)?;
         program.fd().map(AsFd::as_fd).map_err(program_io)
     }
 
@@ -288,6 +290,24 @@ impl Kernel {
         let fresh = bans.len();
         tracing::info!("moving {fresh} of {held} bans into a new {}", old.name);
         table.put(fresh, &|n| bans[n], fresh).map_err(reading)
+    }
+}
+
+/// Loads a program that may be loaded already. The verifier gives up with `EAGAIN` when a signal reaches its thread, as any
+/// reload or stop of the daemon may be one; that says nothing of the program.
+fn load(program: &mut Xdp) -> Result<(), ProgramError> {
+    let mut tries = 1;
+    loop {
+        match program.load() {
+            Ok(()) | Err(ProgramError::AlreadyLoaded) => return Ok(()),
+            Err(ProgramError::LoadError { io_error, .. })
+                if matches!(io_error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+                    && tries < LOAD_TRIES =>
+            {
+                tries += 1;
+            }
+            Err(e) => return Err(e),
+        }
     }
 }
 
