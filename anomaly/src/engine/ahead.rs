@@ -41,15 +41,21 @@ impl Ahead {
     /// Finds the clients of `keys` (as many as there is room for) and reads what will be needed of them.
     pub fn look(&mut self, keys: impl Iterator<Item = Key>, table: &Table) {
         (self.len, self.next) = (0, 0);
+        // First the buckets, then both ends of each client, then of each list of events. A loop that branched on what it has
+        // just read would wait for it each time.
+        let mut read = 0;
         for (slot, key) in self.hints.iter_mut().zip(keys) {
-            *slot = (key, table.locate(&key));
+            let (hint, bucket) = table.touch(&key);
+            read ^= bucket;
+            *slot = (key, hint);
             self.len += 1;
         }
-        // Both ends of each client, then of each list of events. A loop that branched on what it has just read would wait
-        // for it each time.
+        for (_, hint) in &mut self.hints[..self.len] {
+            *hint = table.locate(*hint);
+        }
         let clients = || self.hints[..self.len].iter().filter(|(_, hint)| hint.index != Hint::NOWHERE);
         let clients = || clients().map(|(_, hint)| table.get(hint.index));
-        let read = clients().fold(0, |read, client| read ^ u64::from(client.last) ^ client.key.hashed().1);
+        let read = clients().fold(read, |read, client| read ^ u64::from(client.last) ^ client.key.hashed().1);
         let read = clients().fold(read, |read, client| read ^ u64::from(client.window.touch()));
         // Or the compiler would see that nobody wants what was read.
         std::hint::black_box(read);

@@ -15,6 +15,7 @@ mod command;
 mod contract;
 mod detector;
 mod histogram;
+mod index;
 mod key;
 mod known;
 mod ledger;

@@ -8,9 +8,9 @@
 use std::hash::BuildHasher;
 
 use foldhash::fast::RandomState;
-use hashbrown::HashTable;
 
 use super::ahead::Hint;
+use super::index::Index;
 use super::key::Key;
 use super::population::Seen;
 use super::window::Window;
@@ -65,24 +65,11 @@ impl Client {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Place {
-    index: u32,
-    hash: u32,
-}
-
-impl Place {
-    /// The table takes buckets from the lower bits and tags from the upper ones.
-    const fn spread(self) -> u64 {
-        (self.hash as u64) << 32 | self.hash as u64
-    }
-}
-
 /// The table.
 #[derive(Clone, Debug)]
 pub struct Table {
     /// Where each client is, with half of its hash: finding and growing need not look at the clients.
-    index: HashTable<Place>,
+    index: Index,
     slabs: Vec<Vec<Client>>,
     free: Vec<u32>,
     hand: usize,
@@ -96,7 +83,7 @@ impl Table {
     /// An empty table for at most `capacity` clients.
     pub fn new(capacity: usize) -> Self {
         Self {
-            index: HashTable::new(),
+            index: Index::default(),
             slabs: Vec::new(),
             free: Vec::new(),
             hand: 0,
@@ -146,17 +133,19 @@ impl Table {
         self.find_hashed(key, self.hash(key))
     }
 
-    /// Where a client with this hash is now, for [`Table::entry`] a few records later: probably the one of `key`.
-    pub fn locate(&self, key: &Key) -> Hint {
+    /// Reads the bucket of a client, so that it is in the processor's cache; the hint knows its hash then.
+    pub fn touch(&self, key: &Key) -> (Hint, u64) {
         let hash = self.hash(key);
-        let place = self.index.find(Place { index: 0, hash }.spread(), |p| p.hash == hash);
-        Hint { hash, index: place.map_or(Hint::NOWHERE, |p| p.index) }
+        (Hint { hash, index: Hint::NOWHERE }, self.index.touch(hash))
+    }
+
+    /// Where a client with this hash is now, for [`Table::entry`] a few records later: probably the right one.
+    pub fn locate(&self, hint: Hint) -> Hint {
+        Hint { index: self.index.find(hint.hash, |_| true).unwrap_or(Hint::NOWHERE), ..hint }
     }
 
     fn find_hashed(&self, key: &Key, hash: u32) -> Option<u32> {
-        let place = Place { index: 0, hash };
-        let is_it = |p: &Place| p.hash == hash && get(&self.slabs, p.index).key == *key;
-        self.index.find(place.spread(), is_it).map(|p| p.index)
+        self.index.find(hash, |index| get(&self.slabs, index).key == *key)
     }
 
     /// A client by its place.
@@ -207,8 +196,7 @@ impl Table {
                 (slab * SLAB + self.slabs[slab].len() - 1) as u32
             }
         };
-        let place = Place { index, hash };
-        self.index.insert_unique(place.spread(), place, |p| p.spread());
+        self.index.insert(hash, index);
         self.peak = self.peak.max(self.index.len());
         (index, true)
     }
@@ -274,8 +262,7 @@ impl Table {
     /// Forgets a client.
     pub fn remove(&mut self, index: u32) {
         let hash = self.hash(&self.get(index).key);
-        if let Ok(entry) = self.index.find_entry(Place { index, hash }.spread(), |p| p.index == index) {
-            entry.remove();
+        if self.index.remove(hash, index) {
             let client = self.get_mut(index);
             client.flags = Client::FREE;
             client.window = Window::default();
@@ -293,7 +280,7 @@ impl Table {
     pub fn heap_bytes(&self) -> usize {
         let places: usize = self.slabs.iter().map(|s| s.capacity() * size_of::<Client>()).sum();
         let windows: usize = self.slabs.iter().flatten().map(|c| c.window.heap_bytes()).sum();
-        places + windows + self.index.allocation_size() + self.free.capacity() * 4
+        places + windows + self.index.heap_bytes() + self.free.capacity() * 4
     }
 }
 
