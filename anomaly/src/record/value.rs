@@ -51,7 +51,10 @@ pub(super) fn address_with_port(text: &[u8]) -> Option<IpAddr> {
 #[inline]
 pub(super) fn ipv4_prefix(text: &[u8]) -> Option<(Ipv4Addr, usize)> {
     // The longest has 15 bytes: with the one behind it, all that matters is in here.
-    text.first_chunk().map_or_else(|| ipv4_at_the_end(text), ipv4_in)
+    match text.first_chunk() {
+        Some(chunk) => ipv4_in(chunk),
+        None => ipv4_at_the_end(text),
+    }
 }
 
 /// The same of the first bytes of a longer text, without a branch for each of them: how long the numbers are cannot be
