@@ -41,8 +41,9 @@ impl Engine {
         }
         let mut at = Timestamp::MIN;
         for ban in state.bans {
-            at = at.max(ban.at);
-            self.ledger.hold(ban);
+            let since = ban.at;
+            at = at.max(since);
+            self.ledger.hold(ban, since);
         }
         let exempt = &self.exempt;
         let unbans = self.ledger.lift_where(at, &self.settings, |p| exempt.overlap(p).is_some());
