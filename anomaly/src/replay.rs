@@ -57,11 +57,23 @@ pub trait Report {
     fn progress(&mut self, bytes: u64);
 }
 
+/// A line that gave no record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejected {
+    /// The log that it is in.
+    pub log: String,
+    /// Its bytes.
+    pub line: Vec<u8>,
+    /// What is wrong with it.
+    pub why: Reject,
+}
+
 /// A replay in progress.
 pub struct Replay {
     engine: Engine,
     out: Vec<Output>,
     summary: Summary,
+    rejected: Option<Rejected>,
     now: Timestamp,
 }
 
@@ -69,7 +81,13 @@ impl Replay {
     /// Prepares an engine for past logs: `settings` with self-proof off and log time believed only when it is confirmed.
     pub fn new(settings: Settings) -> Self {
         let settings = Settings { self_proof: false, replay: true, ..settings };
-        Self { engine: Engine::new(settings), out: Vec::new(), summary: Summary::default(), now: Timestamp::MIN }
+        let engine = Engine::new(settings);
+        Self { engine, out: Vec::new(), summary: Summary::default(), rejected: None, now: Timestamp::MIN }
+    }
+
+    /// One of the first lines that gave no record.
+    pub fn rejected(&self) -> Option<&Rejected> {
+        self.rejected.as_ref()
     }
 
     /// The engine, to give it a baseline before or to take it after.
@@ -91,6 +109,9 @@ impl Replay {
         }
         let mut bytes = 0;
         loop {
+            if self.rejected.is_none() {
+                self.rejected = sources.iter_mut().find_map(|s| s.rejected.take());
+            }
             // The source whose next record is the oldest goes on until another one's is older.
             sources.retain(|s| s.next.is_some());
             let mut order: Vec<usize> = (0..sources.len()).collect();
@@ -197,6 +218,8 @@ struct Source {
     /// The rest of a line that is longer than [`MAX_LINE_BYTES`] is being skipped.
     skipping: bool,
     next: Option<Timestamp>,
+    /// Its first line that gave no record.
+    rejected: Option<Rejected>,
 }
 
 /// Counts what is read through it.
@@ -254,6 +277,7 @@ impl Source {
             ended: false,
             skipping: false,
             next: None,
+            rejected: None,
         })
     }
 
@@ -321,7 +345,13 @@ impl Source {
                     result = on_records(records);
                 }
                 Parsed::Records(_) | Parsed::Rejected(Reject::Empty, _) => {}
-                Parsed::Rejected(..) => outcome.rejected += 1,
+                Parsed::Rejected(why, line) => {
+                    outcome.rejected += 1;
+                    if self.rejected.is_none() {
+                        let log = self.path.display().to_string();
+                        self.rejected = Some(Rejected { log, line: line.to_vec(), why });
+                    }
+                }
             });
             result?;
             if matches!(outcome.stopped, Stopped::AtLimit) {

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anomaly::config::Config;
 use anomaly::engine::State;
 use anomaly::record::Format;
-use anomaly::replay::{Replay, Report, Summary};
+use anomaly::replay::{Rejected, Replay, Report, Summary};
 use anomaly::report::DecisionRow;
 use anomaly::{daemon, store};
 use anyhow::{Context, Result};
@@ -32,11 +32,20 @@ pub fn run(config: Config, args: &args::Replay) -> Result<ExitCode> {
     }
     let mut rows = Rows::new(args.json, progress_bar(&args.files));
     let finished = replay.run(&args.files, &format, &mut rows);
-    let finished = finished.and_then(|()| Ok(rows.summary(&replay.summary(stopwatch()))?));
-    match finished {
+    let finished = finished.and_then(|()| {
+        let summary = replay.summary(stopwatch());
+        rows.summary(&summary)?;
+        Ok(summary)
+    });
+    let summary = match finished {
         // Whoever reads has seen enough (`| head`).
         Err(error) if is_broken_pipe(&error) => return Ok(ExitCode::SUCCESS),
         other => other?,
+    };
+    if let Some(rejected) = replay.rejected()
+        && summary.rejected * 10 > summary.records + summary.rejected
+    {
+        eprintln!("anomaly: {}", why_rejected(rejected, &summary, &format));
     }
     if let Some(path) = &args.learn {
         let baseline = replay.engine().save().baseline;
@@ -44,6 +53,22 @@ pub fn run(config: Config, args: &args::Replay) -> Result<ExitCode> {
         eprintln!("anomaly: the baseline is in {}", path.display());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What to do about a log of which a good part gives no record.
+fn why_rejected(rejected: &Rejected, summary: &Summary, format: &Format) -> String {
+    let Rejected { log, line, why } = rejected;
+    let lines = summary.records + summary.rejected;
+    let next = match (Format::guess(line), format) {
+        (Some(name), _) => format!("it looks like the format {name}: try --format {name}"),
+        (None, Format::Combined) => "it is not in the combined format; --format names others".to_owned(),
+        (None, Format::Json(_)) => format!(
+            "{}; --format knows {}, and [log.fields] in the configuration names other keys",
+            why.words(),
+            Format::NAMES.join(", ")
+        ),
+    };
+    format!("{} of {lines} lines give no record, the first of them in {log}: {next}", summary.rejected)
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -132,5 +157,44 @@ impl Report for Rows {
 
     fn progress(&mut self, bytes: u64) {
         self.bar.set_position(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nothing;
+
+    impl Report for Nothing {
+        fn row(&mut self, _: &DecisionRow, _: &str) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn progress(&mut self, _: u64) {}
+    }
+
+    #[test]
+    fn a_log_in_another_format_is_not_only_counted() {
+        let combined = r#"192.0.2.1 - - [27/Apr/2026:09:59:58 +0000] "GET / HTTP/1.1" 200 5 "-" "x""#;
+        let caddy =
+            r#"{"ts":1777280000.5,"request":{"client_ip":"192.0.2.1","method":"GET","uri":"/"},"status":200,"size":5}"#;
+        let cases = [
+            (combined, Format::nginx(), "1 of 1 lines give no record", "try --format combined"),
+            (caddy, Format::nginx(), "log.json", "try --format caddy"),
+            (caddy, Format::Combined, "log.json", "try --format caddy"),
+            (r#"{"who":"192.0.2.1"}"#, Format::nginx(), "no source_ip", "[log.fields]"),
+            ("Hello.", Format::Combined, "not in the combined format", "--format"),
+        ];
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log.json");
+        for (line, format, why, next) in cases {
+            std::fs::write(&log, format!("{line}\n")).unwrap();
+            let mut replay = Replay::new(anomaly::engine::Settings::default());
+            replay.run(std::slice::from_ref(&log), &format, &mut Nothing).unwrap();
+            let summary = replay.summary(std::time::Duration::ZERO);
+            let said = why_rejected(replay.rejected().unwrap(), &summary, &format);
+            assert!(said.contains(why) && said.contains(next), "{line}: {said}");
+        }
     }
 }

@@ -147,16 +147,17 @@ fn format(lines: &[&[u8]], records: usize, damaged: usize, rejected: &HashMap<Re
         Some(Reject::NotAnObject) if lines.iter().all(|line| !line.trim_ascii_start().starts_with(b"{")) => {
             "it is not JSON"
         }
-        Some(Reject::NotAnObject) => "lines that are no JSON object",
-        Some(Reject::NoAddress) => "no source_ip",
-        Some(Reject::BadAddress) => "source_ip is no address",
-        Some(Reject::NoTime) => "no timestamp",
-        Some(Reject::TooLong) => "lines that are too long",
-        Some(Reject::Empty) | None => "",
+        other => other.unwrap_or(Reject::Empty).words(),
     };
     if records == 0 {
-        let why = if why.is_empty() { "blank lines only" } else { why };
-        return Check::fail("format", format!("none of the last {} lines can be read: {why}", lines.len()), FORMAT);
+        let detail = format!("none of the last {} lines can be read: {why}", lines.len());
+        return match lines.last().and_then(|line| Format::guess(line)) {
+            Some(name) => {
+                let next = format!("they look like the format {name}: set log.format = \"{name}\", or {FORMAT}");
+                Check::fail("format", detail, next)
+            }
+            None => Check::fail("format", detail, FORMAT),
+        };
     }
     if lost * 100 > lines.len() {
         return Check::warn(
@@ -296,6 +297,19 @@ mod tests {
 
     fn plain(client: &str) -> String {
         line(client, Some(client), "2026-04-27T09:59:58Z")
+    }
+
+    #[test]
+    fn the_format_of_another_server_is_named() {
+        let caddy = r#"{"ts":1777280000.5,"request":{"client_ip":"192.0.2.1","method":"GET","uri":"/"},"status":200}"#;
+        let combined = r#"192.0.2.1 - - [27/Apr/2026:09:59:58 +0000] "GET / HTTP/1.1" 200 5"#;
+        for (text, name) in [(caddy, Some("caddy")), (combined, Some("combined")), ("Hello.", None)] {
+            let checks = judge(&[text.as_bytes()], &Format::default(), &[], now());
+            let next = checks[0].next.clone().unwrap_or_default();
+            assert_eq!(checks[0].status, Level::Fail);
+            assert_eq!(next.contains("log.format"), name.is_some(), "{next}");
+            assert!(name.is_none_or(|name| next.contains(&format!("log.format = {name:?}"))), "{next}");
+        }
     }
 
     #[test]

@@ -55,6 +55,14 @@ impl Format {
         })
     }
 
+    /// The name of the preset that makes a record of this line: what a log that gives none may be written in.
+    pub fn guess(line: &[u8]) -> Option<&'static str> {
+        let reads = |name: &&str| {
+            Self::from_name(name).is_some_and(|format| super::Parser::with_format(&format).parse(line).is_ok())
+        };
+        Self::NAMES.into_iter().find(reads)
+    }
+
     /// What `nginx/log_format.conf` writes (default).
     pub fn nginx() -> Self {
         Self::Json(FieldMap {

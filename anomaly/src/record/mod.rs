@@ -64,6 +64,18 @@ impl Reject {
     /// Every reason, in the order of their values.
     pub const ALL: [Self; 6] =
         [Self::Empty, Self::TooLong, Self::NotAnObject, Self::NoAddress, Self::BadAddress, Self::NoTime];
+
+    /// What is wrong with such lines.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Empty => "blank lines only",
+            Self::TooLong => "lines that are too long",
+            Self::NotAnObject => "lines that are no JSON object",
+            Self::NoAddress => "no source_ip",
+            Self::BadAddress => "source_ip is no address",
+            Self::NoTime => "no timestamp",
+        }
+    }
 }
 
 /// A line longer than this is [`Reject::TooLong`]: 1 MiB.
