@@ -8,10 +8,10 @@ use std::process::ExitCode;
 
 use anomaly::config::presets::Preset;
 use anomaly::config::{self, Config, ConfigError, Loaded};
-use anomaly::enforce::{deny_map, iptables, xdp};
+use anomaly::enforce::{EnforceError, deny_map, iptables, xdp};
 use anomaly::engine::BanLength;
 use anomaly::{daemon, doctor};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::{CommandFactory, Parser};
 use reqwest::Method;
 use serde_json::json;
@@ -32,11 +32,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// The error and its causes, without a cause that has been told already: some errors name theirs themselves.
+/// The error and its causes, without what has been told already: some errors name their cause themselves, some causes
+/// the file that their context names.
 fn in_one_line(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
-        if !text.contains(&cause) {
+        if cause.starts_with(&text) {
+            text = cause;
+        } else if !text.contains(&cause) {
             text += ": ";
             text += &cause;
         }
@@ -173,7 +176,14 @@ fn ban(cli: &Cli, args: &args::Ban) -> Result<ExitCode> {
     } else {
         let until = ban["until"].as_str().map_or_else(|| "permanently".to_owned(), |t| format!("until {t}"));
         let ip = ban["ip"].as_str().unwrap_or_default();
-        show(&format!("{ip} is banned {until} (offence {})\n", ban["offence"]))?;
+        let but = if daemon::is_off(&config.dashboard.socket) {
+            "; but dropping is off until `anomaly run` is started again"
+        } else if ban["enforcer"] == "dry-run" {
+            "; dry-run, so nothing is dropped"
+        } else {
+            ""
+        };
+        show(&format!("{ip} is banned {until} (offence {}){but}\n", ban["offence"]))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -224,8 +234,8 @@ fn off(cli: &Cli, args: &args::Show) -> Result<ExitCode> {
     let config = settings(cli)?;
     // First, so that a running daemon does not repair what is taken away.
     let marked = daemon::mark_off(&config.dashboard.socket);
-    let xdp = xdp::off(&config.enforcer.pin_dir)?;
-    let mut said = rules_text(&config)?;
+    let xdp = xdp::off(&config.enforcer.pin_dir).map_err(Into::into).map_err(not_root)?;
+    let mut said = rules_text(&config).map_err(not_root)?;
     if xdp {
         said.insert(0, "XDP passes everything".to_owned());
     }
@@ -237,8 +247,14 @@ fn off(cli: &Cli, args: &args::Show) -> Result<ExitCode> {
 
 fn down(cli: &Cli, args: &args::Show) -> Result<ExitCode> {
     let config = settings(cli)?;
-    let removed = xdp::down(&config.enforcer.pin_dir)?;
-    let mut said = rules_text(&config)?;
+    let removed = xdp::down(&config.enforcer.pin_dir).map_err(|error| match error {
+        EnforceError::InUse(directory, pid) => anyhow!(
+            "a daemon (pid {pid}) uses {directory}: stop it first (systemctl stop anomaly); \
+             `anomaly off` stops dropping while it runs"
+        ),
+        other => not_root(other.into()),
+    })?;
+    let mut said = rules_text(&config).map_err(not_root)?;
     if !removed.interfaces.is_empty() {
         said.push(format!("detached from {}", removed.interfaces.join(", ")));
     }
@@ -247,6 +263,11 @@ fn down(cli: &Cli, args: &args::Show) -> Result<ExitCode> {
     }
     done(args, &said, "nothing of anomaly is in the kernel", "{}")?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Why the kernel refused, where that is plain.
+fn not_root(error: anyhow::Error) -> anyhow::Error {
+    if rustix::process::geteuid().is_root() { error } else { error.context("this needs root, which you are not") }
 }
 
 /// Takes away whatever is not XDP, and says what that was.
@@ -259,4 +280,21 @@ fn rules_text(config: &Config) -> Result<Vec<String>> {
         (usize::from(listed), "deny list of Nginx emptied"),
     ];
     Ok(counts.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_tells_each_thing_once() {
+        let told = |causes: &[&str]| {
+            let mut causes = causes.iter().rev().map(ToString::to_string);
+            let first = anyhow!(causes.next().unwrap());
+            in_one_line(&causes.fold(first, |error, context| error.context(context)))
+        };
+        assert_eq!(told(&["/a.db", "/a.db: permission denied", "permission denied"]), "/a.db: permission denied");
+        assert_eq!(told(&["/a.db", "permission denied"]), "/a.db: permission denied");
+        assert_eq!(told(&["no daemon", "socket: refused"]), "no daemon: socket: refused");
+    }
 }

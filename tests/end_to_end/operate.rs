@@ -100,6 +100,7 @@ fn the_command_line_asks_and_steers_the_daemon() -> Result<()> {
         (&["ban", "203.0.0.0/8"], 1, "force"),
         (&["ban", "203.0.113.0/24; rm"], 2, "203.0.113.0/24; rm"),
         (&["bann", ATTACKER.v4], 2, "ban"),
+        (&["down"], 1, "stop it first"),
     ] {
         let output = daemon.command(words)?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -116,6 +117,10 @@ fn the_command_line_asks_and_steers_the_daemon() -> Result<()> {
         lab.attacker.get(ATTACKER.v4()).is_ok_and(|answer| answer == Answer::Status(200))
     })?;
     daemon.wait_for_audit("off", None, 1, Duration::from_secs(70))?;
+    ensure!(
+        succeeds(&["ban", "203.0.113.200"])?.contains("dropping is off"),
+        "a ban that drops nothing is not told so"
+    );
     let code = daemon.stop()?.code();
     ensure!(code == Some(0), "SIGTERM: {code:?}: {}", daemon.output());
     let output = daemon.command(&["status"])?;

@@ -213,7 +213,11 @@ impl Printer {
         if rows.is_empty() {
             return "Nobody is banned.\n".into();
         }
-        self.table(&["IP", "SINCE", ">ENDS IN", ">OFFENCE", ">PACKETS", "ORIGIN", "REASON"], &rows)
+        let mut shown = self.table(&["IP", "SINCE", ">ENDS IN", ">OFFENCE", ">PACKETS", "ORIGIN", "REASON"], &rows);
+        if bans.as_array().is_some_and(|bans| bans.iter().any(dry)) {
+            let _ = writeln!(shown, "\n{}", self.paint("dry-run: decided, but not dropped", Tone::Warn));
+        }
+        shown
     }
 
     /// `anomaly top`.
@@ -283,7 +287,8 @@ impl Printer {
             let ends = left(&ban["until"], now)
                 .map_or_else(|| "until it is lifted".to_owned(), |l| format!("for another {l}"));
             let by = if ban["ip"] == card["ip"] { String::new() } else { format!(" as part of {}", text(&ban["ip"])) };
-            let _ = writeln!(out, "{}", self.paint(&format!("{ip} is banned{by} {ends}."), Tone::Bad));
+            let but = if dry(ban) { " (dry-run: not dropped)" } else { "" };
+            let _ = writeln!(out, "{}", self.paint(&format!("{ip} is banned{by} {ends}{but}."), Tone::Bad));
         }
         if active.is_empty() {
             let _ = writeln!(out, "{}", self.paint(&format!("{ip} is not banned."), Tone::Good));
@@ -367,6 +372,11 @@ fn number(value: &Value) -> f64 {
     value.as_f64().unwrap_or(0.0)
 }
 
+/// Whether a ban was only decided.
+fn dry(ban: &Value) -> bool {
+    ban["enforcer"] == "dry-run"
+}
+
 /// What is left of a ban, in words; none where it has no end.
 fn left(until: &Value, now: Timestamp) -> Option<String> {
     let until = Timestamp::parse(until.as_str()?)?;
@@ -434,6 +444,11 @@ mod tests {
         let status = |enforcer| PLAIN.status(&json!({"enforcer": enforcer, "enforcement_ratio": 1.0}));
         assert!(status("dry-run").contains("drops nothing") && !status("dry-run").contains("enforced"));
         assert!(status("xdp").contains("xdp, 100.0 % of the bans enforced"));
+        let ban = |enforcer| json!({"ip": "192.0.2.1", "until": null, "enforcer": enforcer});
+        let bans = |enforcer| PLAIN.bans(&json!([ban(enforcer)]), NOW);
+        assert!(bans("dry-run").contains("not dropped") && !bans("xdp").contains("not dropped"));
+        let explained = |enforcer| PLAIN.explain(&json!({"ip": "192.0.2.1", "active": [ban(enforcer)]}), NOW);
+        assert!(explained("dry-run").contains("not dropped") && !explained("xdp").contains("not dropped"));
     }
 
     #[test]

@@ -25,7 +25,7 @@ mod start;
 mod trouble;
 
 pub use clock::{now, stopwatch};
-pub use off::mark_off;
+pub use off::{is_off, mark_off};
 pub use start::run;
 
 /// What the daemon shows: made anew about once a second, read by dashboard, API, metrics and CLI.

@@ -19,7 +19,7 @@ use super::hot::Shared;
 use super::trouble::{Told, Trouble};
 use super::{Event, RequestError};
 use crate::audit::{self, Audit, AuditError, Change, Snapshots};
-use crate::config::{self, Config, OnStop};
+use crate::config::{self, Backend, Config, OnStop};
 use crate::enforce::{Coverage, Drop, Enforcer, Name};
 use crate::engine::{Ban, Decision, Output, Refusal, State};
 use crate::metrics::Metrics;
@@ -411,10 +411,12 @@ impl Apply {
         if let Err(failure) = self.enforcer.close(keep) {
             error!("something of ours stays in the kernel: {failure}");
         }
-        info!(
-            "stopped; bans {}",
-            if keep { "stay enforced until they run out" } else { "were taken out of the kernel" }
-        );
+        let bans = match self.config.enforcer.backend {
+            Backend::DryRun => "nothing was dropped (dry-run)",
+            _ if keep => "bans stay enforced until they run out",
+            _ => "bans were taken out of the kernel",
+        };
+        info!("stopped; {bans}");
     }
 }
 
