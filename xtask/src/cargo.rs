@@ -56,8 +56,11 @@ pub fn build_bench(name: &str) -> Result<PathBuf> {
     executable(command).context("the bench could not be built")
 }
 
-/// The last executable that a build names.
-fn executable(mut command: Command) -> Result<PathBuf> {
+/// Runs a build that speaks JSON, and gives the last executable that it names.
+///
+/// # Errors
+/// As [`build_daemon`].
+pub fn executable(mut command: Command) -> Result<PathBuf> {
     let output = command.stderr(Stdio::inherit()).output().context("cargo could not be started")?;
     if !output.status.success() {
         bail!("{}", output.status);

@@ -13,6 +13,8 @@ mod setup;
 mod test;
 mod torture;
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 /// anomaly's tasks. Each installs what it needs: it asks first, or does not with --yes.
@@ -34,8 +36,8 @@ enum Task {
     Torture(torture::Args),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().task {
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().task {
         Task::BuildEbpf(args) => build_ebpf::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Demo(args) => demo::run(&args),
@@ -43,5 +45,13 @@ fn main() -> anyhow::Result<()> {
         Task::Bench(args) => bench::run(&args),
         Task::Release(args) => release::run(&args),
         Task::Torture(args) => torture::run(&args),
-    }
+    };
+    // Where RUST_BACKTRACE is set, a missing package would otherwise be told in thirty lines.
+    outcome.map_or_else(
+        |error| {
+            eprintln!("Error: {error:#}");
+            ExitCode::FAILURE
+        },
+        |()| ExitCode::SUCCESS,
+    )
 }

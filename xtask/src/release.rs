@@ -9,7 +9,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
-use crate::cargo::{cargo, root};
+use crate::cargo::{cargo, executable, root};
 use crate::setup;
 
 /// Third-party tools, at the versions that were tried. They go to `target/tools`, never among the user's own.
@@ -34,14 +34,14 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let dist = root().join("target/dist");
     let _ = fs::remove_dir_all(&dist);
-    fs::create_dir_all(&dist)?;
-    let made = build()?;
+    fs::create_dir_all(&dist).with_context(|| format!("{} cannot be made; is this your clone?", dist.display()))?;
+    let program = build()?;
     let version = args.deb_version.as_deref().map(|version| ["--deb-version", version]);
     debian_package(version.as_ref().map_or(&[], |words| words), &dist, args.yes)?;
     for name in ["anomaly.8", "anomaly.bash", "_anomaly", "anomaly.fish"] {
         fs::copy(texts().join(name), dist.join(name))?;
     }
-    fs::copy(made.join("anomaly"), dist.join("anomaly"))?;
+    fs::copy(program, dist.join("anomaly"))?;
     if !args.no_sbom {
         bill_of_materials(&dist, args.yes)?;
     }
@@ -56,17 +56,13 @@ fn texts() -> PathBuf {
     root().join("target/package")
 }
 
-/// Builds the program. Gives cargo's directory of release builds.
+/// Builds the program. Gives its path, which is not always below `target/`: cargo knows where it builds.
 fn build() -> Result<PathBuf> {
-    let status = environment(&mut cargo(&["build", "--release", "--locked", "--package", "anomaly"]))
-        .args(["--bin", "anomaly"])
-        .status()?;
-    if !status.success() {
-        bail!("the release could not be built");
-    }
-    let made = root().join("target/release");
-    print_texts(&made.join("anomaly"))?;
-    Ok(made)
+    let mut command = cargo(&["build", "--release", "--locked", "--package", "anomaly", "--bin", "anomaly"]);
+    environment(&mut command).args(["--message-format", "json-render-diagnostics"]);
+    let program = executable(command).context("the release could not be built")?;
+    print_texts(&program)?;
+    Ok(program)
 }
 
 /// Has the program print its manual page and completions.

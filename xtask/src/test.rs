@@ -74,9 +74,10 @@ const ENGINE: &[Package] = &[
 
 /// Runs the task.
 pub fn run(args: &Args) -> Result<()> {
-    std::fs::create_dir_all(root().join("target"))?;
     let skips = root().join(format!("target/skipped-{}", std::process::id()));
-    std::fs::write(&skips, "")?;
+    std::fs::create_dir_all(root().join("target"))
+        .and_then(|()| std::fs::write(&skips, ""))
+        .with_context(|| format!("{} cannot be written; is this your clone?", skips.display()))?;
     let mut runner = Runner { args, skips, steps: Vec::new() };
     runner.all();
     runner.summary()
