@@ -93,12 +93,14 @@ impl Traffic {
     /// # Errors
     /// When that does not happen within `patience`.
     pub fn wait_for_cut(&self, since: Instant, patience: Duration) -> Result<()> {
-        clock::wait_until("the client to be cut off", patience, || {
-            let attempts = self.attempts();
-            let late: Vec<_> = attempts.iter().filter(|a| a.began >= since).collect();
-            let failing = late.iter().rev().take_while(|a| a.answer == Answer::NoConnection).count();
-            failing >= 5
-        })
+        clock::wait_until("the client to be cut off", patience, || self.is_cut(since))
+    }
+
+    /// Whether the newest attempts of this client, begun after `since`, are all without a connection.
+    pub fn is_cut(&self, since: Instant) -> bool {
+        let attempts = self.attempts();
+        let late: Vec<_> = attempts.iter().filter(|a| a.began >= since).collect();
+        late.iter().rev().take_while(|a| a.answer == Answer::NoConnection).count() >= 5
     }
 
     /// When the first request began that got no connection.

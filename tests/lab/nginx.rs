@@ -47,7 +47,7 @@ impl Nginx {
     /// # Errors
     /// With its error log, when it does not.
     pub fn start(lab: &Lab) -> Result<Self> {
-        Self::configured(lab, "")
+        Self::configured(lab, "", "")
     }
 
     /// As [`Nginx::start`], behind a proxy that may name its clients, with the deny list at [`Lab::deny_list`].
@@ -62,17 +62,22 @@ impl Nginx {
         std::fs::write(lab.dir().join("deny.conf"), deny)?;
         let (realip, dir) = (repository().join("nginx/realip.conf"), lab.dir().display());
         let http = format!("set_real_ip_from {proxy}; include {}; include {dir}/deny.conf;", realip.display());
-        Self::configured(lab, &http)
+        Self::configured(lab, &http, "if ($anomaly_denied) { return 403; }")
     }
 
-    fn configured(lab: &Lab, http: &str) -> Result<Self> {
+    /// As [`Nginx::start`], with more directives in the http and the server block. Its error log is `nginx/error.log` in
+    /// the lab's directory.
+    ///
+    /// # Errors
+    /// As [`Nginx::start`].
+    pub fn configured(lab: &Lab, http: &str, server: &str) -> Result<Self> {
         let dir = lab.dir().join("nginx");
         let site = dir.join("site");
         std::fs::create_dir_all(&site)?;
         std::fs::create_dir_all(lab.dir().join("log"))?;
         std::fs::write(site.join("index.html"), "<!doctype html><title>lab</title><p>Hello.\n")?;
         let file = dir.join("nginx.conf");
-        std::fs::write(&file, configuration(lab, &dir, http))?;
+        std::fs::write(&file, configuration(lab, &dir, http, server))?;
         let nginx = || {
             let mut command = lab.server.command("nginx");
             command.arg("-p").arg(&dir).arg("-c").arg(&file).arg("-e").arg(dir.join("error.log"));
@@ -100,10 +105,9 @@ fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/"))
 }
 
-/// The format is the product's own file; the rest is the smallest server that can use it, and `http` besides.
-fn configuration(lab: &Lab, dir: &Path, http: &str) -> String {
+/// The format is the product's own file; the rest is the smallest server that can use it, and `http` and `server` besides.
+fn configuration(lab: &Lab, dir: &Path, http: &str, server: &str) -> String {
     let (format, log) = (repository().join("nginx/log_format.conf"), lab.log());
-    let denies = if http.is_empty() { "" } else { "if ($anomaly_denied) { return 403; }" };
     let (format, log, dir) = (format.display(), log.display(), dir.display());
     format!(
         r#"
@@ -122,7 +126,7 @@ http {{
         listen [::]:80;
         root {dir}/site;
         access_log {log} anomaly_json;
-        {denies}
+        {server}
     }}
 }}
 "#

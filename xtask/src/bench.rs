@@ -36,7 +36,7 @@ pub struct Args {
     /// Only these parts, separated by commas.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "PART")]
     only: Vec<Part>,
-    /// Others over the same log, too: fetches them from Debian, takes minutes.
+    /// Others over the same log and under the same flood, too: fetches them from Debian, takes minutes.
     #[arg(long)]
     peers: bool,
     /// Measure this program instead of building the daemon.
@@ -76,6 +76,8 @@ enum Part {
     Program,
     /// Others over the same bytes; takes minutes.
     Peers,
+    /// Until a flood is cut off, by others too; takes minutes.
+    PeersFlood,
 }
 
 impl Part {
@@ -100,8 +102,10 @@ pub fn run(args: &Args) -> Result<()> {
         return xdp::run(args);
     }
     let mut parts = if args.only.is_empty() { Part::ALL.to_vec() } else { args.only.clone() };
-    if args.peers && !parts.contains(&Part::Peers) {
-        parts.push(Part::Peers);
+    for part in [Part::Peers, Part::PeersFlood] {
+        if args.peers && !parts.contains(&part) {
+            parts.push(part);
+        }
     }
     if parts.iter().any(|part| part.needs_lab()) {
         setup::packages("the bench", setup::LAB, args.yes)?;
@@ -128,6 +132,7 @@ pub fn run(args: &Args) -> Result<()> {
             Part::Stored => stored::measure(&mut bench),
             Part::Program => program::measure(&mut bench),
             Part::Peers => peers::measure(&mut bench, args.yes),
+            Part::PeersFlood => peers::flood::measure(&mut bench, args.yes),
         };
         if let Err(error) = outcome {
             eprintln!("FAILED {part:?}: {error:#}");

@@ -1,6 +1,7 @@
 //! From the first request of a flood to the first dropped packet: real Nginx, real connections, the real daemon.
 
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -14,9 +15,9 @@ use crate::lab::nginx::Nginx;
 use crate::lab::{INTERFACE, Lab, clock, history};
 
 /// Attackers, one after the other.
-const FLOODS: u8 = 5;
+pub(super) const FLOODS: u8 = 5;
 /// Requests a second.
-const RATE: f64 = 200.0;
+pub(super) const RATE: f64 = 200.0;
 
 /// What one flood came to.
 struct Cut {
@@ -36,15 +37,11 @@ pub fn measure(bench: &mut Bench) -> Result<()> {
     let lab = new_lab()?;
     lab.write_log(&history::quiet(clock::epoch_secs(), 30, 2))?;
     let _nginx = Nginx::start(&lab)?;
-    let config = Config::new(&lab, "flood").with("bans", "durations", r#"["1h"]"#);
-    let daemon = Daemon::start(&lab, &bench.binary, config)?;
-    clock::wait_until("the daemon to have learned from the log", Duration::from_secs(20), || {
-        daemon.status().is_ok_and(|s| s["records"].as_u64() > Some(1000) && s["warmup_left_secs"] == 0)
-    })?;
+    let daemon = learned(&lab, &bench.binary)?;
     let prober = Prober::open(&lab, "flood")?;
     let mut cuts = Vec::new();
     for n in 0..FLOODS {
-        cuts.push(flood(&lab, &daemon, &prober, Ipv4Addr::new(203, 0, 113, 150 + n))?);
+        cuts.push(flood(&lab, &daemon, &prober, attacker(&lab, n)?)?);
     }
     let of = |figure: fn(&Cut) -> f64| median(cuts.iter().map(figure).collect());
     let (fastest, slowest) = cuts.iter().fold((f64::MAX, 0.0f64), |(low, high), c| (low.min(c.secs), high.max(c.secs)));
@@ -73,8 +70,24 @@ pub fn measure(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
-fn flood(lab: &Lab, daemon: &Daemon<'_>, prober: &Prober, from: Ipv4Addr) -> Result<Cut> {
+/// A daemon with the defaults that has learned from the log, in which there are thirty quiet minutes.
+pub(super) fn learned<'lab>(lab: &'lab Lab, binary: &Path) -> Result<Daemon<'lab>> {
+    let config = Config::new(lab, "flood").with("bans", "durations", r#"["1h"]"#);
+    let daemon = Daemon::start(lab, binary, config)?;
+    clock::wait_until("the daemon to have learned from the log", Duration::from_secs(20), || {
+        daemon.status().is_ok_and(|s| s["records"].as_u64() > Some(1000) && s["warmup_left_secs"] == 0)
+    })?;
+    Ok(daemon)
+}
+
+/// The address of attacker `n`, which nobody has seen before.
+pub(super) fn attacker(lab: &Lab, n: u8) -> Result<Ipv4Addr> {
+    let from = Ipv4Addr::new(203, 0, 113, 150 + n);
     lab.attacker.ip(&format!("addr add {from}/24 dev {INTERFACE}"))?;
+    Ok(from)
+}
+
+fn flood(lab: &Lab, daemon: &Daemon<'_>, prober: &Prober, from: Ipv4Addr) -> Result<Cut> {
     let (dropped, spent) = (prober.dropped()?, enforcement_secs(lab)?);
     let flood = Traffic::start(&lab.attacker, Plan::new(from.into(), RATE));
     let secs = loop {

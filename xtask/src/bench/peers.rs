@@ -1,8 +1,12 @@
-//! What others do with the same bytes: the original's design, fail2ban, CrowdSec, GoAccess, jq.
+//! What others do with the same bytes: the original's design, fail2ban, CrowdSec, GoAccess, jq. How soon they cut off
+//! a flood is in [`flood`].
 //!
 //! fail2ban and CrowdSec are unpacked, not installed: installed, they would become services that ban, and CrowdSec would
 //! register this machine with its makers. Each peer reads a long and a short piece of one log; what the longer one takes
 //! more is told, so that nobody's start counts.
+
+mod crowdsec;
+pub mod flood;
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Write};
@@ -10,12 +14,14 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use super::table::{Row, Target};
 use super::{Bench, replay, traffic, usage};
-use crate::lab::run;
 use crate::setup::{self, package};
+
+/// What asks for packages.
+const WHAT: &str = "comparing with others";
 
 /// One peer at work.
 struct Peer {
@@ -34,7 +40,7 @@ struct Peer {
 /// When a peer cannot be had or does not understand the log.
 pub fn measure(bench: &mut Bench, yes: bool) -> Result<()> {
     let tools = [package("python3", "/usr/bin/python3"), package("goaccess", "goaccess"), package("jq", "jq")];
-    setup::packages("comparing with others", &tools, yes)?;
+    setup::packages(WHAT, &tools, yes)?;
     let dir = super::dir()?.join("peers");
     std::fs::create_dir_all(&dir)?;
     let log = traffic::USUAL.file()?;
@@ -112,7 +118,7 @@ fn original(dir: &Path) -> Result<Peer> {
 }
 
 fn fail2ban(dir: &Path, yes: bool) -> Result<[Peer; 2]> {
-    let (root, version) = setup::unpack("comparing with others", "fail2ban", dir, yes)?;
+    let (root, version) = setup::unpack(WHAT, "fail2ban", dir, yes)?;
     let command = move |root: &Path, date: Option<&str>, log: &Path| {
         let mut command = Command::new("/usr/bin/python3");
         command.env("PYTHONPATH", root.join("usr/lib/python3/dist-packages"));
@@ -145,87 +151,33 @@ fn fail2ban(dir: &Path, yes: bool) -> Result<[Peer; 2]> {
 
 /// CrowdSec's parsers and scenarios for HTTP that come in Debian's package, none from its hub.
 fn crowdsec(dir: &Path, yes: bool) -> Result<Peer> {
-    let (root, version) = setup::unpack("comparing with others", "crowdsec", dir, yes)?;
-    let home = dir.join("crowdsec-home");
-    if home.exists() {
-        std::fs::remove_dir_all(&home)?;
-    }
-    let (etc, data, hub) = (home.join("etc"), home.join("data"), root.join("usr/share/crowdsec/hub"));
-    for stage in ["parsers/s00-raw", "parsers/s01-parse", "parsers/s02-enrich", "scenarios", "notifications"] {
-        std::fs::create_dir_all(etc.join(stage))?;
-    }
-    std::fs::create_dir_all(home.join("plugins"))?;
-    let copy_all = |from: &Path, to: &Path| run(Command::new("cp").arg("-rT").arg(from).arg(to)).map(drop);
-    copy_all(&root.join("usr/share/crowdsec/data"), &data)?;
-    copy_all(&root.join("etc/crowdsec/patterns"), &etc.join("patterns"))?;
-    // The scenario asks for it by another name than the package has.
-    std::fs::copy(data.join("path_traversal.txt"), data.join("http_path_traversal.txt"))?;
-    for name in ["profiles.yaml", "simulation.yaml"] {
-        std::fs::copy(root.join("etc/crowdsec").join(name), etc.join(name))?;
-    }
-    for (stage, name) in
-        [("s00-raw", "syslog-logs.yaml"), ("s02-enrich", "dateparse-enrich.yaml"), ("s02-enrich", "http-logs.yaml")]
-    {
-        let of_hub = hub.join("parsers").join(stage).join("crowdsecurity").join(name);
-        std::fs::copy(of_hub, etc.join("parsers").join(stage).join(name))?;
-    }
-    std::fs::write(etc.join("parsers/s01-parse/six-keys.yaml"), include_str!("peers/six-keys.yaml"))?;
-    let collection = std::fs::read_to_string(hub.join("collections/crowdsecurity/base-http-scenarios.yaml"))?;
-    let mut scenarios = 0;
-    for word in collection.lines().filter_map(|line| line.trim().strip_prefix("- ")) {
-        let file = hub.join("scenarios").join(format!("{word}.yaml"));
-        if file.exists() {
-            std::fs::copy(&file, etc.join("scenarios").join(file.file_name().context("a file has a name")?))?;
-            scenarios += 1;
-        }
-    }
-    ensure!(scenarios >= 10, "the package has {scenarios} of the HTTP scenarios only");
-    for empty in ["acquis.yaml", "credentials.yaml"] {
-        std::fs::write(etc.join(empty), "")?;
-    }
-    // A hub of its own with the index alone: what lies below it is taken for downloaded.
-    std::fs::create_dir_all(home.join("hub"))?;
-    copy_all(&hub.join(".index.json"), &home.join("hub/.index.json"))?;
+    let (root, version) = setup::unpack(WHAT, "crowdsec", dir, yes)?;
     // A moment ago nobody listened there; it is told to CrowdSec, which cannot pick one itself.
     let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-    let config = home.join("config.yaml");
-    std::fs::write(&config, crowdsec_config(&home, port))?;
-    let mut register = Command::new(root.join("usr/bin/cscli"));
-    register.arg("-c").arg(&config).args(["machines", "add", "bench", "--auto", "--force", "--file"]);
-    run(register.arg(etc.join("credentials.yaml")).args(["--url", &format!("http://127.0.0.1:{port}")]))?;
+    let setup = crowdsec::Setup {
+        parsers: &[("s00-raw", "syslog-logs"), ("s02-enrich", "dateparse-enrich"), ("s02-enrich", "http-logs")],
+        own_parser: Some(include_str!("peers/six-keys.yaml")),
+        collections: &["base-http-scenarios"],
+        log_level: "warning",
+        acquisition: "",
+        port,
+    };
+    let home = crowdsec::Home::make(root, dir.join("crowdsec-home"), &setup)?;
     Ok(Peer {
         name: "CrowdSec with its HTTP scenarios",
         lines: 6_000,
         times: 5000.0,
         how: format!(
-            "crowdsec {version} -dsn file://, {scenarios} scenarios of base-http-scenarios, the six keys by JsonExtract"
+            "crowdsec {version} -dsn file://, {} scenarios of base-http-scenarios, the six keys by JsonExtract",
+            home.scenarios
         ),
         command: Box::new(move |log| {
-            let mut command = Command::new(root.join("usr/bin/crowdsec"));
-            command.arg("-c").arg(&config).arg("-dsn").arg(format!("file://{}", log.display()));
+            let mut command = Command::new(home.program("crowdsec"));
+            command.arg("-c").arg(home.config()).arg("-dsn").arg(format!("file://{}", log.display()));
             command.args(["-type", "anomaly"]).stderr(Stdio::null());
             command
         }),
     })
-}
-
-fn crowdsec_config(home: &Path, port: u16) -> String {
-    let home = home.display();
-    format!(
-        "\
-common: {{daemonize: false, log_media: stdout, log_level: warning, working_dir: {home}}}
-config_paths:
-  {{config_dir: {home}/etc/, data_dir: {home}/data/, simulation_path: {home}/etc/simulation.yaml, hub_dir: {home}/hub/,
-   index_path: {home}/hub/.index.json, notification_dir: {home}/etc/notifications/, plugin_dir: {home}/plugins/}}
-crowdsec_service: {{acquisition_path: {home}/etc/acquis.yaml, parser_routines: 1}}
-db_config: {{log_level: warning, type: sqlite, db_path: {home}/data/crowdsec.db}}
-plugin_config: {{user: nobody, group: nogroup}}
-api:
-  client: {{credentials_path: {home}/etc/credentials.yaml}}
-  server: {{log_level: warning, listen_uri: '127.0.0.1:{port}', profiles_path: {home}/etc/profiles.yaml}}
-prometheus: {{enabled: false}}
-"
-    )
 }
 
 fn goaccess(dir: &Path) -> Peer {
