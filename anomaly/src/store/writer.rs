@@ -32,8 +32,6 @@ pub const AT_ONCE: usize = 1_000;
 /// Decisions on their way to the disk.
 #[derive(Debug)]
 struct Batch {
-    /// Some decision waits for the next progress.
-    deferred: bool,
     /// Those to be written at once.
     pending: usize,
     /// The first failure.
@@ -49,6 +47,8 @@ pub struct Store {
     /// Which file `conn` (or the load at start) has read.
     identity: Option<schema::Identity>,
     unwritten: VecDeque<Unwritten>,
+    /// One of these may wait for the progress.
+    deferred: bool,
     /// Prefixes banned since the last saved progress: see [`Store::record_unban`].
     fresh: HashSet<IpNet>,
     /// Decisions of which the evidence was given up.
@@ -86,6 +86,7 @@ impl Store {
             conn: None,
             identity: None,
             unwritten: VecDeque::new(),
+            deferred: false,
             fresh: HashSet::new(),
             lost: 0,
             failing: None,
@@ -235,7 +236,7 @@ impl Store {
     /// # Errors
     /// Why not all are on disk yet.
     pub fn record_bans<'a>(&mut self, bans: impl IntoIterator<Item = &'a Ban>) -> Result<(), StoreError> {
-        let mut batch = self.begin();
+        let mut batch = Batch { pending: 0, outcome: Ok(()) };
         for ban in bans {
             if !ban.in_past {
                 self.now = self.now.max(ban.at);
@@ -263,7 +264,7 @@ impl Store {
     /// # Errors
     /// Why not all are on disk yet.
     pub fn record_unbans(&mut self, unbans: &[(Unban, u64, u64)]) -> Result<(), StoreError> {
-        let mut batch = self.begin();
+        let mut batch = Batch { pending: 0, outcome: Ok(()) };
         for (unban, packets, bytes) in unbans {
             self.now = self.now.max(unban.at);
             let with_progress = unban.origin == Origin::Operator && self.fresh.contains(&unban.prefix);
@@ -272,12 +273,8 @@ impl Store {
         self.finish(batch)
     }
 
-    fn begin(&self) -> Batch {
-        Batch { deferred: self.unwritten.iter().any(|u| u.with_progress), pending: 0, outcome: Ok(()) }
-    }
-
     fn keep(&mut self, batch: &mut Batch, decision: Decision, with_progress: bool) {
-        if batch.deferred && !with_progress {
+        if self.deferred && !with_progress {
             // What was decided about one prefix is written in order.
             for earlier in self.unwritten.iter_mut().filter(|u| u.with_progress) {
                 if earlier.decision.prefix() == decision.prefix() {
@@ -285,7 +282,7 @@ impl Store {
                 }
             }
         }
-        batch.deferred |= with_progress;
+        self.deferred |= with_progress;
         self.unwritten.push_back(Unwritten { decision, with_progress });
         if self.unwritten.len() > MAX_UNWRITTEN {
             self.unwritten.pop_front();
@@ -322,6 +319,7 @@ impl Store {
     fn write_decisions(&mut self) -> Result<(), StoreError> {
         self.write(|plan, tx| plan.write_decisions(tx, false))?;
         self.unwritten.retain(|u| u.with_progress);
+        self.deferred = !self.unwritten.is_empty();
         self.fold_log();
         Ok(())
     }
