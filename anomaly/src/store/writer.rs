@@ -231,7 +231,7 @@ impl Store {
         self.record_bans([ban])
     }
 
-    /// As [`Store::record_ban`], for all of them together: one transaction for [`AT_ONCE`] of them.
+    /// As [`Store::record_ban`], for all of them together: one transaction for `AT_ONCE` of them.
     ///
     /// # Errors
     /// Why not all are on disk yet.
