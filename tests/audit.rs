@@ -1,13 +1,15 @@
 //! The audit log and the firewall snapshots: whole lines, bounded files, full disks.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use anomaly::audit::{Audit, Change, Event, GENERATIONS, Snapshots, untold};
+use anomaly::audit::{Audit, Change, Event, GENERATIONS, Newest, Snapshots};
 use anomaly::engine::{
-    Ban, BaselineUpdate, Braked, Finding, Level, LevelAccepted, NotEffective, Origin, Rule, Scope, Source, Unban,
+    Ban, BaselineUpdate, Braked, Finding, Level, LevelAccepted, NotEffective, Origin, Rule, Scope, Source, State, Unban,
 };
+use anomaly::store::{BanState, Recorded, Store};
 use anomaly::time::Timestamp;
 use ipnet::IpNet;
 use serde_json::{Value, json};
@@ -223,25 +225,90 @@ fn a_ban_whose_line_a_crash_prevented_is_found() {
     let numbered = |n: i64| Ban { prefix: net(&format!("192.0.2.{n}/32")), at: at(n), ..ban("") };
     let bans: Vec<Ban> = (1..=5).map(numbered).collect();
     let prefixes = |bans: &[Ban]| bans.iter().map(|ban| ban.prefix.to_string()).collect::<Vec<_>>();
-    assert!(untold(&path, &bans).is_empty(), "without a log nothing is known");
+    assert!(Newest::read(&path).untold_bans(&bans).is_empty(), "without a log nothing is known");
     let mut audit = Audit::open(&path, 1 << 20);
     // The log begins after the first ban; what was told of that is not known.
     audit.write(at(1), "xdp", &Event::Off).expect("written");
     for told in [1, 3] {
         audit.write(at(9), "xdp", &Event::Ban { ban: &bans[told], error: None }).expect("written");
     }
-    assert_eq!(prefixes(&untold(&path, &bans)), ["192.0.2.3/32", "192.0.2.5/32"]);
+    assert_eq!(prefixes(&Newest::read(&path).untold_bans(&bans)), ["192.0.2.3/32", "192.0.2.5/32"]);
     let past = [Ban { in_past: true, ..numbered(5) }];
-    assert!(untold(&path, &past).is_empty(), "it was over when it was decided, and is in no log");
+    assert!(Newest::read(&path).untold_bans(&past).is_empty(), "it was over when it was decided, and is in no log");
     // Of a long log only the end is read, from a whole line on.
     for n in 0..6000 {
         audit
             .write(at(10 + n), "xdp", &Event::Ban { ban: &ban("x".repeat(200).as_str()), error: None })
             .expect("written");
     }
-    assert!(untold(&path, &bans).is_empty());
+    assert!(Newest::read(&path).untold_bans(&bans).is_empty());
     let late = [Ban { at: at(7000), ..numbered(6) }];
-    assert_eq!(prefixes(&untold(&path, &late)), ["192.0.2.6/32"]);
+    assert_eq!(prefixes(&Newest::read(&path).untold_bans(&late)), ["192.0.2.6/32"]);
+}
+
+/// What the start looks for in the audit log.
+#[test]
+fn what_ended_lately_is_what_an_unban_ended() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut store = Store::open(&dir.path().join("state.db"), at(0)).expect("a store").store;
+    let numbered = |n: u8, secs| Ban { prefix: net(&format!("192.0.2.{n}/32")), at: at(secs), ..ban("") };
+    for n in 1..=5 {
+        store.record_ban(&numbered(n, 0)).expect("recorded");
+    }
+    store.save_progress(at(1), &State::default(), &BTreeMap::new()).expect("saved");
+    for (n, secs, origin) in [(1, 20, Origin::Detector), (2, 600, Origin::Detector), (3, 30, Origin::Operator)] {
+        let unban = Unban { prefix: numbered(n, 0).prefix, at: at(secs), offence: 1, origin };
+        store.record_unban(&unban, 7, 420).expect("recorded");
+    }
+    // The fourth is replaced, the fifth goes on; a sixth was over when it was decided.
+    store.record_ban(&Ban { offence: 2, ..numbered(4, 40) }).expect("recorded");
+    store.record_ban(&Ban { in_past: true, ..numbered(6, 50) }).expect("recorded");
+    store.save_progress(at(601), &State::default(), &BTreeMap::new()).expect("saved");
+    let mut reader = store.reader();
+    let mut ended = |since, limit| -> Vec<_> {
+        let found = reader.ended(at(since), limit).expect("read");
+        found.iter().map(|r| (r.ban.prefix, r.state, r.ended, r.packets)).collect()
+    };
+    let lifted = (net("192.0.2.3/32"), BanState::Lifted, Some(at(30)), 7);
+    let expired = (net("192.0.2.2/32"), BanState::Expired, Some(at(600)), 7);
+    assert_eq!(ended(20, 10), [lifted, expired]);
+    assert_eq!(ended(20, 1), [expired], "the newest are those that a crash may have kept from being told");
+    assert!(ended(600, 10).is_empty());
+}
+
+#[test]
+fn an_unban_whose_line_a_crash_prevented_is_found() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("audit.jsonl");
+    let ended = |offence: u32, secs: i64| Recorded {
+        ban: Ban { at: at(secs - 10), offence, ..ban("") },
+        state: BanState::Expired,
+        ended: Some(at(secs)),
+        packets: 7,
+        bytes: 420,
+    };
+    let all = vec![ended(1, 20), ended(2, 40), ended(3, 60)];
+    let untold = |all: &[Recorded]| -> Vec<u32> {
+        Newest::read(&path).untold_ends(all.to_vec()).iter().map(|r| r.ban.offence).collect()
+    };
+    assert!(untold(&all).is_empty(), "without a log nothing is known");
+    let mut audit = Audit::open(&path, 1 << 20);
+    let mut tell = |offence, secs| {
+        let unban = Unban { prefix: net("203.0.113.10/32"), at: at(secs), offence, origin: Origin::Detector };
+        audit
+            .write(at(secs), "xdp", &Event::Unban { unban: &unban, packets: 0, bytes: 0, error: None })
+            .expect("written");
+    };
+    tell(9, 30);
+    // The log begins after the first end; what was told of that is not known.
+    assert_eq!(untold(&all), [2, 3]);
+    tell(2, 40);
+    assert_eq!(untold(&all), [3]);
+    // Lifted by hand, its offence was taken back: the next ban has the same number, and this line is of the one before.
+    tell(3, 45);
+    assert_eq!(untold(&all), [3]);
+    tell(3, 60);
+    assert!(untold(&all).is_empty());
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! kill -9, restarts, and instances side by side.
 
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
+use anomaly::store::{BanState, Reader};
 use anyhow::{Result, ensure};
 
 use super::{binary, daemon, lab, wait_for_ban};
@@ -98,6 +101,58 @@ fn no_rule_is_orphaned_by_a_crash() -> Result<()> {
     })?;
     ensure!(rules(&lab, "203.0.113.200/32")? == 1, "a ban that lasts has its rule, once");
     ensure!(daemon.audited("ban", Some("203.0.113.200"))?.len() == 1, "{:?}", daemon.audit()?);
+    Ok(())
+}
+
+/// Killed when the end of a ban is in the database and not yet in the audit log, it is told by the next start, once.
+#[test]
+fn an_unban_is_told_although_a_crash_came_before_its_line() -> Result<()> {
+    let Some(lab) = lab("an_unban_is_told_although_a_crash_came_before_its_line")? else { return Ok(()) };
+    lab.write_log("")?;
+    // Taking a rule away takes as long as this file is there: that is between the two.
+    let (hold, programs) = (lab.dir().join("hold"), lab.dir().join("programs"));
+    std::fs::create_dir(&programs)?;
+    let real = run(std::process::Command::new("sh").args(["-c", "command -v iptables"]))?;
+    let script = format!(
+        "#!/bin/sh\ncase \"$*\" in *'-D '*) for i in $(seq 200); do test -e {} || break; sleep 0.05; done ;; esac\nexec {} \"$@\"\n",
+        hold.display(),
+        real.trim()
+    );
+    std::fs::write(programs.join("iptables"), script)?;
+    std::fs::set_permissions(programs.join("iptables"), PermissionsExt::from_mode(0o755))?;
+    let path = format!("PATH={}:{}", programs.display(), std::env::var("PATH")?);
+    let slow = Start { through: vec!["env".into(), path], ..Start::default() };
+    let config = Config::new(&lab, "between").with("enforcer", "backend", "\"iptables\"");
+    let mut daemon = Daemon::launch(&lab, binary(), config, &slow)?;
+    daemon.wait_ready()?;
+    std::fs::write(&hold, "")?;
+    const IP: &str = "203.0.113.200";
+    ensure!(daemon.command(&["ban", IP, "--for", "1s"])?.status.success());
+    let mut store = Reader::open(&lab.dir().join("between.db"))?;
+    let mut state = || {
+        store
+            .explain(&IP.parse::<IpAddr>()?.into(), 1)
+            .map(|bans| bans.first().map(|b| b.state))
+            .map_err(anyhow::Error::from)
+    };
+    let expired = clock::wait_until("the end of the ban to be on record", Duration::from_secs(10), || {
+        state().is_ok_and(|state| state == Some(BanState::Expired))
+    });
+    daemon.kill();
+    std::fs::remove_file(&hold)?;
+    expired?;
+    ensure!(
+        daemon.audited("unban", Some(IP))?.is_empty(),
+        "it was told too early for this test: {:?}",
+        daemon.audit()?
+    );
+    for _ in 0..2 {
+        daemon.restart()?;
+        let told = daemon.wait_for_audit("unban", Some(IP), 1, Duration::from_secs(5))?;
+        ensure!(told.len() == 1 && told[0]["ok"] == true && told[0]["offence"] == 1, "{told:?}");
+        ensure!(rules(&lab, "203.0.113.200/32")? == 0, "the rule stays");
+        daemon.stop()?;
+    }
     Ok(())
 }
 

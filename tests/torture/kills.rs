@@ -82,7 +82,7 @@ fn killed(test: &str, backend: &str, kills: u32) -> Result<()> {
     .map_err(|e| e.context(format!("{} {:?}", wrong(&expected, &active()), daemon.status())))?;
     ensure!(daemon.status()?["enforcement_ratio"] == 1.0, "{}", daemon.status()?);
     enforced_are(&lab, backend, &expected)?;
-    let told = told_once(&daemon, attackers)?;
+    let told = told_once(&daemon, &expected)?;
     daemon.stop()?;
     intact(&lab.dir().join("kills.db"))?;
     let at = Timestamp::from_secs(i64::try_from(clock::epoch_secs())?);
@@ -97,7 +97,7 @@ fn killed(test: &str, backend: &str, kills: u32) -> Result<()> {
         &format!("kill -9, {backend}"),
         &format!(
             "{kills} kills under load ({starts} starts), {} bans of {attackers} attackers and {kills} by hand: 0 lost, 0 doubled, \
-             offences exact, database intact after each, each ban once in the audit log ({told} lines, all whole), 0 orphans",
+             offences exact, database intact after each, each ban and each end once in the audit log ({told} lines, all whole), 0 orphans",
             2 * attackers
         ),
     );
@@ -233,19 +233,27 @@ fn in_rules(lab: &Lab) -> Result<HashSet<String>> {
     Ok(held)
 }
 
-/// Each ban was told once. The number of audit lines, each of which can be read.
-fn told_once(daemon: &Daemon<'_>, attackers: usize) -> Result<usize> {
-    let mut told: HashMap<(String, u64), u32> = HashMap::new();
+/// Each ban was told once, and so was its end. The number of audit lines, each of which can be read.
+fn told_once(daemon: &Daemon<'_>, attackers: &HashSet<String>) -> Result<usize> {
     let lines = daemon.audit()?;
-    for line in lines.iter().filter(|line| line["event"] == "ban" && line["origin"] != "operator") {
-        let offence = line["offence"].as_u64().context("no offence")?;
-        *told.entry((line["ip"].as_str().context("no ip")?.to_owned(), offence)).or_default() += 1;
-    }
-    let twice: Vec<_> = told.iter().filter(|(_, times)| **times > 1).collect();
+    let told = |event: &str| -> Result<HashMap<(String, u64), u32>> {
+        let mut told = HashMap::new();
+        for line in lines.iter().filter(|line| line["event"] == event) {
+            let offence = line["offence"].as_u64().context("no offence")?;
+            *told.entry((line["ip"].as_str().context("no ip")?.to_owned(), offence)).or_default() += 1;
+        }
+        Ok(told)
+    };
+    let (bans, unbans) = (told("ban")?, told("unban")?);
+    let twice: Vec<_> = bans.iter().chain(&unbans).filter(|(_, times)| **times > 1).collect();
     ensure!(twice.is_empty(), "told more than once: {twice:?}");
-    // A first ban may be over by the time the daemon reads of it; then it is no news.
-    let last = told.keys().filter(|(_, offence)| *offence == 2).count();
-    ensure!(last == attackers, "of {attackers} bans {last} were told");
+    // A first ban may be over by the time the daemon reads of it; then neither it nor its end is news.
+    let lasts = |(ip, offence): &(String, u64)| attackers.contains(ip) && *offence == 2;
+    let last = bans.keys().filter(|ban| lasts(ban)).count();
+    ensure!(last == attackers.len(), "of {} bans {last} were told", attackers.len());
+    let over: HashSet<_> = bans.keys().filter(|ban| !lasts(ban)).collect();
+    let differ: Vec<_> = over.symmetric_difference(&unbans.keys().collect()).take(20).copied().collect();
+    ensure!(differ.is_empty(), "ended and not told, or told and never banned: {differ:?}");
     Ok(lines.len())
 }
 

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 pub use event::Event;
 pub use snapshots::{Change, Snapshots};
-pub use told::untold;
+pub use told::Newest;
 
 use crate::time::Timestamp;
 

@@ -46,6 +46,9 @@ const LAST_NOTICES: Duration = Duration::from_secs(3);
 /// A port that is taken (by a daemon that is just ending) is tried again this often.
 const BIND_AGAIN: Duration = Duration::from_secs(5);
 
+/// Bans that have ended lately and are looked for in the audit log: more lines than of so many are not read of it.
+const MAX_ENDED: usize = 10_000;
+
 /// Who is logged in is looked at this often.
 const SESSIONS_EVERY: Duration = Duration::from_secs(10);
 
@@ -91,7 +94,8 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
     let restored = opened.state.bans.len();
     let wanted: HashMap<_, _> =
         (opened.state.bans.iter()).filter(|ban| !ban.in_past).map(|ban| (ban.prefix, ban.until)).collect();
-    let untold = audit::untold(&config.audit.path, &opened.state.bans);
+    let newest_lines = audit::Newest::read(&config.audit.path);
+    let untold = newest_lines.untold_bans(&opened.state.bans);
 
     let (request_sender, requests) = sync_channel(REQUESTS);
     let (work_sender, work) = sync_channel(WORK);
@@ -145,7 +149,8 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
             "what an earlier version had learned cannot be read; the baseline is learned anew (bans and offences are kept)"
         );
     }
-    apply.tell_late(&untold);
+    let ended = newest_lines.begins().map(|begins| apply.reader.ended(begins, MAX_ENDED).unwrap_or_default());
+    apply.tell_late(&untold, &newest_lines.untold_ends(ended.unwrap_or_default()));
     apply.publish();
     let coverage = apply.enforcer.coverage();
     let interfaces: Vec<String> =

@@ -67,6 +67,30 @@ impl Reader {
         self.ask(|conn| explain(conn, prefix, limit))
     }
 
+    /// The newest bans that have ended after `since`, by running out or by hand, without samples; at most `limit`, in the
+    /// order of their ends. Not those that a newer ban of the same prefix replaced: no unban ended them.
+    ///
+    /// # Errors
+    /// Why the database cannot be read.
+    pub fn ended(&mut self, since: Timestamp, limit: usize) -> Result<Vec<Recorded>, StoreError> {
+        self.ask(|conn| {
+            let sql = format!(
+                "SELECT {} FROM bans WHERE state <> 'active' AND state <> 'in_past' AND ended_at > ?1 AND NOT EXISTS \
+                 (SELECT 1 FROM bans AS newer WHERE newer.prefix = bans.prefix AND newer.at = bans.ended_at) \
+                 ORDER BY ended_at DESC LIMIT ?2",
+                rows::RECORDED_COLUMNS
+            );
+            let mut statement = conn.prepare(&sql)?;
+            let mut found = statement.query((since.as_ms(), i64::try_from(limit).unwrap_or(i64::MAX)))?;
+            let mut bans = Vec::new();
+            while let Some(row) = found.next()? {
+                bans.extend(rows::recorded(row)?.map(|(_, recorded)| recorded));
+            }
+            bans.reverse();
+            Ok(bans)
+        })
+    }
+
     /// Points of the graph from `since` (seconds since the epoch) on, oldest first.
     ///
     /// # Errors

@@ -10,9 +10,10 @@ use super::super::clock::now;
 use super::Apply;
 use crate::audit::{self, Change};
 use crate::enforce::{Drop, EnforceError};
-use crate::engine::{Ban, Unban};
+use crate::engine::{Ban, Origin, Unban};
 use crate::notify::Notice;
 use crate::report::{DecisionRow, ip_text, some_of};
+use crate::store::{BanState, Recorded};
 
 /// Up to so many bans, what each has dropped is read anew before unbans are told.
 const MAX_COUNTED: usize = 1000;
@@ -85,13 +86,28 @@ impl Apply {
         self.notifier.send(Notice::Ban { ban: Box::new(ban.clone()), enforcer, error });
     }
 
-    /// Tells of the bans that a crash kept from being told; they are enforced by now, or it is known why not.
-    pub fn tell_late(&mut self, bans: &[Ban]) {
+    /// Tells of the bans, and of the ends of others, that a crash kept from being told; the kernel holds what it should by
+    /// now, or it is known why not.
+    pub fn tell_late(&mut self, bans: &[Ban], ended: &[Recorded]) {
+        let error = self.degraded.get("enforcement").map(|(reason, _)| reason.clone());
+        for Recorded { ban, state, ended, packets, bytes } in ended {
+            let origin = if *state == BanState::Lifted { Origin::Operator } else { Origin::Detector };
+            let at = ended.unwrap_or(ban.at);
+            info!("unban {}, from before the last stop", ip_text(&ban.prefix));
+            let unban = Unban { prefix: ban.prefix, at, offence: ban.offence, origin };
+            self.tell_unban(unban, *packets, *bytes, error.clone());
+        }
         for ban in bans {
             info!("ban {}, from before the last stop: {}", ip_text(&ban.prefix), ban.reason());
-            let error = self.degraded.get("enforcement").map(|(reason, _)| reason.clone());
-            self.tell_ban(ban, error);
+            self.tell_ban(ban, error.clone());
         }
+    }
+
+    /// Tells everybody of an unban, and why the kernel drops it all the same.
+    fn tell_unban(&mut self, unban: Unban, packets: u64, bytes: u64, error: Option<String>) {
+        self.write(&audit::Event::Unban { unban: &unban, packets, bytes, error: error.as_deref() });
+        let _ = self.events.send(Event { row: DecisionRow::unban(&unban), reason: String::new() });
+        self.notifier.send(Notice::Unban { unban, packets, bytes, error });
     }
 
     pub(super) fn unban(&mut self, unbans: Vec<Unban>) {
@@ -137,9 +153,7 @@ impl Apply {
                     }
                 }
             }
-            self.write(&audit::Event::Unban { unban: &unban, packets, bytes, error: failure.as_deref() });
-            let _ = self.events.send(Event { row: DecisionRow::unban(&unban), reason: String::new() });
-            self.notifier.send(Notice::Unban { unban, packets, bytes, error: failure });
+            self.tell_unban(unban, packets, bytes, failure);
         }
         if prefixes.len() > MAX_LINES {
             if !changes.is_empty() {
