@@ -220,15 +220,23 @@ impl Table {
         index as u32
     }
 
-    /// Moves the hand past `n` places and throws out clients that were not seen since `oldest`.
+    /// Moves the hand past `n` places and throws out clients that were not seen since `oldest`, or what they did where they
+    /// are remembered for longer.
     pub fn sweep(&mut self, n: usize, oldest: u32, dropped: &mut impl FnMut(u32, &Client)) {
         for _ in 0..n.min(self.places()) {
             let index = self.step();
             let client = self.get(index);
             let kept = if client.is(Client::BROWSER) { BROWSER_SECS } else { 0 };
-            if !client.is(Client::FREE) && (client.last.wrapping_sub(oldest) as i32) < -kept {
+            let ahead = client.last.wrapping_sub(oldest) as i32;
+            if client.is(Client::FREE) || ahead >= 0 {
+                continue;
+            }
+            if ahead < -kept {
                 dropped(index, client);
                 self.remove(index);
+            } else {
+                // It is only remembered: what it did is over, and need neither be kept nor saved.
+                self.get_mut(index).window.expire(oldest);
             }
         }
     }
@@ -330,6 +338,28 @@ mod tests {
         // 600 of them were seen in the newest minute.
         assert!(table.len() < 1200, "{}", table.len());
         assert_eq!(table.evicted(), 0);
+    }
+
+    #[test]
+    fn a_browser_that_is_idle_is_remembered_without_what_it_did() {
+        let mut table = Table::new(1_000_000);
+        for i in 0..10_000u32 {
+            for sec in 1000..1020 {
+                touch(&mut table, i, sec);
+            }
+            let index = table.find(&key(i)).expect("there");
+            table.get_mut(index).flags |= Client::BROWSER;
+        }
+        let before = table.heap_bytes();
+        // As many others come once, ten minutes later.
+        for i in 10_000..20_000u32 {
+            touch(&mut table, i, 1600);
+        }
+        let known = |i: u32| table.find(&key(i)).map(|index| table.get(index).clone());
+        let idle: Vec<Client> = (0..10_000).filter_map(known).collect();
+        assert!(idle.len() == 10_000 && idle.iter().all(|client| client.is(Client::BROWSER)));
+        let heap: usize = idle.iter().map(|client| client.window.heap_bytes()).sum();
+        assert!(heap == 0 && idle.iter().all(|client| client.window.is_empty()), "{heap} of {before} bytes");
     }
 
     #[test]
