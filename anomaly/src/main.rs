@@ -18,7 +18,7 @@ use serde_json::json;
 
 use cli::args::{self, Cli, Command};
 use cli::ask::{ask, segment};
-use cli::print::{Printer, show};
+use cli::print::{Printer, show, text};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -174,8 +174,8 @@ fn ban(cli: &Cli, args: &args::Ban) -> Result<ExitCode> {
     if args.json {
         show(&format!("{ban}\n"))?;
     } else {
-        let until = ban["until"].as_str().map_or_else(|| "permanently".to_owned(), |t| format!("until {t}"));
-        let ip = ban["ip"].as_str().unwrap_or_default();
+        let until =
+            if ban["until"].is_null() { "permanently".into() } else { format!("until {}", text(&ban["until"])) };
         let but = if daemon::is_off(&config.dashboard.socket) {
             "; but dropping is off until `anomaly run` is started again"
         } else if ban["enforcer"] == "dry-run" {
@@ -183,7 +183,7 @@ fn ban(cli: &Cli, args: &args::Ban) -> Result<ExitCode> {
         } else {
             ""
         };
-        show(&format!("{ip} is banned {until} (offence {}){but}\n", ban["offence"]))?;
+        show(&format!("{} is banned {until} (offence {}){but}\n", text(&ban["ip"]), text(&ban["offence"])))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -197,7 +197,7 @@ fn unban(cli: &Cli, args: &args::Unban) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     for ban in lifted.as_array().into_iter().flatten() {
-        show(&format!("the ban of {} is lifted\n", ban["ip"].as_str().unwrap_or_default()))?;
+        show(&format!("the ban of {} is lifted\n", text(&ban["ip"])))?;
     }
     Ok(ExitCode::SUCCESS)
 }

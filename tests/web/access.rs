@@ -144,4 +144,11 @@ fn a_body_is_read_strictly() {
     let inert =
         post(&server, "/api/v1/bans", &right, r#"{"ip":"192.0.2.8","reason":" \u001b[31mred\u202e\n "}"#).json();
     assert_eq!(inert["reason"], r"\u{1b}[31mred\u{202e}");
+    // Also where a refusal names what was sent: the command line prints it. The fuzz target `api` found it.
+    for key in [r"\u0008", r"\u001b[2J", "\u{202e}", "\u{9b}"] {
+        let refused = post(&server, "/api/v1/bans", &right, &format!(r#"{{"ip{key}":1}}"#));
+        assert_eq!(refused.problem(400), "bad_request");
+        let detail = refused.json()["detail"].as_str().expect("words").to_owned();
+        assert!(detail.contains("ip") && !detail.contains(['\u{8}', '\u{1b}', '\u{202e}', '\u{9b}']), "{detail:?}");
+    }
 }

@@ -146,12 +146,15 @@ impl Printer {
         }
         line(
             "bans",
-            format!("{} active, {} packets dropped", status["active_bans"], status["dropped_packets"]),
+            format!("{} active, {} packets dropped", text(&status["active_bans"]), text(&status["dropped_packets"])),
             Tone::Plain,
         );
         let mut records = format!(
             "{} records, {} rejected, {} late, {} of banned clients",
-            status["records"], status["rejected"], status["late"], status["blocked"]
+            text(&status["records"]),
+            text(&status["rejected"]),
+            text(&status["late"]),
+            text(&status["blocked"])
         );
         let behind = number(&status["backlog_bytes"]);
         if behind > 0.0 {
@@ -203,8 +206,8 @@ impl Printer {
                     cell(text(&ban["ip"])),
                     cell(text(&ban["since"])),
                     left.map_or_else(|| ("permanent".into(), Tone::Warn), cell),
-                    cell(ban["offence"].to_string()),
-                    cell(ban["packets"].to_string()),
+                    cell(text(&ban["offence"])),
+                    cell(text(&ban["packets"])),
                     cell(text(&ban["origin"])),
                     cell(text(&ban["reason"])),
                 ]
@@ -293,7 +296,8 @@ impl Printer {
         if active.is_empty() {
             let _ = writeln!(out, "{}", self.paint(&format!("{ip} is not banned."), Tone::Good));
         }
-        if let Some(entry) = card["allowlisted_by"].as_str() {
+        let entry = text(&card["allowlisted_by"]);
+        if !entry.is_empty() {
             let _ = writeln!(out, "{ip} is on the allow-list ({entry}): it is never banned.");
         }
         match card["now"].as_object() {
@@ -314,18 +318,19 @@ impl Printer {
             let _ = writeln!(out, "No ban of {ip} is on record.");
         }
         for ban in bans {
-            let until = ban["until"].as_str().map_or_else(|| "for ever".to_owned(), |t| format!("until {t}"));
+            let until =
+                if ban["until"].is_null() { "for ever".into() } else { format!("until {}", text(&ban["until"])) };
             let title =
                 format!("\n{} banned {} {until} ({})", text(&ban["ip"]), text(&ban["time"]), text(&ban["state"]));
             let _ = writeln!(out, "{}", self.paint(&title, Tone::Warn));
             let _ = writeln!(out, "  why       {}", text(&ban["reason"]));
-            let _ = writeln!(out, "  offence   {}, by {}", ban["offence"], text(&ban["origin"]));
+            let _ = writeln!(out, "  offence   {}, by {}", text(&ban["offence"]), text(&ban["origin"]));
             if ban["rule"].is_string() {
                 let _ = writeln!(
                     out,
                     "  window    {} requests, {} errors, {:.2} req/s; baseline {:.2} ± {:.2} ({}), z {:.1}",
-                    ban["requests"],
-                    ban["errors"],
+                    text(&ban["requests"]),
+                    text(&ban["errors"]),
                     number(&ban["rate"]),
                     number(&ban["baseline"]["mean"]),
                     number(&ban["baseline"]["stddev"]),
@@ -333,9 +338,9 @@ impl Printer {
                     number(&ban["z_score"])
                 );
             }
-            let _ = writeln!(out, "  dropped   {} packets, {} bytes", ban["packets"], ban["bytes"]);
-            if let Some(ended) = ban["ended"].as_str() {
-                let _ = writeln!(out, "  ended     {ended}");
+            let _ = writeln!(out, "  dropped   {} packets, {} bytes", text(&ban["packets"]), text(&ban["bytes"]));
+            if !ban["ended"].is_null() {
+                let _ = writeln!(out, "  ended     {}", text(&ban["ended"]));
             }
             for sample in ban["samples"].as_array().into_iter().flatten() {
                 let line = format!(
@@ -343,7 +348,7 @@ impl Printer {
                     text(&sample["time"]),
                     text(&sample["method"]),
                     text(&sample["path"]),
-                    sample["status"]
+                    text(&sample["status"])
                 );
                 let _ = writeln!(out, "  request   {}", self.paint(&line, Tone::Dim));
             }
@@ -363,9 +368,13 @@ pub fn show(text: &str) -> io::Result<()> {
     }
 }
 
-/// The string of a JSON value, made inert; empty for null and absent.
-fn text(value: &Value) -> String {
-    value.as_str().map(|s| inert(s.as_bytes())).unwrap_or_default()
+/// A JSON value as inert text, strings without their quotes; empty for null and absent.
+pub fn text(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) => inert(text.as_bytes()),
+        other => inert(other.to_string().as_bytes()),
+    }
 }
 
 fn number(value: &Value) -> f64 {
@@ -414,6 +423,9 @@ mod tests {
             {"time": "t", "method": "GET", "path": "/\u{1b}[2J\r\n\u{202e}x", "status": 200}]}]});
         let shown = PLAIN.explain(&card, NOW);
         assert!(!shown.contains('\u{1b}') && !shown.contains('\r') && !shown.contains('\u{202e}'), "{shown:?}");
+        // Also where a number should be.
+        let shown = PLAIN.status(&json!({"records": "\u{9b}2J\u{202e}", "active_bans": ["\u{7f}"]}));
+        assert!(!shown.contains(['\u{9b}', '\u{202e}', '\u{7f}']), "{shown:?}");
     }
 
     #[test]

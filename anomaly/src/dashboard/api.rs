@@ -288,7 +288,10 @@ async fn read_json<T: serde::de::DeserializeOwned>(headers: &HeaderMap, body: Bo
         .await
         .map_err(|_| Problem::new(StatusCode::REQUEST_TIMEOUT, "timeout", "the body did not arrive within 10 seconds"))?
         .map_err(|_| too_large())?;
-    serde_json::from_slice(&bytes).map_err(|error| Problem::bad_request(format!("the body cannot be read: {error}")))
+    // The error names keys as they were sent.
+    let unreadable = |error: serde_json::Error| inert(error.to_string().as_bytes());
+    serde_json::from_slice(&bytes)
+        .map_err(|e| Problem::bad_request(format!("the body cannot be read: {}", unreadable(e))))
 }
 
 impl From<QueryRejection> for Problem {
