@@ -94,6 +94,10 @@ fn everything_else_is_a_problem_document_too() {
     {
         assert_eq!(get(&server, path).problem(404), "not_found", "{path}");
     }
+    // Bytes that are no text. The fuzz target `api` found it.
+    for path in ["/ip/%A6", "/assets/%A6", "/api/v1/bans/%A6"] {
+        assert_eq!(get(&server, path).problem(400), "bad_request", "{path}");
+    }
     let right = [("Authorization", "Bearer secret")];
     for (method, path, allow) in [
         ("PUT", "/api/v1/status", "GET,HEAD"),

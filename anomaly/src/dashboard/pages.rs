@@ -1,5 +1,6 @@
 //! The page and its parts: files of ours, compiled in; nothing is ever fetched from elsewhere.
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
@@ -44,7 +45,8 @@ pub async fn page(State(app): State<App>, peer: Option<Extension<Peer>>) -> Resp
 }
 
 /// A part of the page.
-pub async fn asset(Path(name): Path<String>) -> Result<Response, Problem> {
+pub async fn asset(name: Result<Path<String>, PathRejection>) -> Result<Response, Problem> {
+    let Path(name) = name?;
     let (_, media_type, text) = ASSETS
         .iter()
         .find(|(known, _, _)| *known == name)
@@ -53,7 +55,8 @@ pub async fn asset(Path(name): Path<String>) -> Result<Response, Problem> {
 }
 
 /// The page of one address, as messages link to it.
-pub async fn ip(Path(ip): Path<String>) -> Result<Redirect, Problem> {
+pub async fn ip(ip: Result<Path<String>, PathRejection>) -> Result<Redirect, Problem> {
+    let Path(ip) = ip?;
     // Only what was parsed goes into the answer.
     let prefix = crate::report::parse_ip(&ip).ok_or_else(|| Problem::bad_request("not an address or prefix"))?;
     Ok(Redirect::temporary(&format!("../#/ip/{}", crate::report::ip_text(&prefix).replace('/', "%2F"))))
