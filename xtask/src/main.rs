@@ -5,6 +5,7 @@ mod build_ebpf;
 mod cargo;
 mod demo;
 mod eval;
+mod fuzz;
 #[path = "../../tests/lab/mod.rs"]
 #[expect(dead_code, reason = "the end-to-end tests use more of it than the demo does")]
 mod lab;
@@ -31,6 +32,7 @@ enum Task {
     Test(test::Args),
     Demo(demo::Args),
     Eval(eval::Args),
+    Fuzz(fuzz::Args),
     Bench(bench::Args),
     Release(release::Args),
     Torture(torture::Args),
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         Task::Test(args) => test::run(&args),
         Task::Demo(args) => demo::run(&args),
         Task::Eval(args) => eval::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Release(args) => release::run(&args),
         Task::Torture(args) => torture::run(&args),
