@@ -188,9 +188,14 @@ fn somebody_elses_program_is_named_and_left_alone() {
         theirs.xdp_mode = mode;
         let (mut other, _) = rig.open(&theirs).unwrap();
         ban(&mut other, "10.77.0.2/32", None);
-        let refused = rig.open(&rig.settings()).unwrap_err().to_string();
-        assert!(refused.contains("another XDP program (anomaly"), "{refused}");
-        assert!(refused.contains(&format!("pid {}", std::process::id())), "{refused}");
+        let us = format!("pid {}", std::process::id());
+        let refused: Vec<String> = (0..100)
+            .map(|_| rig.open(&rig.settings()).unwrap_err().to_string())
+            .inspect(|refused| assert!(refused.contains("another XDP program (anomaly"), "{refused}"))
+            // Whatever another test starts holds all our files, too, until it has become its program.
+            .take_while(|refused| !refused.contains(&us))
+            .collect();
+        assert!(refused.len() < 100, "{us} is never named: {refused:?}");
         assert_eq!(rig.arrive("10.77.0.2", "10.77.0.1", 2), 0, "theirs still drops");
         // With a second interface ours covers that one, and says what it leaves to the next rung.
         rig.pair("vc", "vd", 78);
