@@ -120,7 +120,9 @@ fn bill_of_materials(dist: &Path, yes: bool) -> Result<()> {
     for package in ["anomaly", "anomaly-common", "xtask"] {
         let beside = root().join(package).join("anomaly.cdx.json");
         if package == "anomaly" {
-            fs::copy(&beside, dist.join("anomaly.cdx.json")).context("cargo cyclonedx wrote nothing")?;
+            let text = fs::read_to_string(&beside).context("cargo cyclonedx wrote nothing")?;
+            // It names packages by where they lie: with the root of the sources as the root of all, it is the same everywhere.
+            fs::write(dist.join("anomaly.cdx.json"), text.replace(&root().display().to_string(), ""))?;
         }
         let _ = fs::remove_file(beside);
     }
