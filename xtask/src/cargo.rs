@@ -33,7 +33,7 @@ pub fn build_daemon(release: bool) -> Result<PathBuf> {
     if release {
         command.arg("--release");
     }
-    executable(command).context("the daemon could not be built")
+    executable(command, "anomaly").context("the daemon could not be built")
 }
 
 /// Builds the integration tests and gives their path. They know where cargo built the daemon.
@@ -43,7 +43,7 @@ pub fn build_daemon(release: bool) -> Result<PathBuf> {
 pub fn build_tests() -> Result<PathBuf> {
     let mut command = cargo(&["test", "--package", "anomaly", "--test", "tests", "--no-run"]);
     command.args(["--message-format", "json-render-diagnostics"]);
-    executable(command).context("the tests could not be built")
+    executable(command, "tests").context("the tests could not be built")
 }
 
 /// Builds a bench and gives its path.
@@ -53,23 +53,25 @@ pub fn build_tests() -> Result<PathBuf> {
 pub fn build_bench(name: &str) -> Result<PathBuf> {
     let mut command = cargo(&["bench", "--package", "anomaly", "--bench", name, "--no-run"]);
     command.args(["--message-format", "json-render-diagnostics"]);
-    executable(command).context("the bench could not be built")
+    executable(command, name).context("the bench could not be built")
 }
 
-/// Runs a build that speaks JSON, and gives the last executable that it names.
+/// Runs a build that speaks JSON, and gives the executable that it makes of the target `name`.
 ///
 /// # Errors
 /// As [`build_daemon`].
-pub fn executable(mut command: Command) -> Result<PathBuf> {
+pub fn executable(mut command: Command, name: &str) -> Result<PathBuf> {
     let output = command.stderr(Stdio::inherit()).output().context("cargo could not be started")?;
     if !output.status.success() {
         bail!("{}", output.status);
     }
-    // One JSON message per line; a program's artifact names its executable. Tests come after the daemon they need.
+    // One JSON message per line; a program's artifact names its executable. Benches and tests come beside the daemon that
+    // they need, in any order.
     let messages = String::from_utf8_lossy(&output.stdout);
     let mut executables = messages
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| message["target"]["name"] == name)
         .filter_map(|message| message["executable"].as_str().map(PathBuf::from));
     executables.next_back().context("cargo named no executable")
 }

@@ -60,7 +60,7 @@ fn texts() -> PathBuf {
 fn build() -> Result<PathBuf> {
     let mut command = cargo(&["build", "--release", "--locked", "--package", "anomaly", "--bin", "anomaly"]);
     environment(&mut command).args(["--message-format", "json-render-diagnostics"]);
-    let program = executable(command).context("the release could not be built")?;
+    let program = executable(command, "anomaly").context("the release could not be built")?;
     print_texts(&program)?;
     Ok(program)
 }
