@@ -8,7 +8,7 @@ use super::key::Key;
 use super::table::Table;
 use crate::record::LINES_AT_ONCE;
 
-/// Where a client probably is: only speed depends on it being right.
+/// Where a client probably is: only speed depends on the place being right. The hash must be the table's.
 #[derive(Clone, Copy, Debug)]
 pub struct Hint {
     /// The hash of the key that was looked up.

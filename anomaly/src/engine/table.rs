@@ -109,9 +109,11 @@ impl Table {
         self.evicted
     }
 
-    /// Takes over the counters of a table that is given up.
+    /// Takes over the counters of a table that is given up, and its hash: a [`Hint`] of the records to come has been made
+    /// with it. Only for a table that holds nobody yet.
     pub fn inherit(&mut self, other: &Self) {
         (self.peak, self.evicted) = (other.peak, other.evicted);
+        self.hasher = other.hasher.clone();
     }
 
     /// The places of all clients.
@@ -360,6 +362,16 @@ mod tests {
         assert!(idle.len() == 10_000 && idle.iter().all(|client| client.is(Client::BROWSER)));
         let heap: usize = idle.iter().map(|client| client.window.heap_bytes()).sum();
         assert!(heap == 0 && idle.iter().all(|client| client.window.is_empty()), "{heap} of {before} bytes");
+    }
+
+    #[test]
+    fn a_hint_of_the_table_before_leads_nowhere_wrong() {
+        let before = Table::new(10);
+        let hint = before.touch(&key(1)).0;
+        let mut after = Table::new(10);
+        after.inherit(&before);
+        let (index, new) = after.entry(key(1), Some(hint), 0, |_, _| {});
+        assert!(new && after.find(&key(1)) == Some(index));
     }
 
     #[test]
