@@ -344,21 +344,17 @@ impl Ledger {
     }
 
     /// Records that came through bans, and whether that was reported, for the store.
-    /// The last figure is twice the milliseconds from the decision to when it was put in force, and one more where it was said.
-    pub fn came_through_so_far(&self) -> Vec<(IpNet, u64, u64)> {
-        let proofs = self.bans.iter().filter(|(_, a)| a.through > 0 || a.since != a.ban.at);
-        let late = |a: &Active| (a.since.as_ms() - a.ban.at.as_ms()).max(0) as u64;
-        let mut proofs: Vec<_> =
-            proofs.map(|(prefix, a)| (*prefix, a.through, late(a) << 1 | u64::from(a.reported))).collect();
+    pub fn came_through_so_far(&self) -> Vec<(IpNet, u64, bool)> {
+        let proofs = self.bans.iter().filter(|(_, a)| a.through > 0);
+        let mut proofs: Vec<_> = proofs.map(|(prefix, a)| (*prefix, a.through, a.reported)).collect();
         proofs.sort();
         proofs
     }
 
     /// Restores what [`Ledger::came_through_so_far`] gave.
-    pub fn set_came_through(&mut self, prefix: &IpNet, through: u64, rest: u64) {
+    pub fn set_came_through(&mut self, prefix: &IpNet, through: u64, reported: bool) {
         if let Some(active) = self.bans.get_mut(prefix) {
-            (active.through, active.reported) = (through, rest & 1 != 0);
-            active.since = active.ban.at.plus(Duration::from_millis(rest >> 1));
+            (active.through, active.reported) = (through, reported);
         }
     }
 

@@ -108,10 +108,10 @@ impl Engine {
         }
         let proofs = self.ledger.came_through_so_far();
         w.uint(proofs.len() as u64);
-        for (prefix, through, rest) in proofs {
+        for (prefix, through, reported) in proofs {
             w.raw(&prefix_bytes(&prefix));
             w.uint(through);
-            w.uint(rest);
+            w.uint(reported.into());
         }
         w.uint(self.ledger.recent().len() as u64);
         self.ledger.recent().for_each(|at| w.int(at.as_ms()));
@@ -162,7 +162,7 @@ impl Engine {
         let mut proofs = Vec::new();
         for _ in 0..r.count(19)? {
             let prefix = Key::from_bytes(r.raw(17)?).and_then(|k| k.to_prefix()).ok_or(BadState)?;
-            proofs.push((prefix, r.uint()?, r.uint()?));
+            proofs.push((prefix, r.uint()?, r.uint()? != 0));
         }
         let mut recent = Vec::new();
         for _ in 0..r.count(1)? {
@@ -195,8 +195,8 @@ impl Engine {
         let [grace, past] = times;
         grace.into_iter().for_each(|(prefix, until)| self.ledger.set_grace(prefix, until));
         past.into_iter().for_each(|(prefix, until)| self.ledger.set_past(prefix, until));
-        for (prefix, through, rest) in proofs {
-            self.ledger.set_came_through(&prefix, through, rest);
+        for (prefix, through, reported) in proofs {
+            self.ledger.set_came_through(&prefix, through, reported);
         }
         self.ledger.set_recent(recent);
         let oldest = self.oldest();
