@@ -41,9 +41,8 @@ impl Engine {
         }
         let mut at = Timestamp::MIN;
         for ban in state.bans {
-            let since = ban.at;
-            at = at.max(since);
-            self.ledger.hold(ban, since);
+            at = at.max(ban.at);
+            self.ledger.hold(ban);
         }
         let exempt = &self.exempt;
         let unbans = self.ledger.lift_where(at, &self.settings, |p| exempt.overlap(p).is_some());
