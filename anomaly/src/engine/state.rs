@@ -15,7 +15,8 @@ use crate::time::Timestamp;
 use foldhash::fast::FixedState;
 use ipnet::IpNet;
 
-const VERSION: u8 = 1;
+const BASELINE_VERSION: u8 = 1;
+const WINDOWS_VERSION: u8 = 2;
 /// Flags of a client that mean something after a restart.
 const KEPT_FLAGS: u8 = Client::EXEMPT | Client::KNOWN | Client::BRAKED | Client::OFFENDER | Client::BROWSER;
 
@@ -53,7 +54,7 @@ impl Engine {
     }
 
     fn save_baseline(&self) -> Vec<u8> {
-        let mut w = Writer::new(VERSION);
+        let mut w = Writer::new(BASELINE_VERSION);
         self.site.save_baseline(&mut w);
         self.population.save(&mut w);
         self.known.save(&mut w);
@@ -61,7 +62,7 @@ impl Engine {
     }
 
     fn load_baseline(&mut self, bytes: &[u8]) -> Result<(), BadState> {
-        let mut r = Reader::new(bytes, VERSION)?;
+        let mut r = Reader::new(bytes, BASELINE_VERSION)?;
         let mut site = super::Site::new(&self.settings);
         site.load_baseline(&mut r)?;
         let population = Population::load(&mut r, &self.settings)?;
@@ -81,7 +82,7 @@ impl Engine {
     }
 
     fn save_windows(&self) -> Vec<u8> {
-        let mut w = Writer::new(VERSION);
+        let mut w = Writer::new(WINDOWS_VERSION);
         w.int(self.clock.as_ms());
         for number in [self.records, self.late, self.early, self.blocked, self.path_seed] {
             w.uint(number);
@@ -93,6 +94,7 @@ impl Engine {
         }
         w.uint(self.minute_held.into());
         w.uint(self.late_run.into());
+        w.uint(self.busiest.into());
         w.int(self.population.minute());
         self.site.save_window(&mut w);
         self.site.save_level(&mut w);
@@ -132,7 +134,7 @@ impl Engine {
     }
 
     fn load_windows(&mut self, bytes: &[u8]) -> Result<(), BadState> {
-        let mut r = Reader::new(bytes, VERSION)?;
+        let mut r = Reader::new(bytes, WINDOWS_VERSION)?;
         let r = &mut r;
         let clock = Timestamp::from_ms(r.int()?);
         let counters: [u64; 5] = [r.uint()?, r.uint()?, r.uint()?, r.uint()?, r.uint()?];
@@ -145,6 +147,7 @@ impl Engine {
         }
         let minute_held = r.uint()? != 0;
         let late_run = r.small()?;
+        let busiest = r.small()?;
         let minute = r.int()?;
         let mut site = self.site.clone();
         site.load_window(r)?;
@@ -188,7 +191,7 @@ impl Engine {
         self.paths = FixedState::with_seed(self.path_seed);
         self.recalculated = recalculated;
         [self.warm_at, self.alerted] = moments;
-        (self.minute_held, self.late_run) = (minute_held, late_run);
+        (self.minute_held, self.late_run, self.busiest) = (minute_held, late_run, busiest);
         self.population.resume(minute);
         (self.level, self.limits) = (level, limits);
         let [grace, past] = times;
@@ -205,7 +208,6 @@ impl Engine {
                 self.table.entry(client.key, None, oldest, |index, c| super::forget(top, evidence, index, c));
             *self.table.get_mut(index) = client;
             self.top.offer(index, &mut self.table);
-            self.busiest = self.busiest.max(self.table.get(index).window.since(oldest).0);
         }
         Ok(())
     }
