@@ -21,9 +21,31 @@ use crate::time::Timestamp;
 const BRAKE_SPAN: Duration = Duration::from_secs(60);
 
 /// A ban in force, and whether it works.
+/// What is dropped but was under way when a ban came into force may be logged for this long.
+const GRACE: Duration = Duration::from_secs(15);
+/// Nginx's own buffers hold a line for a second or a few: what is older comes out of a backlog.
+const FRESH: Duration = Duration::from_secs(10);
+/// Past this, no record is both fresh and within the grace: log time is at most a minute ahead of the clock.
+const SINCE_MATTERS: Duration = Duration::from_secs(120);
+
+/// Whether a ban has an effect, as far as records show.
+#[derive(Clone, Copy, Debug)]
+pub struct Proof {
+    /// What is banned.
+    pub prefix: IpNet,
+    /// When the ban was put in force.
+    pub since: Timestamp,
+    /// Records that came although it should drop them.
+    pub through: u64,
+    /// Whether that was told.
+    pub reported: bool,
+}
+
 #[derive(Clone, Debug)]
 struct Active {
     ban: Arc<Ban>,
+    /// The moment it was put in force: a ban that is read out of a backlog was decided earlier by log time.
+    since: Timestamp,
     /// Records that came although it should drop them.
     through: u64,
     reported: bool,
@@ -115,12 +137,12 @@ impl Ledger {
     }
 
     /// Counts a record of a banned client; (when the ban was decided, records so far) once it is time to say that
-    /// the ban has no effect.
-    pub fn came_through(&mut self, prefix: &IpNet, at: Timestamp) -> Option<(Timestamp, u64)> {
-        const GRACE: Duration = Duration::from_secs(15);
+    /// the ban has no effect. Nothing is proved by what a backlog holds: records from before the ban was put in
+    /// force, and old ones, from when perhaps nobody enforced it.
+    pub fn came_through(&mut self, prefix: &IpNet, at: Timestamp, now: Timestamp) -> Option<(Timestamp, u64)> {
         const ENOUGH: u64 = 5;
         let active = self.bans.get_mut(prefix)?;
-        if active.reported || at <= active.ban.at.plus(GRACE) {
+        if active.reported || at <= active.since.plus(GRACE) || now > at.plus(FRESH) {
             return None;
         }
         active.through += 1;
@@ -214,13 +236,13 @@ impl Ledger {
             Some(until) if in_past => {
                 self.past.insert(prefix, until);
             }
-            _ => self.hold(ban.clone()),
+            _ => self.hold(ban.clone(), at.max(now)),
         }
         ban
     }
 
-    /// Puts a ban in force.
-    pub fn hold(&mut self, ban: Ban) {
+    /// Puts a ban in force as of `since`.
+    pub fn hold(&mut self, ban: Ban, since: Timestamp) {
         let prefix = ban.prefix;
         self.drop(&prefix);
         self.lengths.add(&prefix);
@@ -228,7 +250,7 @@ impl Ledger {
             self.ends.insert((until, prefix));
         }
         self.list.take();
-        self.bans.insert(prefix, Active { ban: Arc::new(ban), through: 0, reported: false });
+        self.bans.insert(prefix, Active { ban: Arc::new(ban), since, through: 0, reported: false });
     }
 
     fn drop(&mut self, prefix: &IpNet) -> Option<Arc<Ban>> {
@@ -338,18 +360,24 @@ impl Ledger {
         self.recent = recent.into();
     }
 
-    /// Records that came through bans, and whether that was reported, for the store.
-    pub fn came_through_so_far(&self) -> Vec<(IpNet, u64, bool)> {
-        let proofs = self.bans.iter().filter(|(_, a)| a.through > 0);
-        let mut proofs: Vec<_> = proofs.map(|(prefix, a)| (*prefix, a.through, a.reported)).collect();
-        proofs.sort();
+    /// What is known of whether bans have an effect, for the store, as of log time `clock`.
+    pub fn proofs(&self, clock: Timestamp) -> Vec<Proof> {
+        let is_kept = |active: &Active| active.through > 0 || active.since.plus(SINCE_MATTERS) > clock;
+        let proof = |(prefix, active): (&IpNet, &Active)| Proof {
+            prefix: *prefix,
+            since: active.since,
+            through: active.through,
+            reported: active.reported,
+        };
+        let mut proofs: Vec<_> = self.bans.iter().filter(|(_, a)| is_kept(a)).map(proof).collect();
+        proofs.sort_unstable_by_key(|proof| proof.prefix);
         proofs
     }
 
-    /// Restores what [`Ledger::came_through_so_far`] gave.
-    pub fn set_came_through(&mut self, prefix: &IpNet, through: u64, reported: bool) {
-        if let Some(active) = self.bans.get_mut(prefix) {
-            (active.through, active.reported) = (through, reported);
+    /// Restores one of [`Ledger::proofs`].
+    pub fn set_proof(&mut self, proof: &Proof) {
+        if let Some(active) = self.bans.get_mut(&proof.prefix) {
+            (active.since, active.through, active.reported) = (proof.since, proof.through, proof.reported);
         }
     }
 
@@ -456,6 +484,26 @@ mod tests {
         assert!(ledger.in_past(&x, Timestamp::from_secs(1599)));
         assert!(!ledger.in_past(&x, Timestamp::from_secs(1600)));
         assert_eq!(ledger.ban(x, request(89_999), Timestamp::from_secs(90_000), &s).offence, 2);
+    }
+
+    #[test]
+    fn what_a_backlog_holds_does_not_prove_that_a_ban_has_no_effect() {
+        let s = Settings::default();
+        let x = net("192.0.2.1/32");
+        let proof = |ledger: &mut Ledger, at: i64, now: i64| {
+            let (at, now) = (Timestamp::from_secs(at), Timestamp::from_secs(now));
+            (0..5).filter_map(|_| ledger.came_through(&x, at, now)).count()
+        };
+        // Decided at 1000 by the log, but only read there at 1300.
+        let mut ledger = Ledger::default();
+        ledger.ban(x, request(1000), Timestamp::from_secs(1300), &s);
+        assert_eq!(proof(&mut ledger, 1315, 1315), 0);
+        assert_eq!(proof(&mut ledger, 1316, 1316), 1);
+        // Enforced at once; what a later start reads of the time in between is old.
+        let mut ledger = Ledger::default();
+        ledger.ban(x, request(1000), Timestamp::from_secs(1000), &s);
+        assert_eq!(proof(&mut ledger, 1100, 1111), 0);
+        assert_eq!(proof(&mut ledger, 1100, 1110), 1);
     }
 
     #[test]

@@ -346,7 +346,7 @@ impl Engine {
         }
         self.late_run = 0;
         if let Some(prefix) = self.ledger.covering(record.client) {
-            self.came_through(prefix, record, time, out);
+            self.came_through(prefix, record, (time, now), out);
             return;
         }
         if !self.ledger.has_no_past() {
@@ -362,10 +362,16 @@ impl Engine {
         self.alert(out);
     }
 
-    fn came_through(&mut self, prefix: IpNet, record: &Record<'_>, at: Timestamp, out: &mut Vec<Output>) {
+    fn came_through(
+        &mut self,
+        prefix: IpNet,
+        record: &Record<'_>,
+        (at, now): (Timestamp, Timestamp),
+        out: &mut Vec<Output>,
+    ) {
         self.blocked += 1;
         if self.settings.self_proof
-            && let Some((banned_at, records)) = self.ledger.came_through(&prefix, at)
+            && let Some((banned_at, records)) = self.ledger.came_through(&prefix, at, now)
         {
             let (client, peer) = (record.client, record.peer);
             out.push(Output::NotEffective(NotEffective { prefix, client, peer, banned_at, at, records }));

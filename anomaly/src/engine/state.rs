@@ -7,6 +7,7 @@ use super::contract::{BadState, Level, Output, Scope, Source, State};
 use super::detector::Limits;
 use super::key::Key;
 use super::known::Known;
+use super::ledger::Proof;
 use super::population::{Population, Seen};
 use super::table::Client;
 use super::window::Window;
@@ -42,8 +43,9 @@ impl Engine {
         }
         let mut at = Timestamp::MIN;
         for ban in state.bans {
-            at = at.max(ban.at);
-            self.ledger.hold(ban);
+            let since = ban.at;
+            at = at.max(since);
+            self.ledger.hold(ban, since);
         }
         let exempt = &self.exempt;
         let unbans = self.ledger.lift_where(at, &self.settings, |p| exempt.overlap(p).is_some());
@@ -107,12 +109,13 @@ impl Engine {
                 w.int(until.as_ms());
             }
         }
-        let proofs = self.ledger.came_through_so_far();
+        let proofs = self.ledger.proofs(self.clock);
         w.uint(proofs.len() as u64);
-        for (prefix, through, reported) in proofs {
-            w.raw(&prefix_bytes(&prefix));
-            w.uint(through);
-            w.uint(reported.into());
+        for proof in proofs {
+            w.raw(&prefix_bytes(&proof.prefix));
+            w.int(proof.since.as_ms());
+            w.uint(proof.through);
+            w.uint(proof.reported.into());
         }
         w.uint(self.ledger.recent().len() as u64);
         self.ledger.recent().for_each(|at| w.int(at.as_ms()));
@@ -162,9 +165,10 @@ impl Engine {
             }
         }
         let mut proofs = Vec::new();
-        for _ in 0..r.count(19)? {
+        for _ in 0..r.count(20)? {
             let prefix = Key::from_bytes(r.raw(17)?).and_then(|k| k.to_prefix()).ok_or(BadState)?;
-            proofs.push((prefix, r.uint()?, r.uint()? != 0));
+            let since = Timestamp::from_ms(r.int()?);
+            proofs.push(Proof { prefix, since, through: r.uint()?, reported: r.uint()? != 0 });
         }
         let mut recent = Vec::new();
         for _ in 0..r.count(1)? {
@@ -197,9 +201,7 @@ impl Engine {
         let [grace, past] = times;
         grace.into_iter().for_each(|(prefix, until)| self.ledger.set_grace(prefix, until));
         past.into_iter().for_each(|(prefix, until)| self.ledger.set_past(prefix, until));
-        for (prefix, through, reported) in proofs {
-            self.ledger.set_came_through(&prefix, through, reported);
-        }
+        proofs.iter().for_each(|proof| self.ledger.set_proof(proof));
         self.ledger.set_recent(recent);
         let oldest = self.oldest();
         for client in clients {
