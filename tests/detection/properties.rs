@@ -291,6 +291,26 @@ fn bans(out: &[Output]) -> Vec<&anomaly::engine::Ban> {
         .collect()
 }
 
+/// Whoever reads the log may look at it less often while there is none.
+#[test]
+fn a_flood_is_a_hurry_from_half_way_to_its_ban_and_a_visitor_never() {
+    let mut run = warm(Settings::default());
+    let (mut hurry, mut requests) = (None, 0);
+    while bans(&run.out).is_empty() {
+        requests += 1;
+        run.step(&Step { forward: u16::from(requests % 200 == 0), client: 1, what: 4, late: 0 });
+        if run.engine.take_hurry() {
+            hurry.get_or_insert(requests);
+        }
+    }
+    assert!(hurry.is_some_and(|hurry| 2 * hurry <= requests + 1), "{hurry:?} of {requests}");
+    run.engine.take_hurry();
+    for page in 0..300 {
+        run.step(&Step { forward: 2, client: 2, what: 4, late: 0 });
+        assert!(!run.engine.take_hurry(), "page {page} of somebody who asks for one every two seconds");
+    }
+}
+
 #[test]
 fn an_unban_by_hand_takes_back_the_offence_and_gives_grace() {
     let mut run = warm(Settings::default());

@@ -16,7 +16,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anomaly::tail::{Checkpoint, Presence, Start, Tail};
+use anomaly::tail::{Checkpoint, Presence, Progress, Start, Tail};
 use anomaly::time::Timestamp;
 
 /// Runs `action` as somebody who may not look into `directory`.
@@ -331,20 +331,27 @@ impl Story {
     }
 
     fn poll(&mut self) -> bool {
-        let limit = if self.random.below(3) == 0 { 1 + self.random.below(2_000) } else { usize::MAX };
-        let Some(tail) = &mut self.tail else { return false };
-        let delivered = &mut self.delivered;
-        let progress = tail
-            .poll(self.now, limit, &mut |lines: &[&[u8]]| {
-                for line in lines {
-                    *delivered.entry(String::from_utf8_lossy(line).into_owned()).or_default() += 1;
-                }
-            })
-            .expect("polled");
-        self.log.push(format!("poll {limit}: {progress:?}"));
-        assert!(progress.counts.lost_files == 0 || self.deleted_something, "{progress:?}");
+        let Some(progress) = self.look(true) else { return false };
         self.opened |= progress.at_end && progress.presence == Presence::Reading;
         progress.at_end
+    }
+
+    /// Reads with [`Tail::poll`], or else with [`Tail::glance`].
+    fn look(&mut self, poll: bool) -> Option<Progress> {
+        let limit = if self.random.below(3) == 0 { 1 + self.random.below(2_000) } else { usize::MAX };
+        let tail = self.tail.as_mut()?;
+        let delivered = &mut self.delivered;
+        let mut deliver = |lines: &[&[u8]]| {
+            for line in lines {
+                *delivered.entry(String::from_utf8_lossy(line).into_owned()).or_default() += 1;
+            }
+        };
+        let progress =
+            if poll { tail.poll(self.now, limit, &mut deliver) } else { tail.glance(self.now, limit, &mut deliver) };
+        let progress = progress.expect("read");
+        self.log.push(format!("{} {limit}: {progress:?}", if poll { "poll" } else { "glance" }));
+        assert!(progress.counts.lost_files == 0 || self.deleted_something, "{progress:?}");
+        Some(progress)
     }
 
     fn poll_to_the_end(&mut self) {
@@ -408,7 +415,8 @@ impl Story {
     fn step(&mut self) {
         match self.random.below(100) {
             0..40 => self.write(),
-            40..62 => drop(self.poll()),
+            40..55 => drop(self.poll()),
+            55..62 => drop(self.look(false)),
             62..68 => self.rotate_by_rename(),
             68..73 => self.rotate_by_copy(),
             73..76 => self.reopen(),

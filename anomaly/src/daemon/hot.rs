@@ -29,8 +29,12 @@ const CHUNK: usize = 1 << 20;
 /// Clients in the picture.
 const TOP: usize = 100;
 /// While lines keep coming, a log is looked at this often, and nobody is woken for each of them: at 10,000 lines/s that is
-/// one wake-up for five lines.
-const NAP: Duration = Duration::from_micros(500);
+/// one wake-up for forty lines.
+const NAP: Duration = Duration::from_millis(4);
+/// The same while a fast client is half-way to a limit: of a slow one nothing comes in 4 ms.
+const SHORT_NAP: Duration = Duration::from_micros(500);
+/// So long after the newest request of such a client.
+const ALERT: Duration = Duration::from_millis(250);
 /// So many looks without anything new, and a log is quiet: then the watcher has to wake for it.
 const EMPTY_LOOKS: u8 = 2;
 /// While one log is busy, the quiet ones are looked at this often.
@@ -270,6 +274,7 @@ impl Hot {
         // lose what was rotated away meanwhile.
         let (mut picture_at, mut save_at, mut reconcile_at) = (Duration::ZERO, Duration::ZERO, RECONCILE_EVERY);
         let (mut sample_at, mut all_at, mut was_behind) = (Duration::ZERO, Duration::ZERO, true);
+        let (mut at, mut alert_until) = (Duration::ZERO, Duration::ZERO);
         loop {
             let behind = self.logs.iter().any(|log| !log.at_end);
             let busy = self.logs.iter().any(|log| log.looks > 0);
@@ -277,7 +282,7 @@ impl Hot {
             let wait = if behind || again || self.outbox.is_waiting() {
                 Duration::ZERO
             } else if busy || self.listening == Listening::Soon {
-                NAP
+                if at < alert_until { SHORT_NAP } else { NAP }
             } else {
                 let tick = self.engine.next_deadline().map_or(PICTURE_EVERY, |at| at.since(now()));
                 let poll = if self.watcher.is_some() { PICTURE_EVERY } else { Duration::from_millis(100) };
@@ -296,12 +301,15 @@ impl Hot {
                 next = self.requests.try_recv().ok();
             }
             // Who is not busy was woken, or has waited long.
-            let at = clock();
+            at = clock();
             let all = !busy || at >= all_at;
             if all {
                 all_at = at + ALL_EVERY;
             }
             self.read(all);
+            if self.engine.take_hurry() {
+                alert_until = at + ALERT;
+            }
             // Log time may only follow the wall clock when there is nothing older left to read.
             let caught_up = self.logs.iter().all(|log| log.at_end);
             self.engine.handle(now(), Input::Tick { caught_up }, &mut self.out);
@@ -343,8 +351,10 @@ impl Hot {
     fn read(&mut self, all: bool) {
         let behind = self.logs.iter().filter(|log| !log.at_end).count();
         let (engine, out, counts) = (&mut self.engine, &mut self.out, &mut self.counts);
+        let log_requests = self.config.log.log_requests;
+        // Between two times that all are looked at, what is busy is only glanced at.
         let mut look =
-            |log: &mut Log, limit| match read_log(log, engine, out, counts, self.config.log.log_requests, limit) {
+            |log: &mut Log, limit, glance| match read_log(log, engine, out, counts, log_requests, limit, glance) {
                 Some(0) => log.looks = log.looks.saturating_sub(1),
                 Some(_) => log.looks = EMPTY_LOOKS,
                 None => {
@@ -355,12 +365,12 @@ impl Hot {
         if behind > 1 {
             let oldest = self.logs.iter_mut().filter(|log| !log.at_end).min_by_key(|log| log.newest);
             if let Some(log) = oldest {
-                look(log, CHUNK / 16);
+                look(log, CHUNK / 16, false);
             }
             return;
         }
         for log in self.logs.iter_mut().filter(|log| all || log.looks > 0 || !log.at_end) {
-            look(log, CHUNK);
+            look(log, CHUNK, !all);
         }
         self.listen();
     }
@@ -371,6 +381,10 @@ impl Hot {
         let Some(watcher) = &self.watcher else { return };
         let busy = self.logs.iter().any(|log| log.looks > 0);
         self.listening = match self.listening {
+            Listening::Soon if busy => {
+                watcher.rest();
+                Listening::No
+            }
             _ if busy => Listening::No,
             Listening::Soon => {
                 watcher.arm();
@@ -514,7 +528,8 @@ impl Hot {
     }
 }
 
-/// Reads one log a chunk further; how many bytes that were, `None` when reading failed.
+/// Reads one log a chunk further (with `glance` only from the file that is open); how many bytes that were, `None` when
+/// reading failed.
 fn read_log(
     log: &mut Log,
     engine: &mut Engine,
@@ -522,6 +537,7 @@ fn read_log(
     counts: &mut LineCounts,
     log_requests: bool,
     limit: usize,
+    glance: bool,
 ) -> Option<u64> {
     let wall = now();
     let Log { tail, parser, newest, .. } = log;
@@ -538,8 +554,9 @@ fn read_log(
         }
         Parsed::Rejected(reject, line) => counts.reject(reject, line),
     };
-    let polled = tail.poll(wall, limit, &mut |lines| parser.parse_all(lines, &mut judge));
-    match polled {
+    let mut on_lines = |lines: &[&[u8]]| parser.parse_all(lines, &mut judge);
+    let read = if glance { tail.glance(wall, limit, &mut on_lines) } else { tail.poll(wall, limit, &mut on_lines) };
+    match read {
         Ok(progress) => {
             log.at_end = progress.at_end;
             let path = tail.path().display();

@@ -47,6 +47,8 @@ const BROWSER_ASSETS: u32 = 12;
 /// meet galleries full of broken links. Tools that try passwords or paths load no assets.
 const BROWSER_POSTS: u32 = 8;
 const BROWSER_ERROR_PATHS: u32 = 2;
+/// Page requests (tenths) within a second that make a client a fast one.
+const FAST_PAGES: u32 = 80;
 /// A burst of this many times `min_requests` pages is tolerated at once ...
 const BURST: f64 = 4.0 / 3.0;
 /// ... and this many per second on top, as long as it lasts, again in units of `min_requests`.
@@ -150,11 +152,16 @@ impl Limits {
 
     /// True where a window is worth keeping evidence of: half-way to a limit.
     pub fn is_suspicious(&self, window: &Window, posts: u32) -> bool {
-        window.requests() > self.hard
+        window.requests() > self.hard / 2
             || window.pages_tenths() * 2 >= self.burst
             || window.error_paths_tenths() * 2 >= self.error_paths.value
             || window.page_errors() * 2 >= self.page_errors.value
             || posts * 2 >= self.posts.value
+    }
+
+    /// Whether a client whose newest request is of the second `now` makes them so fast that milliseconds count.
+    pub fn is_fast(window: &Window, now: u32) -> bool {
+        window.pages_back(now).next().is_some_and(|(span, tenths)| span == 1 && tenths >= FAST_PAGES)
     }
 
     /// Whether a window is one that only a browser has.

@@ -69,6 +69,8 @@ pub struct Engine {
     top: Top,
     /// Requests in the window of the busiest client, as of this second.
     busiest: u32,
+    /// A fast client half-way to a limit has made a request.
+    hurry: bool,
     evidence: Evidence,
     site: Site,
     population: Population,
@@ -111,6 +113,7 @@ impl Engine {
             ahead: Ahead::default(),
             top: Top::default(),
             busiest: 0,
+            hurry: false,
             evidence: Evidence::default(),
             known: Known::default(),
             ledger: Ledger::default(),
@@ -168,6 +171,12 @@ impl Engine {
     /// When the next [`Input::Tick`] is due, in the time of `now`; `None` when only records matter.
     pub fn next_deadline(&self) -> Option<Timestamp> {
         self.ledger.next_end()
+    }
+
+    /// Whether somebody who is half-way to a limit, and fast, has made a request since this was last asked: records that follow
+    /// should not wait.
+    pub const fn take_hurry(&mut self) -> bool {
+        std::mem::replace(&mut self.hurry, false)
     }
 
     /// The time that bans end on: `now`, but a replay has no clock but the log's.
@@ -455,6 +464,8 @@ impl Engine {
         }
         let suspicious = !exempt && self.limits.is_suspicious(&client.window, posts);
         if suspicious {
+            let now_sec = client.last;
+            self.hurry |= Limits::is_fast(&client.window, now_sec);
             let own = if client.is(table::Client::KNOWN) || client.window.pages_tenths() >= known::HEAVY_PAGES {
                 self.known.limit(&key)
             } else {
@@ -463,8 +474,7 @@ impl Engine {
             let verdict = if founding {
                 self.limits.judge_hard(&client.window)
             } else {
-                let now = (oldest.wrapping_add(self.settings.window_secs)).wrapping_sub(1);
-                self.limits.judge(&client.window, kind, posts, now, client.is(table::Client::BROWSER), own)
+                self.limits.judge(&client.window, kind, posts, now_sec, client.is(table::Client::BROWSER), own)
             };
             if let Some(verdict) = verdict
                 && self.anomalous(index, verdict, record, now, out)

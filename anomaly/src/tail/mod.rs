@@ -232,6 +232,34 @@ impl Tail {
         }
     }
 
+    /// Reads on in the log that is open, with one system call where nothing else is open. Does all that [`Tail::poll`] does
+    /// but for finding out what was written since then, and whether the path names another file by now: for who
+    /// comes back within a millisecond, because lines keep coming, and polls every few of them.
+    ///
+    /// # Errors
+    /// As [`Tail::poll`].
+    pub fn glance<F: FnMut(&[&[u8]])>(
+        &mut self,
+        now: Timestamp,
+        limit_bytes: usize,
+        on_lines: &mut F,
+    ) -> Result<Progress, TailError> {
+        let alone = self.unresolved.is_none() && self.draining.is_empty() && self.waiting.is_empty();
+        if let Some(current) = self.current.as_mut().filter(|_| alone) {
+            let mut counts = std::mem::take(&mut self.pending);
+            match current.step(limit_bytes, &mut counts, on_lines) {
+                Ok(Step::Rewritten) => self.pending = counts,
+                step => {
+                    self.totals.add(&counts);
+                    let step = step.map_err(|source| TailError::Read { path: self.path.clone(), source })?;
+                    let at_end = !matches!(step, Step::Bytes { more: true, .. });
+                    return Ok(Progress { counts, at_end, presence: self.presence.clone() });
+                }
+            }
+        }
+        self.poll(now, limit_bytes, on_lines)
+    }
+
     /// Reads the oldest file first; true when all have been read to their ends.
     fn read<F: FnMut(&[&[u8]])>(
         &mut self,
@@ -253,7 +281,7 @@ impl Tail {
                         return Ok(false);
                     }
                     match current.step((limit - counts.bytes) as usize, counts, on_lines)? {
-                        Step::Bytes(_) => {}
+                        Step::Bytes { .. } => {}
                         Step::End => break,
                         Step::Rewritten => {
                             if let Err(error) = resume::can_be_seen(&self.path) {
@@ -317,7 +345,7 @@ impl Tail {
                 continue;
             }
             let done = match source.step((limit - counts.bytes) as usize, counts, on_lines) {
-                Ok(Step::Bytes(_)) => {
+                Ok(Step::Bytes { .. }) => {
                     source.quiet_since = None;
                     source.perhaps_copy = false;
                     continue;

@@ -16,8 +16,8 @@ const READ_BYTES: usize = 256 << 10;
 /// What a read found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// This many new bytes.
-    Bytes(usize),
+    /// New bytes; `more` where there may be more of them.
+    Bytes { read: usize, more: bool },
     /// Nothing new.
     End,
     /// Not the bytes that were there before: the file was cut, or cut and written anew.
@@ -216,7 +216,7 @@ impl Source {
         self.make_room();
         let before = self.end;
         let read = self.read(limit)?;
-        if let Step::Bytes(bytes) = read {
+        if let Step::Bytes { read: bytes, .. } = read {
             counts.bytes += bytes as u64;
             if let Skip::To(wanted) = self.skip {
                 if self.offset < wanted {
@@ -295,15 +295,16 @@ impl Source {
                     }
                     self.primed.clear();
                 }
-                self.end += read - known;
-                self.offset += (read - known) as u64;
-                Ok(if read == known { Step::End } else { Step::Bytes(read - known) })
+                let read = read - known;
+                self.end += read;
+                self.offset += read as u64;
+                Ok(if read == 0 { Step::End } else { Step::Bytes { read, more: read == room } })
             }
             Input::Gzip(decoder) => {
                 let read = decoder.read(&mut self.buffer[self.end..self.end + room])?;
                 self.end += read;
                 self.offset += read as u64;
-                Ok(if read == 0 { Step::End } else { Step::Bytes(read) })
+                Ok(if read == 0 { Step::End } else { Step::Bytes { read, more: true } })
             }
         }
     }

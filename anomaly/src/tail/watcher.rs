@@ -70,6 +70,11 @@ impl Watcher {
         self.bell.set(Rest::Never);
     }
 
+    /// Rests, without having woken anybody: whoever looks by himself has found something.
+    pub fn rest(&self) {
+        self.bell.set(Rest::Now);
+    }
+
     /// Whether it has woken somebody, and rests.
     pub fn rests(&self) -> bool {
         self.bell.get() == Rest::Now
@@ -260,6 +265,12 @@ mod tests {
         watcher.arm();
         fs::write(&log, "line\nline\n").expect("written");
         woken.recv_timeout(PATIENCE).expect("woken by a write");
+        assert!(watcher.rests());
+        // It can be sent to rest before it has woken anybody, too.
+        watcher.pass_over();
+        watcher.rest();
+        fs::write(&log, "line\n").expect("written");
+        assert!(woken.recv_timeout(Duration::from_millis(100)).is_err(), "woken while it rests");
         assert!(watcher.rests());
     }
 
