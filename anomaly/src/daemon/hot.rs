@@ -41,7 +41,8 @@ const EMPTY_LOOKS: u8 = 2;
 const ALL_EVERY: Duration = Duration::from_millis(10);
 /// How often people get a new picture.
 const PICTURE_EVERY: Duration = Duration::from_secs(1);
-/// A decision is shown at once, but no more often than this.
+/// A decision is shown this soon, but no more often than [`NEWS_EVERY`].
+const NEWS_AFTER: Duration = Duration::from_millis(2);
 const NEWS_EVERY: Duration = Duration::from_millis(100);
 /// How often state and checkpoint are saved: what a crash makes us read again.
 const SAVE_EVERY: Duration = Duration::from_secs(5);
@@ -274,7 +275,7 @@ impl Hot {
         // lose what was rotated away meanwhile.
         let (mut picture_at, mut save_at, mut reconcile_at) = (Duration::ZERO, Duration::ZERO, RECONCILE_EVERY);
         let (mut sample_at, mut all_at, mut was_behind) = (Duration::ZERO, Duration::ZERO, true);
-        let (mut at, mut alert_until) = (Duration::ZERO, Duration::ZERO);
+        let (mut at, mut alert_until, mut shown_at) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
         loop {
             let behind = self.logs.iter().any(|log| !log.at_end);
             let busy = self.logs.iter().any(|log| log.looks > 0);
@@ -314,10 +315,13 @@ impl Hot {
             let caught_up = self.logs.iter().all(|log| log.at_end);
             self.engine.handle(now(), Input::Tick { caught_up }, &mut self.out);
             let decided = self.out.iter().any(|o| matches!(o, Output::Decision(_)));
-            // First what is enforced, then what is shown.
             self.send_outputs(None);
-            if at >= picture_at || (decided && at + PICTURE_EVERY >= picture_at + NEWS_EVERY) {
-                picture_at = at + PICTURE_EVERY;
+            if decided {
+                // First what is enforced, then what is shown: the processor may be needed for the former.
+                picture_at = picture_at.min((at + NEWS_AFTER).max(shown_at + NEWS_EVERY));
+            }
+            if at >= picture_at {
+                (shown_at, picture_at) = (at, at + PICTURE_EVERY);
                 self.refresh();
             }
             self.outbox.flush();
