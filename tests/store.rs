@@ -547,6 +547,18 @@ fn the_graph_is_kept() {
 }
 
 #[test]
+fn what_was_learned_comes_back_whole_however_much_it_is() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("state.db");
+    for (nth, len) in [(0, 700_000), (1, 65_536), (2, 65_537), (3, 0), (4, 200_000)] {
+        let windows: Vec<u8> = (0..len).map(|i: usize| ((i * 31) >> (nth % 7)) as u8).collect();
+        let state = State { baseline: windows[..len / 2].to_vec(), windows, ..State::default() };
+        open(&path).store.save_progress(at(nth), &state, &BTreeMap::new()).expect("saved");
+        assert_eq!(open(&path).loaded.state, state, "{len} bytes");
+    }
+}
+
+#[test]
 fn replay_reads_and_writes_only_the_baseline() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("state.db");

@@ -16,6 +16,13 @@ impl Writer {
         Self { bytes: vec![version] }
     }
 
+    /// The same, with room for so many bytes.
+    pub fn with_capacity(version: u8, bytes: usize) -> Self {
+        let mut writer = Self { bytes: Vec::with_capacity(bytes.max(1)) };
+        writer.bytes.push(version);
+        writer
+    }
+
     /// An unsigned integer in one to ten bytes.
     pub fn uint(&mut self, mut value: u64) {
         while value >= 0x80 {

@@ -30,6 +30,7 @@ mod top;
 mod waiting;
 mod window;
 
+use std::cell::Cell;
 use std::hash::BuildHasher;
 
 use foldhash::fast::{FixedState, RandomState};
@@ -97,6 +98,8 @@ pub struct Engine {
     blocked: u64,
     /// Outputs of a call that had nowhere to put them.
     owed: Vec<Output>,
+    /// Bytes of the windows when they were last saved.
+    saved_bytes: Cell<usize>,
 }
 
 impl Engine {
@@ -133,6 +136,7 @@ impl Engine {
             early: 0,
             blocked: 0,
             owed: Vec::new(),
+            saved_bytes: Cell::new(0),
             site,
             population,
             settings,

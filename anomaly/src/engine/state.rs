@@ -84,7 +84,9 @@ impl Engine {
     }
 
     fn save_windows(&self) -> Vec<u8> {
-        let mut w = Writer::new(WINDOWS_VERSION);
+        // As large as the last time, and a little: growing would take twice the room for a moment.
+        let room = self.saved_bytes.get();
+        let mut w = Writer::with_capacity(WINDOWS_VERSION, room + room / 16);
         w.int(self.clock.as_ms());
         for number in [self.records, self.late, self.early, self.blocked, self.path_seed] {
             w.uint(number);
@@ -133,7 +135,9 @@ impl Engine {
                 w.uint(u64::from(bits));
             }
         }
-        w.finish()
+        let bytes = w.finish();
+        self.saved_bytes.set(bytes.len());
+        bytes
     }
 
     fn load_windows(&mut self, bytes: &[u8]) -> Result<(), BadState> {

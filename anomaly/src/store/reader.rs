@@ -148,11 +148,14 @@ fn explain(conn: &Connection, prefix: &IpNet, limit: usize) -> Result<Vec<Record
 
 /// Bytes of one thing that the engine has learned; empty when there is none.
 pub(super) fn learned(conn: &Connection, name: &str) -> Result<Vec<u8>, rusqlite::Error> {
-    Ok(conn
-        .prepare_cached("SELECT bytes FROM learned WHERE name = ?1")?
-        .query_row([name], |r| r.get(0))
-        .optional()?
-        .unwrap_or_default())
+    let mut statement =
+        conn.prepare_cached("SELECT bytes FROM learned WHERE name = ?1 OR (name >= ?2 AND name < ?3) ORDER BY name")?;
+    let mut parts = statement.query((name, rows::part_name(name, 1), rows::after_parts(name)))?;
+    let mut bytes = Vec::new();
+    while let Some(part) = parts.next()? {
+        bytes.extend_from_slice(part.get_ref(0)?.as_blob()?);
+    }
+    Ok(bytes)
 }
 
 /// Everything a restart needs, as of one moment.

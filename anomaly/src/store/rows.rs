@@ -20,6 +20,16 @@ const MAX_SAMPLE_BYTES: usize = 2048;
 /// Bytes kept of an operator's words.
 const MAX_NOTE_BYTES: usize = 2048;
 
+/// The name of the `nth` part of something learned; all but the first lie before [`after_parts`].
+pub(super) fn part_name(name: &str, nth: usize) -> String {
+    if nth == 0 { name.to_owned() } else { format!("{name}.{nth:05}") }
+}
+
+/// A name behind those of all parts.
+pub(super) fn after_parts(name: &str) -> String {
+    format!("{name}/")
+}
+
 /// A prefix as a key that sorts by family, first address, length; so that all prefixes inside
 /// another one are one range of keys.
 pub(super) fn key(prefix: &IpNet) -> Vec<u8> {

@@ -122,7 +122,7 @@ pub(super) fn open_writer(path: &Path, busy: Duration) -> Result<Connection, Sto
         // Done by a thread of its own (`Store::save_progress`): it syncs.
         conn.pragma_update(None, "wal_autocheckpoint", 0)?;
         conn.pragma_update(None, "journal_size_limit", 8 << 20)?;
-        conn.pragma_update(None, "cache_size", -2048)?;
+        conn.pragma_update(None, "cache_size", -512)?;
         conn.pragma_update(None, "temp_store", "MEMORY")?;
         conn.set_prepared_statement_cache_capacity(32);
         if from < NEWEST {
@@ -154,7 +154,7 @@ pub(super) fn open_reader(path: &Path, busy: Duration) -> Result<Connection, Sto
         if alone {
             conn.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
         }
-        conn.pragma_update(None, "cache_size", -1024)?;
+        conn.pragma_update(None, "cache_size", -512)?;
         let found = version(&conn)?;
         Ok((conn, found))
     };

@@ -14,6 +14,8 @@ use super::{BanState, KEEP_CHECKPOINTS, KEEP_ENDED, KEEP_HISTORY, MAX_ENDED, MAX
 use crate::engine::{Ban, Offence, Origin, Unban};
 use crate::time::Timestamp;
 
+/// Bytes of what was learned that one row holds: SQLite copies each row twice on its way to the disk.
+const LEARNED_PART: usize = 64 << 10;
 /// Rows that one call of [`prune`] removes from a table.
 const PRUNE_ROWS: u32 = 2_000;
 
@@ -238,11 +240,15 @@ pub(super) fn write_learned(
     now: Timestamp,
     bytes: &[u8],
 ) -> Result<(), rusqlite::Error> {
-    tx.prepare_cached("INSERT OR REPLACE INTO learned (name, saved_at, bytes) VALUES (?1, ?2, ?3)")?.execute((
-        name,
-        now.as_ms(),
-        bytes,
-    ))?;
+    let mut insert = tx.prepare_cached("INSERT OR REPLACE INTO learned (name, saved_at, bytes) VALUES (?1, ?2, ?3)")?;
+    let mut parts = 0;
+    // What is empty has a part as well: there, and empty, is not the same as not there.
+    for part in bytes.chunks(LEARNED_PART).chain(bytes.is_empty().then_some(bytes)) {
+        insert.execute((rows::part_name(name, parts), now.as_ms(), part))?;
+        parts += 1;
+    }
+    tx.prepare_cached("DELETE FROM learned WHERE name >= ?1 AND name < ?2")?
+        .execute((rows::part_name(name, parts), rows::after_parts(name)))?;
     Ok(())
 }
 
