@@ -72,8 +72,11 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
         Some(path) => info!("anomaly {} with {}", env!("CARGO_PKG_VERSION"), path.display()),
         None => info!("anomaly {} with the built-in defaults", env!("CARGO_PKG_VERSION")),
     }
-    // Who must never be banned is looked for meanwhile: the kernel's list of connections takes it some 10 ms to write.
+    // Who must never be banned is looked for meanwhile: the kernel's list of connections takes it some 10 ms to write. And
+    // what was banned is read, which with many bans takes as long as loading the XDP program.
     let guard = std::thread::spawn(|| (guard::find(&[]), logged_in()));
+    let store_path = config.store_path.clone();
+    let store = std::thread::spawn(move || open_store(&store_path));
     let (enforcer, incidents) = enforce::open(&config.enforcer)?;
     let enforcer = enforce::deny_map::wrap(enforcer, &config.nginx);
     off::clear(&config.dashboard.socket);
@@ -90,7 +93,8 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
     // A dry run drops nothing, so it is no news that banned clients go on.
     config.engine.self_proof = config.enforcer.backend != Backend::DryRun;
 
-    let opened = open_store(&config.store_path)?;
+    let Ok(opened) = store.join() else { bail!("the database could not be read: see the fault above") };
+    let opened = opened?;
     let restored = opened.state.bans.len();
     let wanted: HashMap<_, _> =
         (opened.state.bans.iter()).filter(|ban| !ban.in_past).map(|ban| (ban.prefix, ban.until)).collect();
