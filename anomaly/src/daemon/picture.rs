@@ -35,7 +35,7 @@ impl Machine {
         Self { system: System::new_with_specifics(kinds).ok(), pid: Pid::from_u32(std::process::id()) }
     }
 
-    /// Reads `/proc`; about once a second.
+    /// Reads `/proc`; the figures are averages since the last time.
     pub fn refresh(&mut self) {
         let Some(system) = &mut self.system else { return };
         system.refresh_cpu_usage();

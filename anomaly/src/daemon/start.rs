@@ -49,6 +49,8 @@ const BIND_AGAIN: Duration = Duration::from_secs(5);
 /// Bans that have ended lately and are looked for in the audit log: more lines than of so many are not read of it.
 const MAX_ENDED: usize = 10_000;
 
+/// Seconds between two looks at CPU and memory.
+const MACHINE_EVERY: u64 = 3;
 /// Who is logged in is looked at this often.
 const SESSIONS_EVERY: Duration = Duration::from_secs(10);
 
@@ -282,6 +284,7 @@ impl Service {
         let mut sessions = tokio::time::interval(SESSIONS_EVERY);
         sessions.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut machine, mut memory) = (Machine::new(), Memory::default());
+        let mut seconds = 0u64;
         // The first picture, so that nobody ever sees none.
         let first = self.first_picture(&mut hot_ended).await?;
         let (live_sender, live) = watch::channel(self.picture(&first, &machine, &mut memory, uptime()));
@@ -290,7 +293,11 @@ impl Service {
         loop {
             tokio::select! {
                 _ = second.tick() => {
-                    machine.refresh();
+                    // Half of what an idle daemon costs is to read these figures.
+                    if seconds < 2 || seconds.is_multiple_of(MACHINE_EVERY) {
+                        machine.refresh();
+                    }
+                    seconds += 1;
                     if let Some(hot) = newest(&self.hot_picture) {
                         let live = self.picture(&hot, &machine, &mut memory, uptime());
                         if now().since(hot.at) < HANGS_AFTER {
