@@ -101,7 +101,6 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
     let wanted: HashMap<_, _> =
         (opened.state.bans.iter()).filter(|ban| !ban.in_past).map(|ban| (ban.prefix, ban.until)).collect();
     let newest_lines = audit::Newest::read(&config.audit.path);
-    let untold = newest_lines.untold_bans(&opened.state.bans);
 
     let (request_sender, requests) = sync_channel(REQUESTS);
     let (work_sender, work) = sync_channel(WORK);
@@ -150,6 +149,7 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
     apply.set_never_drop();
     // First what was banned is dropped again, then the rest is remembered.
     apply.reconcile(false);
+    let untold = newest_lines.untold_bans(&opened.state.bans);
     if hot.restore(opened.state).is_err() {
         warn!(
             "what an earlier version had learned cannot be read; the baseline is learned anew (bans and offences are kept)"
