@@ -41,7 +41,7 @@ const EMPTY_LOOKS: u8 = 2;
 const ALL_EVERY: Duration = Duration::from_millis(10);
 /// How often people get a new picture.
 const PICTURE_EVERY: Duration = Duration::from_secs(1);
-/// A decision is shown this soon, but no more often than [`NEWS_EVERY`].
+/// A decision is shown at the first look after this, but no more often than [`NEWS_EVERY`].
 const NEWS_AFTER: Duration = Duration::from_millis(2);
 const NEWS_EVERY: Duration = Duration::from_millis(100);
 /// How often state and checkpoint are saved: what a crash makes us read again.
@@ -213,11 +213,12 @@ impl Hot {
         Ok(hot)
     }
 
-    /// Goes on with a state that was saved.
+    /// Goes on with a state that was saved, whose bans are in force again by now.
     ///
     /// # Errors
     /// [`BadState`] where it is that of another version: bans and offences are there all the same.
     pub fn restore(&mut self, state: State) -> Result<(), BadState> {
+        self.engine.enforced_from(now());
         self.engine.restore(state)
     }
 

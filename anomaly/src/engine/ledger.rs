@@ -20,7 +20,6 @@ use crate::time::Timestamp;
 /// The brake counts automatic bans over this span.
 const BRAKE_SPAN: Duration = Duration::from_secs(60);
 
-/// A ban in force, and whether it works.
 /// What is dropped but was under way when a ban came into force may be logged for this long.
 const GRACE: Duration = Duration::from_secs(15);
 /// Nginx's own buffers hold a line for a second or a few: what is older comes out of a backlog.
@@ -41,6 +40,7 @@ pub struct Proof {
     pub reported: bool,
 }
 
+/// A ban in force, and whether it works.
 #[derive(Clone, Debug)]
 struct Active {
     ban: Arc<Ban>,
@@ -93,6 +93,8 @@ impl Lengths {
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
     bans: HashMap<IpNet, Active, RandomState>,
+    /// Since when those of an earlier life are in force again.
+    enforced_from: Option<Timestamp>,
     /// What [`Ledger::bans`] gave last; empty once `bans` has changed.
     list: OnceLock<Arc<[Arc<Ban>]>>,
     lengths: Lengths,
@@ -142,7 +144,8 @@ impl Ledger {
     pub fn came_through(&mut self, prefix: &IpNet, at: Timestamp, now: Timestamp) -> Option<(Timestamp, u64)> {
         const ENOUGH: u64 = 5;
         let active = self.bans.get_mut(prefix)?;
-        if active.reported || at <= active.since.plus(GRACE) || now > at.plus(FRESH) {
+        let since = self.enforced_from.map_or(active.since, |again| again.max(active.since));
+        if active.reported || at <= since.plus(GRACE) || now > at.plus(FRESH) {
             return None;
         }
         active.through += 1;
@@ -239,6 +242,11 @@ impl Ledger {
             _ => self.hold(ban.clone(), at.max(now)),
         }
         ban
+    }
+
+    /// Bans that were restored are in force again since `moment`: perhaps nobody enforced them before.
+    pub fn enforced_from(&mut self, moment: Timestamp) {
+        self.enforced_from = Some(moment);
     }
 
     /// Puts a ban in force as of `since`.
@@ -376,7 +384,9 @@ impl Ledger {
 
     /// Restores one of [`Ledger::proofs`].
     pub fn set_proof(&mut self, proof: &Proof) {
-        if let Some(active) = self.bans.get_mut(&proof.prefix) {
+        // Since it was saved another ban of the prefix may have been put on record.
+        let known = self.bans.get_mut(&proof.prefix).filter(|active| proof.since >= active.ban.at);
+        if let Some(active) = known {
             (active.since, active.through, active.reported) = (proof.since, proof.through, proof.reported);
         }
     }
@@ -501,9 +511,19 @@ mod tests {
         assert_eq!(proof(&mut ledger, 1316, 1316), 1);
         // Enforced at once; what a later start reads of the time in between is old.
         let mut ledger = Ledger::default();
-        ledger.ban(x, request(1000), Timestamp::from_secs(1000), &s);
+        let first = ledger.ban(x, request(1000), Timestamp::from_secs(1000), &s);
         assert_eq!(proof(&mut ledger, 1100, 1111), 0);
-        assert_eq!(proof(&mut ledger, 1100, 1110), 1);
+        // Or it is from when nobody enforced it.
+        ledger.enforced_from(Timestamp::from_secs(1105));
+        assert_eq!(proof(&mut ledger, 1120, 1121), 0);
+        assert_eq!(proof(&mut ledger, 1121, 1121), 1);
+        // A newer ban of the same prefix is proved by itself.
+        let proofs = ledger.proofs(Timestamp::from_secs(1121));
+        let mut ledger = Ledger::default();
+        ledger.hold(Ban { at: Timestamp::from_secs(1200), ..first }, Timestamp::from_secs(1200));
+        proofs.iter().for_each(|proof| ledger.set_proof(proof));
+        assert_eq!(proof(&mut ledger, 1215, 1215), 0);
+        assert_eq!(proof(&mut ledger, 1216, 1216), 1);
     }
 
     #[test]

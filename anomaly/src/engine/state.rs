@@ -55,6 +55,11 @@ impl Engine {
         baseline.and(windows)
     }
 
+    /// The restored bans are in force again since `moment`: what came through them before that proves nothing.
+    pub fn enforced_from(&mut self, moment: Timestamp) {
+        self.ledger.enforced_from(moment);
+    }
+
     fn save_baseline(&self) -> Vec<u8> {
         let mut w = Writer::new(BASELINE_VERSION);
         self.site.save_baseline(&mut w);
