@@ -75,11 +75,16 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
         None => info!("anomaly {} with the built-in defaults", env!("CARGO_PKG_VERSION")),
     }
     // Who must never be banned is looked for meanwhile: the kernel's list of connections takes it some 10 ms to write. And
-    // what was banned is read, which with many bans takes as long as loading the XDP program.
+    // what was banned is read, which with many bans takes as long as loading the XDP program; but not before it is sure
+    // that no other daemon is at work with it.
     let guard = std::thread::spawn(|| (guard::find(&[]), logged_in()));
-    let store_path = config.store_path.clone();
-    let store = std::thread::spawn(move || open_store(&store_path));
-    let (enforcer, incidents) = enforce::open(&config.enforcer)?;
+    let mut store = None;
+    let enforcer = enforce::open(&config.enforcer, &mut || {
+        let path = config.store_path.clone();
+        store.get_or_insert_with(|| std::thread::spawn(move || open_store(&path)));
+    });
+    let opened = store.map(std::thread::JoinHandle::join);
+    let (enforcer, incidents) = enforcer?;
     let enforcer = enforce::deny_map::wrap(enforcer, &config.nginx);
     off::clear(&config.dashboard.socket);
     let Ok((found, present)) = guard.join() else {
@@ -95,8 +100,11 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
     // A dry run drops nothing, so it is no news that banned clients go on.
     config.engine.self_proof = config.enforcer.backend != Backend::DryRun;
 
-    let Ok(opened) = store.join() else { bail!("the database could not be read: see the fault above") };
-    let opened = opened?;
+    let opened = match opened {
+        Some(Ok(opened)) => opened?,
+        Some(Err(_)) => bail!("the database could not be read: see the fault above"),
+        None => open_store(&config.store_path)?,
+    };
     let restored = opened.state.bans.len();
     let wanted: HashMap<_, _> =
         (opened.state.bans.iter()).filter(|ban| !ban.in_past).map(|ban| (ban.prefix, ban.until)).collect();
@@ -152,7 +160,7 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
     let untold = newest_lines.untold_bans(&opened.state.bans);
     if hot.restore(opened.state).is_err() {
         warn!(
-            "what an earlier version had learned cannot be read; the baseline is learned anew (bans and offences are kept)"
+            "what an earlier version had saved cannot all be read: the newest minute is counted anew, and perhaps the baseline learned (bans and offences are kept)"
         );
     }
     let ended = newest_lines.begins().map(|begins| apply.reader.ended(begins, MAX_ENDED).unwrap_or_default());

@@ -253,18 +253,24 @@ pub trait Enforcer: Send {
 ///
 /// What an earlier daemon left in the kernel with another enforcer is removed, once the new one works.
 ///
+/// `claimed` is called, where XDP is tried, as soon as it is sure that no other daemon enforces in the same place: what
+/// takes long and needs that can be done while the program is loaded.
+///
 /// # Errors
 /// That of the enforcer asked for, or of the last rung. [`EnforceError::InUse`] and
 /// [`EnforceError::NoInterface`] are final: no lower rung would make them right.
-pub fn open(config: &config::Enforcer) -> Result<(Box<dyn Enforcer>, Vec<Incident>), EnforceError> {
+pub fn open(
+    config: &config::Enforcer,
+    claimed: &mut dyn FnMut(),
+) -> Result<(Box<dyn Enforcer>, Vec<Incident>), EnforceError> {
     match config.backend {
         Backend::DryRun => Ok((Box::new(dry_run::DryRun::new()), Vec::new())),
         Backend::Iptables => open_iptables(config),
         Backend::Xdp => {
-            let (xdp, incidents) = xdp::XdpEnforcer::open(config)?;
+            let (xdp, incidents) = xdp::XdpEnforcer::open_claimed(config, xdp::OBJECT, claimed)?;
             Ok((Box::new(both::Both::new(Box::new(xdp), None)), incidents))
         }
-        Backend::Auto => match xdp::XdpEnforcer::open(config) {
+        Backend::Auto => match xdp::XdpEnforcer::open_claimed(config, xdp::OBJECT, claimed) {
             Ok((xdp, incidents)) => {
                 let lower = config.clone();
                 let open_lower = move || {

@@ -95,6 +95,18 @@ impl XdpEnforcer {
     /// # Errors
     /// As [`XdpEnforcer::open`].
     pub fn open_object(settings: &config::Enforcer, object: &[u8]) -> Result<(Self, Vec<Incident>), EnforceError> {
+        Self::open_claimed(settings, object, &mut || {})
+    }
+
+    /// The same; `claimed` is called as soon as no other daemon can have the pin directory.
+    ///
+    /// # Errors
+    /// As [`XdpEnforcer::open`].
+    pub(super) fn open_claimed(
+        settings: &config::Enforcer,
+        object: &[u8],
+        claimed: &mut dyn FnMut(),
+    ) -> Result<(Self, Vec<Incident>), EnforceError> {
         let slow = check_capabilities()?;
         let wanted = wanted_interfaces(settings)?;
         if wanted.is_empty() {
@@ -108,6 +120,7 @@ impl XdpEnforcer {
             tracing::warn!("{line}");
         }
         let dir = PinDir::lock(&settings.pin_dir)?;
+        claimed();
         // Before looking, so that nothing that happens meanwhile is missed.
         let watch = Watch::new().map_err(|e| failed("watching interfaces; netlink", "", e)).ok();
         let stage = dir.fresh_stage()?;
