@@ -306,9 +306,10 @@ fn a_flood_is_a_hurry_from_half_way_to_its_ban_and_a_visitor_never() {
     assert!(hurry.is_some_and(|hurry| 2 * hurry <= requests + 1), "{hurry:?} of {requests}");
     run.engine.take_hurry();
     for page in 0..300 {
-        run.step(&Step { forward: 2, client: 2, what: 4, late: 0 });
-        assert!(!run.engine.take_hurry(), "page {page} of somebody who asks for one every two seconds");
+        run.step(&Step { forward: 1, client: 2, what: 4, late: 0 });
+        assert!(!run.engine.take_hurry(), "page {page} of somebody who asks for one every second");
     }
+    assert_eq!(bans(&run.out).len(), 1, "that of the flood");
 }
 
 #[test]

@@ -469,7 +469,7 @@ impl Engine {
         let suspicious = !exempt && self.limits.is_suspicious(&client.window, posts);
         if suspicious {
             let now_sec = client.last;
-            self.hurry |= Limits::is_fast(&client.window, now_sec);
+            self.hurry = self.hurry || Limits::is_fast(&client.window, now_sec);
             let own = if client.is(table::Client::KNOWN) || client.window.pages_tenths() >= known::HEAVY_PAGES {
                 self.known.limit(&key)
             } else {

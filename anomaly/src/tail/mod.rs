@@ -234,7 +234,7 @@ impl Tail {
 
     /// Reads on in the log that is open, with one system call where nothing else is open. Does all that [`Tail::poll`] does
     /// but for finding out what was written since then, and whether the path names another file by now: for who
-    /// comes back within a millisecond, because lines keep coming, and polls every few of them.
+    /// comes back within milliseconds, because lines keep coming, and polls every few times.
     ///
     /// # Errors
     /// As [`Tail::poll`].
