@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anomaly::engine::{Ban, Finding, Level, Offence, Origin, Rule, Sample, Scope, Signal, Source, State, Unban};
-use anomaly::store::{BanState, Opened, Reader, Store, StoreError};
+use anomaly::store::{BanState, Opened, Store, StoreError};
 use anomaly::time::Timestamp;
 use ipnet::IpNet;
+
+mod learned;
 
 const NOON: i64 = 1_777_291_200;
 
@@ -544,36 +546,6 @@ fn the_graph_is_kept() {
     store.add_history(&anomaly::report::HistoryPoint { rate: f64::NAN, ..point(NOON) }).expect("replaced");
     let found = store.reader().history(NOON + 300).expect("points");
     assert_eq!(found, (5..10).map(|m| point(NOON + 60 * m)).collect::<Vec<_>>());
-}
-
-#[test]
-fn what_was_learned_comes_back_whole_however_much_it_is() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("state.db");
-    for (nth, len) in [(0, 700_000), (1, 65_536), (2, 65_537), (3, 0), (4, 200_000)] {
-        let windows: Vec<u8> = (0..len).map(|i: usize| ((i * 31) >> (nth % 7)) as u8).collect();
-        let state = State { baseline: windows[..len / 2].to_vec(), windows, ..State::default() };
-        open(&path).store.save_progress(at(nth), &state, &BTreeMap::new()).expect("saved");
-        assert_eq!(open(&path).loaded.state, state, "{len} bytes");
-    }
-}
-
-#[test]
-fn replay_reads_and_writes_only_the_baseline() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("state.db");
-    assert!(anomaly::store::read_baseline(&path).is_err(), "nothing is made by reading");
-    assert!(!path.exists());
-    anomaly::store::write_baseline(&path, at(0), b"learned").expect("written");
-    assert_eq!(anomaly::store::read_baseline(&path).expect("read"), b"learned");
-    let opened = open(&path);
-    assert_eq!(opened.loaded.state, State { baseline: b"learned".to_vec(), ..State::default() });
-    let mut store = opened.store;
-    store.record_ban(&ban(address(1), 0, 1)).expect("recorded");
-    anomaly::store::write_baseline(&path, at(1), b"more").expect("written beside the daemon");
-    assert_eq!(Reader::open(&path).expect("opened").baseline().expect("read"), b"more");
-    drop(store);
-    assert_eq!(open(&path).loaded.state.bans.len(), 1);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use tracing::{error, info, warn};
 use super::Request;
 use super::apply::{Progress, Reply, Work};
 use super::clock::{now, stopwatch};
+use super::line_counts::LineCounts;
 use super::log_watch::LogWatch;
 use super::outbox::Outbox;
 use super::trouble::Trouble;
@@ -140,29 +141,6 @@ pub struct Hot {
     read_errors: u64,
     /// Set while the state is on its way to the disk, so that saves do not queue up.
     saving: Arc<AtomicBool>,
-}
-
-/// Lines by what became of them.
-#[derive(Debug, Default)]
-struct LineCounts {
-    rejected: [u64; Reject::ALL.len()],
-    /// A line to show, and how many went before it unshown.
-    sample: Option<(Reject, String)>,
-    unshown: u64,
-}
-
-impl LineCounts {
-    fn reject(&mut self, reject: Reject, line: &[u8]) {
-        self.rejected[reject as usize] += 1;
-        if reject != Reject::Empty {
-            self.unshown += 1;
-            self.sample.get_or_insert_with(|| (reject, inert(&line[..line.len().min(200)])));
-        }
-    }
-
-    fn total_rejected(&self) -> u64 {
-        Reject::ALL.iter().filter(|r| **r != Reject::Empty).map(|r| self.rejected[*r as usize]).sum()
-    }
 }
 
 /// What [`Hot::new`] needs beside the configuration.

@@ -16,6 +16,7 @@ use crate::tail::TailError;
 mod apply;
 mod clock;
 mod hot;
+mod line_counts;
 mod log_watch;
 mod logins;
 mod off;
