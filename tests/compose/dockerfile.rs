@@ -36,7 +36,7 @@ fn the_image_is_built_from_the_sources() -> Result<()> {
     import("gcc,libc6-dev,ca-certificates", "anomaly-test/compiler:1")?;
     let context = lab.dir().join("rust");
     std::fs::create_dir(&context)?;
-    std::fs::copy(repository().join("tests/compose/Dockerfile"), context.join("Dockerfile"))?;
+    std::fs::copy(repository().join("tests/compose/Dockerfile.rust"), context.join("Dockerfile"))?;
     tool_chain(&context)?;
     let builder = engine.build(&context, "rust", "anomaly-test/compiler:1")?;
 

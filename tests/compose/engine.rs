@@ -71,7 +71,7 @@ impl<'lab> Engine<'lab> {
         run(self.client("docker").args(words))
     }
 
-    /// Builds one stage of `tests/compose/Dockerfile` in `context` as `image`.
+    /// Builds one stage of the Dockerfile in `context` as `image`.
     ///
     /// # Errors
     /// With what the engine printed.
