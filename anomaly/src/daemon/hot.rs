@@ -42,8 +42,9 @@ const EMPTY_LOOKS: u8 = 2;
 const ALL_EVERY: Duration = Duration::from_millis(10);
 /// How often people get a new picture.
 const PICTURE_EVERY: Duration = Duration::from_secs(1);
-/// A decision is shown at the first look after this, but no more often than [`NEWS_EVERY`].
+/// A decision is shown at the first look after this.
 const NEWS_AFTER: Duration = Duration::from_millis(2);
+/// But no more often than this.
 const NEWS_EVERY: Duration = Duration::from_millis(100);
 /// How often state and checkpoint are saved: what a crash makes us read again.
 const SAVE_EVERY: Duration = Duration::from_secs(5);

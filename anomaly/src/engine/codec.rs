@@ -13,7 +13,7 @@ pub struct Writer {
 impl Writer {
     /// An empty blob of a version.
     pub fn new(version: u8) -> Self {
-        Self { bytes: vec![version] }
+        Self::with_capacity(version, 1)
     }
 
     /// The same, with room for so many bytes.
