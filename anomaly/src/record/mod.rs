@@ -9,6 +9,7 @@ mod combined;
 mod differential;
 mod fallback;
 mod format;
+mod prefix;
 mod scan;
 mod value;
 
@@ -82,7 +83,7 @@ impl Reject {
 pub const MAX_LINE_BYTES: usize = 1 << 20;
 
 /// So many lines are read before the first record of them is judged.
-pub const LINES_AT_ONCE: usize = 16;
+pub const LINES_AT_ONCE: usize = 32;
 
 /// What lines have given.
 #[derive(Clone, Copy, Debug)]
@@ -167,23 +168,26 @@ impl Parser {
         if line.len() > MAX_LINE_BYTES {
             return Err(Reject::TooLong);
         }
-        let scanned = self.scan(line);
+        let mut found = Found::default();
+        let scanned = self.scan(line, &mut found);
         let Self { keys, clock, decoded, last, .. } = self;
-        let found = match (scanned, keys) {
-            (Some(found), _) => found,
-            _ if line.trim_ascii().is_empty() => return Err(Reject::Empty),
-            (None, Some(keys)) => fallback::read(line, keys, clock, decoded),
-            (None, None) => combined::read(line, clock),
-        };
-        record(found, last)
+        if !scanned {
+            found = match keys {
+                _ if line.trim_ascii().is_empty() => return Err(Reject::Empty),
+                Some(keys) => fallback::read(line, keys, clock, decoded),
+                None => combined::read(line, clock),
+            };
+        }
+        record(&found, last)
     }
 
     /// Parses lines without their newlines, and hands over in their order what they give.
     pub fn parse_all(&mut self, lines: &[&[u8]], on_parsed: &mut impl FnMut(Parsed<'_>)) {
         let mut usual = Vec::with_capacity(lines.len());
         for line in lines {
-            if let Some(found) = self.scan(line)
-                && let Ok(record) = record(found, &mut self.last)
+            let mut found = Found::default();
+            if self.scan(line, &mut found)
+                && let Ok(record) = record(&found, &mut self.last)
             {
                 usual.push(record);
                 continue;
@@ -202,10 +206,10 @@ impl Parser {
         }
     }
 
-    /// What a line of the usual form says; it borrows from the line alone.
-    fn scan<'a>(&mut self, line: &'a [u8]) -> Option<Found<'a>> {
-        let keys = self.keys.as_ref().filter(|keys| keys.flat && line.len() <= MAX_LINE_BYTES)?;
-        scan::scan(line, keys, &mut self.shape, &mut self.clock)
+    /// Whether a line is of the usual form; then what it says, which borrows from the line alone.
+    fn scan<'a>(&mut self, line: &'a [u8], found: &mut Found<'a>) -> bool {
+        let keys = self.keys.as_ref().filter(|keys| keys.flat && line.len() <= MAX_LINE_BYTES);
+        keys.is_some_and(|keys| scan::scan(line, keys, &mut self.shape, &mut self.clock, found).is_some())
     }
 }
 
@@ -213,7 +217,7 @@ impl Parser {
 ///
 /// # Errors
 /// [`Reject`] when no client address (or no time at all) was found.
-fn record<'a>(found: Found<'a>, last: &mut Option<Timestamp>) -> Result<Record<'a>, Reject> {
+fn record<'a>(found: &Found<'a>, last: &mut Option<Timestamp>) -> Result<Record<'a>, Reject> {
     let client = found.client.ok_or(match found {
         Found { has_client: true, .. } => Reject::BadAddress,
         Found { broken: true, .. } => Reject::NotAnObject,
@@ -283,6 +287,18 @@ mod tests {
         let spaced = USUAL.replace(':', ": ").replace("T10: 25: 51+01: 00", "T10:25:51+01:00").replace(",\"", ", \"");
         assert_eq!(parse(&spaced).as_ref(), Ok(&expected));
         assert_eq!(parse(&format!("{USUAL}\r")).as_ref(), Ok(&expected));
+    }
+
+    #[test]
+    fn a_value_may_be_quoted_in_one_line_and_bare_in_the_next() {
+        let mut parser = Parser::new();
+        let quoted = USUAL.replace('}', r#","a":"-","b":"x"}"#);
+        let bare = quoted.replace(r#""404""#, "404").replace(r#""-""#, "0.25");
+        for line in [&quoted, &bare, &quoted, &bare] {
+            let mut found = Found::default();
+            assert!(parser.scan(line.as_bytes(), &mut found), "{line}");
+            assert_eq!((found.status, found.size), (Some(404), Some(153)), "{line}");
+        }
     }
 
     #[test]

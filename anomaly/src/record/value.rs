@@ -5,6 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::prefix::Prefix;
 use crate::time::Timestamp;
 
 /// Longest text of an IPv6 address: six groups and a dotted quad.
@@ -61,8 +62,10 @@ pub(super) fn ipv4_prefix(text: &[u8]) -> Option<(Ipv4Addr, usize)> {
 /// foretold.
 #[inline]
 fn ipv4_in(text: &[u8; 16]) -> Option<(Ipv4Addr, usize)> {
-    /// The least number that is written with so many digits.
+    /// The least number that is written with so many digits, and what its second and third digit from the end count.
     const LEAST: [u32; 4] = [u32::MAX, 0, 10, 100];
+    const TENS: [u32; 4] = [0, 0, 10, 10];
+    const HUNDREDS: [u32; 4] = [0, 0, 0, 100];
     let bits = u128::from_le_bytes(*text);
     let mut breaks = non_digits(bits as u64) | non_digits((bits >> 64) as u64) << 8;
     let (mut address, mut start, mut end) = (0, 0, 0);
@@ -73,8 +76,9 @@ fn ipv4_in(text: &[u8; 16]) -> Option<(Ipv4Addr, usize)> {
         if !(1..=3).contains(&len) || end >= 16 || (i < 3 && text[end] != b'.') {
             return None;
         }
+        // What lies before the number may be anything, and counts nothing.
         let digit = |nth: usize| u32::from(text[end.wrapping_sub(nth) % 16].wrapping_sub(b'0'));
-        let value = digit(1) + if len > 1 { 10 * digit(2) } else { 0 } + if len > 2 { 100 * digit(3) } else { 0 };
+        let value = digit(1) + TENS[len] * digit(2) + HUNDREDS[len] * digit(3);
         if value > 255 || value < LEAST[len] {
             return None;
         }
@@ -82,6 +86,50 @@ fn ipv4_in(text: &[u8; 16]) -> Option<(Ipv4Addr, usize)> {
         start = end + 1;
     }
     Some((Ipv4Addr::from_bits(address), end))
+}
+
+/// The digits of a text from `at` on, as a number where they are at most 19, and how many they are.
+#[inline]
+pub(super) fn digits_at(text: &[u8], at: usize) -> (u64, usize) {
+    let rest = &text[at..];
+    // Of what ends sooner than in eight bytes those before it are read too, and shifted out.
+    let word = match (rest.first_chunk(), text.last_chunk()) {
+        (Some(chunk), _) => u64::from_le_bytes(*chunk),
+        (None, Some(chunk)) => u64::from_le_bytes(*chunk) >> 8 >> (8 * (7 - rest.len())),
+        (None, None) => return many_digits(rest),
+    };
+    let len = non_digits(word).trailing_zeros();
+    if len < 8 { (few_digits(word, len), len as usize) } else { many_digits(rest) }
+}
+
+/// A number of three digits before the byte `end`.
+#[inline]
+pub(super) fn three_digits(text: [u8; 4], end: u8) -> Option<u16> {
+    let [a, b, c] = [text[0], text[1], text[2]].map(|byte| u16::from(byte.wrapping_sub(b'0')));
+    (a.max(b).max(c) <= 9 && text[3] == end).then_some(a * 100 + b * 10 + c)
+}
+
+fn many_digits(text: &[u8]) -> (u64, usize) {
+    let mut value = 0u64;
+    for (len, byte) in text.iter().enumerate() {
+        let digit = byte.wrapping_sub(b'0');
+        if digit > 9 {
+            return (value, len);
+        }
+        value = value.wrapping_mul(10).wrapping_add(u64::from(digit));
+    }
+    (value, text.len())
+}
+
+/// The number that the first `len` of eight bytes write, at most seven; all at once, for how many they are cannot be
+/// foretold. Neighbours are added up in pairs, then pairs of those, then both halves.
+#[inline]
+const fn few_digits(word: u64, len: u32) -> u64 {
+    // Moved to the end, with zeros before them.
+    let digits = (word & 0x0f0f_0f0f_0f0f_0f0f) << 8 << (8 * (7 - len));
+    let pairs = (digits.wrapping_mul(10) + (digits >> 8)) & 0x00ff_00ff_00ff_00ff;
+    let fours = (pairs.wrapping_mul(100) + (pairs >> 16)) & 0x0000_ffff_0000_ffff;
+    (fours.wrapping_mul(10_000) + (fours >> 32)) & 0xffff_ffff
 }
 
 /// Which of eight bytes are no digits: the first one is the lowest bit.
@@ -274,8 +322,8 @@ fn days_from_civil(year: u32, month: u32, day: u32) -> i64 {
 #[derive(Debug, Default)]
 pub(super) struct Clock {
     text: Vec<u8>,
-    /// The first 16 bytes of the text and the last 16: all of it, where it has 16 to 32.
-    ends: Option<[u128; 2]>,
+    /// The text with its closing quote, where it is short.
+    quoted: Option<Prefix>,
     time: Timestamp,
 }
 
@@ -286,11 +334,11 @@ impl Clock {
         if text == self.text && !text.is_empty() { Some(self.time) } else { self.read_new(text) }
     }
 
-    /// Whether `line` goes on with the last stamp and a quote; then where it ends, and what it says.
+    /// Whether a line goes on with the last stamp and a quote; then how many bytes these are, and what it says.
     #[inline]
     pub(super) fn same_again(&self, rest: &[u8]) -> Option<(usize, Timestamp)> {
-        let (len, ends) = (self.text.len(), self.ends?);
-        (rest.get(len) == Some(&b'"') && ends_of(&rest[..len]) == Some(ends)).then_some((len, self.time))
+        let quoted = self.quoted.as_ref()?;
+        quoted.begins(rest).then_some((quoted.len(), self.time))
     }
 
     #[cold]
@@ -298,16 +346,10 @@ impl Clock {
         let time = stamp(text).or_else(|| epoch(text)).or_else(|| common_stamp(text))?;
         self.text.clear();
         self.text.extend_from_slice(text);
-        self.ends = ends_of(text).filter(|_| text.len() <= 32);
+        self.quoted = Prefix::new(&[text, b"\""].concat());
         self.time = time;
         Some(time)
     }
-}
-
-/// The first 16 bytes of a text and the last 16.
-#[inline]
-fn ends_of(text: &[u8]) -> Option<[u128; 2]> {
-    Some([u128::from_le_bytes(*text.first_chunk()?), u128::from_le_bytes(*text.last_chunk()?)])
 }
 
 #[cfg(test)]
@@ -397,6 +439,24 @@ mod tests {
         }
         assert_eq!(epoch_f64(f64::NAN), None);
         assert_eq!(epoch_f64(1_714_209_951.123).map(Timestamp::as_ms), Some(1_714_209_951_123));
+    }
+
+    #[test]
+    fn digits_are_counted_and_read_wherever_the_text_ends() {
+        for number in ["", "0", "7", "007", "42", "1234567", "12345678", "999999999999999999", "1234567890123456789"] {
+            for before in ["", "x", "12345678", "a long text: "] {
+                for behind in ["", "\"", "\"}", " and more than eight bytes", "/9"] {
+                    let text = format!("{before}{number}{behind}");
+                    let read = digits_at(text.as_bytes(), before.len());
+                    assert_eq!(read, (number.parse().unwrap_or(0), number.len()), "{text}");
+                }
+            }
+        }
+        for (text, read) in
+            [(b"404\"", Some(404)), (b"000\"", Some(0)), (b"404,", None), (b"4x4\"", None), (b"40\"\"", None)]
+        {
+            assert_eq!(three_digits(*text, b'"'), read);
+        }
     }
 
     #[test]
