@@ -55,7 +55,7 @@ impl Ahead {
         }
         let clients = || self.hints[..self.len].iter().filter(|(_, hint)| hint.index != Hint::NOWHERE);
         let clients = || clients().map(|(_, hint)| table.get(hint.index));
-        let read = clients().fold(read, |read, client| read ^ u64::from(client.last) ^ client.key.hashed().1);
+        let read = clients().fold(read, |read, client| read ^ client.touch());
         let read = clients().fold(read, |read, client| read ^ u64::from(client.window.touch()));
         // Or the compiler would see that nobody wants what was read.
         std::hint::black_box(read);

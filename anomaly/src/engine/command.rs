@@ -51,8 +51,8 @@ impl Engine {
     }
 
     fn ban_by_hand(&mut self, now: Timestamp, prefix: IpNet, length: Option<BanLength>, note: String) -> Ban {
-        let index = self.table.find(&self.exempt.key(prefix.addr()));
-        let finding = index.filter(|i| self.table.get(*i).key.prefix().contains(&prefix)).map(|index| {
+        let index = self.table.find(&self.exempt.key(&prefix.addr()));
+        let finding = index.filter(|i| self.table.get(*i).key().prefix().contains(&prefix)).map(|index| {
             let window = &self.table.get(index).window;
             let rate = f64::from(window.requests()) / f64::from(self.settings.window_secs);
             Finding {
@@ -76,7 +76,7 @@ impl Engine {
 
     /// Forgets the windows of the clients inside a prefix, where that is one client.
     fn clear(&mut self, prefix: &IpNet) {
-        if let Some(index) = self.table.find(&self.exempt.key(prefix.addr())) {
+        if let Some(index) = self.table.find(&self.exempt.key(&prefix.addr())) {
             forget(&mut self.top, &mut self.evidence, index, self.table.get(index));
             self.table.remove(index);
         }
@@ -97,7 +97,7 @@ impl Engine {
         }
         for index in self.table.places_in_use() {
             let client = self.table.get_mut(index);
-            let prefix = client.key.prefix();
+            let prefix = client.key().prefix();
             let exempt = prefix.prefix_len() == prefix.max_prefix_len() && self.exempt.covers(prefix.addr());
             client.flags = client.flags & !table::Client::EXEMPT | if exempt { table::Client::EXEMPT } else { 0 };
         }

@@ -5,6 +5,9 @@
 //! its tags elsewhere (hashbrown) touches two, and cannot be told to fetch a bucket before it is asked for. Removing moves what
 //! follows back (Knuth, TAOCP 3, 6.4, algorithm R), so that there are no graves to probe past.
 
+/// Buckets that [`Index::find_any`] looks at without a branch.
+const NEAR: usize = 4;
+
 /// The table. Hashes come from a keyed hash, so that nobody can choose addresses that collide.
 #[derive(Clone, Debug, Default)]
 pub struct Index {
@@ -49,6 +52,16 @@ impl Index {
                 _ => at = (at + 1) & mask,
             }
         }
+    }
+
+    /// The place of an entry with this hash.
+    #[inline]
+    pub fn find_any(&self, hash: u32) -> Option<u32> {
+        // How far a probe must go cannot be foretold, so the nearest buckets are all looked at: most entries are in one of them.
+        let mask = self.mask();
+        let near = (0..NEAR).rev().filter_map(|step| self.buckets.get((hash as usize + step) & mask));
+        let found = near.fold(0, |found, bucket| if (bucket >> 32) as u32 == hash { *bucket as u32 } else { found });
+        if found != 0 { Some(found - 1) } else { self.find(hash, |_| true) }
     }
 
     /// The place of the first entry with this hash whose place is the wanted one.

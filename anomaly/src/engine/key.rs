@@ -8,80 +8,97 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 /// The prefix a client is counted by.
+///
+/// It is made of numbers, not of bytes, because it is made and compared several times for each record: what has just been
+/// written byte by byte cannot be read as a whole before it has left the processor's store buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
-    /// IPv4 as ::ffff:a.b.c.d.
-    bits: [u8; 16],
+    /// The upper half of the address, IPv4 as ::ffff:a.b.c.d.
+    high: u64,
+    low: u64,
     len: u8,
 }
 
-const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+/// The lower half of ::ffff:0.0.0.0.
+const MAPPED: u64 = 0xffff_0000_0000;
 
 impl Key {
     /// The key of `::`.
-    pub const UNSPECIFIED: Self = Self { bits: [0; 16], len: 128 };
+    pub const UNSPECIFIED: Self = Self { high: 0, low: 0, len: 128 };
+
+    const fn new(bits: u128, len: u8) -> Self {
+        Self { high: (bits >> 64) as u64, low: bits as u64, len }
+    }
 
     /// The key of one address.
-    pub fn host(address: IpAddr) -> Self {
+    #[inline]
+    pub const fn host(address: &IpAddr) -> Self {
         match address {
-            IpAddr::V4(v4) => {
-                let mut bits = [0; 16];
-                bits[..12].copy_from_slice(&MAPPED);
-                bits[12..].copy_from_slice(&v4.octets());
-                Self { bits, len: 128 }
-            }
-            IpAddr::V6(v6) => Self { bits: v6.octets(), len: 128 },
+            IpAddr::V4(v4) => Self { high: 0, low: MAPPED | v4.to_bits() as u64, len: 128 },
+            IpAddr::V6(v6) => Self::new(v6.to_bits(), 128),
         }
     }
 
     fn network(address: Ipv6Addr, len: u8) -> Self {
         let mask = u128::MAX.checked_shl(128 - u32::from(len)).unwrap_or(0);
-        Self { bits: (u128::from(address) & mask).to_be_bytes(), len }
+        Self::new(address.to_bits() & mask, len)
+    }
+
+    const fn bits(&self) -> u128 {
+        (self.high as u128) << 64 | self.low as u128
+    }
+
+    /// The IPv4 address that it begins with, if it is one of IPv4.
+    fn v4(&self) -> Option<Ipv4Addr> {
+        (self.high == 0 && self.low >> 32 == MAPPED >> 32).then(|| Ipv4Addr::from_bits(self.low as u32))
     }
 
     /// The prefix it stands for.
     pub fn prefix(&self) -> IpNet {
-        if self.len == 128 && self.bits[..12] == MAPPED {
-            let v4 = Ipv4Addr::new(self.bits[12], self.bits[13], self.bits[14], self.bits[15]);
-            return IpNet::from(IpAddr::V4(v4));
+        match self.v4() {
+            Some(v4) if self.len == 128 => IpNet::from(IpAddr::V4(v4)),
+            _ => {
+                let address = Ipv6Addr::from_bits(self.bits());
+                Ipv6Net::new(address, self.len).map_or_else(|_| IpNet::from(IpAddr::V6(address)), IpNet::V6)
+            }
         }
-        let address = Ipv6Addr::from(self.bits);
-        Ipv6Net::new(address, self.len).map_or_else(|_| IpNet::from(IpAddr::V6(address)), IpNet::V6)
     }
 
     /// The key that stands for a prefix, also one that no client is counted by.
     pub fn of_prefix(prefix: &IpNet) -> Self {
         match prefix {
-            IpNet::V4(v4) => Self { len: 96 + v4.prefix_len(), ..Self::host(IpAddr::V4(v4.addr())) },
-            IpNet::V6(v6) => Self { bits: v6.addr().octets(), len: v6.prefix_len() },
+            IpNet::V4(v4) => Self { len: 96 + v4.prefix_len(), ..Self::host(&IpAddr::V4(v4.addr())) },
+            IpNet::V6(v6) => Self::new(v6.addr().to_bits(), v6.prefix_len()),
         }
     }
 
     /// The prefix of [`Key::of_prefix`].
     pub fn to_prefix(self) -> Option<IpNet> {
-        if self.len >= 96 && self.bits[..12] == MAPPED {
-            let v4 = Ipv4Addr::new(self.bits[12], self.bits[13], self.bits[14], self.bits[15]);
-            return Ipv4Net::new(v4, self.len - 96).ok().map(IpNet::V4);
+        match self.v4() {
+            Some(v4) if self.len >= 96 => Ipv4Net::new(v4, self.len - 96).ok().map(IpNet::V4),
+            _ => Ipv6Net::new(Ipv6Addr::from_bits(self.bits()), self.len).ok().map(IpNet::V6),
         }
-        Ipv6Net::new(Ipv6Addr::from(self.bits), self.len).ok().map(IpNet::V6)
     }
 
     /// A number that differs for most clients and is the same in each run.
-    pub fn spread(&self) -> u32 {
-        let (high, low, _) = self.hashed();
-        ((high ^ low.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
+    pub const fn spread(&self) -> u32 {
+        ((self.high ^ self.low.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
     }
 
-    /// What a hash is made of.
-    pub fn hashed(&self) -> (u64, u64, u8) {
-        let bits = u128::from_be_bytes(self.bits);
-        ((bits >> 64) as u64, bits as u64, self.len)
+    /// What a hash is made of: both halves of the address, and how many bits of it count.
+    pub const fn hashed(&self) -> (u64, u64, u8) {
+        (self.high, self.low, self.len)
+    }
+
+    /// From [`Key::hashed`].
+    pub const fn from_hashed((high, low, len): (u64, u64, u8)) -> Self {
+        Self { high, low, len }
     }
 
     /// As bytes, for the store.
     pub fn to_bytes(self) -> [u8; 17] {
         let mut bytes = [0; 17];
-        bytes[..16].copy_from_slice(&self.bits);
+        bytes[..16].copy_from_slice(&self.bits().to_be_bytes());
         bytes[16] = self.len;
         bytes
     }
@@ -91,7 +108,7 @@ impl Key {
         let (bits, len) = bytes.split_at_checked(16)?;
         let bits: [u8; 16] = bits.try_into().ok()?;
         match len {
-            [len] if *len <= 128 => Some(Self { bits, len: *len }),
+            [len] if *len <= 128 => Some(Self::new(u128::from_be_bytes(bits), *len)),
             _ => None,
         }
     }
@@ -176,11 +193,12 @@ impl Exempt {
     }
 
     /// The prefix an address is counted by.
-    pub fn key(&self, address: IpAddr) -> Key {
+    #[inline]
+    pub fn key(&self, address: &IpAddr) -> Key {
         match address {
             IpAddr::V4(_) => Key::host(address),
-            IpAddr::V6(v6) if self.is_guarded(v6) => Key::host(IpAddr::V6(v6)),
-            IpAddr::V6(v6) => Key::network(v6, self.ipv6_prefix.max(64)),
+            IpAddr::V6(v6) if self.is_guarded(*v6) => Key::host(address),
+            IpAddr::V6(v6) => Key::network(*v6, self.ipv6_prefix.max(64)),
         }
     }
 
@@ -210,22 +228,22 @@ mod tests {
     #[test]
     fn ipv6_is_counted_and_banned_by_64() {
         let exempt = Exempt::new(&[], &[], 64);
-        assert_eq!(exempt.key(ip("2001:db8::1")), exempt.key(ip("2001:db8::ffff:2")));
-        assert_eq!(exempt.key(ip("2001:db8::1")).prefix(), net("2001:db8::/64"));
+        assert_eq!(exempt.key(&ip("2001:db8::1")), exempt.key(&ip("2001:db8::ffff:2")));
+        assert_eq!(exempt.key(&ip("2001:db8::1")).prefix(), net("2001:db8::/64"));
         assert_eq!(exempt.ban_prefix(ip("2001:db8::1")), net("2001:db8::/64"));
-        assert_eq!(exempt.key(ip("192.0.2.7")).prefix(), net("192.0.2.7/32"));
+        assert_eq!(exempt.key(&ip("192.0.2.7")).prefix(), net("192.0.2.7/32"));
         let wide = Exempt::new(&[], &[], 48);
         assert_eq!(wide.ban_prefix(ip("2001:db8:1:2::1")), net("2001:db8:1::/48"));
-        assert_eq!(wide.key(ip("2001:db8:1:2::1")).prefix(), net("2001:db8:1:2::/64"));
+        assert_eq!(wide.key(&ip("2001:db8:1:2::1")).prefix(), net("2001:db8:1:2::/64"));
         let narrow = Exempt::new(&[], &[], 128);
-        assert_eq!(narrow.key(ip("2001:db8::1")).prefix(), net("2001:db8::1/128"));
+        assert_eq!(narrow.key(&ip("2001:db8::1")).prefix(), net("2001:db8::1/128"));
     }
 
     #[test]
     fn an_allow_listed_neighbour_shrinks_the_ban_to_the_address() {
         let exempt = Exempt::new(&[net("2001:db8::5/128")], &[net("10.0.0.0/8")], 64);
         assert_eq!(exempt.ban_prefix(ip("2001:db8::1")), net("2001:db8::1/128"));
-        assert_ne!(exempt.key(ip("2001:db8::1")), exempt.key(ip("2001:db8::2")));
+        assert_ne!(exempt.key(&ip("2001:db8::1")), exempt.key(&ip("2001:db8::2")));
         assert_eq!(exempt.ban_prefix(ip("2001:db8:0:1::1")), net("2001:db8:0:1::/64"));
         assert!(exempt.covers(ip("2001:db8::5")) && !exempt.covers(ip("2001:db8::6")));
         assert!(exempt.covers(ip("10.1.2.3")));
@@ -237,7 +255,7 @@ mod tests {
     #[test]
     fn survives_the_store() {
         for text in ["192.0.2.7", "2001:db8::1", "::", "255.255.255.255"] {
-            for key in [Key::host(ip(text)), Exempt::new(&[], &[], 64).key(ip(text))] {
+            for key in [Key::host(&ip(text)), Exempt::new(&[], &[], 64).key(&ip(text))] {
                 assert_eq!(Key::from_bytes(&key.to_bytes()), Some(key));
             }
         }

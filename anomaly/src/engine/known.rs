@@ -132,7 +132,7 @@ mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
     fn key(i: u32) -> Key {
-        Key::host(IpAddr::V4(Ipv4Addr::from(i)))
+        Key::host(&IpAddr::V4(Ipv4Addr::from(i)))
     }
 
     #[test]

@@ -110,10 +110,12 @@ pub struct Ledger {
 
 impl Ledger {
     /// The ban that covers an address, widest last.
+    #[inline]
     pub fn covering(&self, address: IpAddr) -> Option<IpNet> {
-        if self.bans.is_empty() {
-            return None;
-        }
+        if self.bans.is_empty() { None } else { self.covering_one(address) }
+    }
+
+    fn covering_one(&self, address: IpAddr) -> Option<IpNet> {
         let lengths = if address.is_ipv4() { &self.lengths.v4 } else { &self.lengths.v6 };
         lengths.keys().rev().find_map(|len| {
             let prefix = IpNet::new(address, *len).ok()?.trunc();

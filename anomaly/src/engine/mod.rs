@@ -46,7 +46,7 @@ use detector::{Limits, Verdict};
 use key::Exempt;
 use known::Known;
 use ledger::{BanRequest, Ledger};
-use population::Population;
+use population::{MEASURES, Population};
 use signals::Kind;
 use site::Site;
 use table::Table;
@@ -147,7 +147,7 @@ impl Engine {
     /// handles them faster then, and no differently.
     pub fn look_ahead(&mut self, records: &[Record<'_>]) {
         let exempt = &self.exempt;
-        self.ahead.look(records.iter().map(|record| exempt.key(record.client)), &self.table);
+        self.ahead.look(records.iter().map(|record| exempt.key(&record.client)), &self.table);
     }
 
     /// Takes one input and appends what follows from it to `out`.
@@ -430,7 +430,7 @@ impl Engine {
     /// Counts a record in its client's window, learns from it, and judges.
     fn follow(&mut self, record: &Record<'_>, kind: Kind, sec: u32, now: Timestamp, out: &mut Vec<Output>) {
         let oldest = self.oldest();
-        let key = self.exempt.key(record.client);
+        let key = self.exempt.key(&record.client);
         let (top, evidence) = (&mut self.top, &mut self.evidence);
         let hint = self.ahead.hint(&key);
         let (index, new) = self.table.entry(key, hint, oldest, |index, client| forget(top, evidence, index, client));
@@ -464,7 +464,9 @@ impl Engine {
             let w = &client.window;
             let values =
                 [w.requests(), (w.pages_tenths() + 5) / 10, (w.error_paths_tenths() + 5) / 10, posts, w.page_errors()];
-            self.population.note(&mut client.seen, key.spread(), values);
+            // Requests and pages, and what only errors and POSTs can add to.
+            let risen = if kind.is_error() || kind.is_post() { MEASURES } else { 2 };
+            self.population.note(&mut client.seen, key.spread(), values, risen);
         }
         let suspicious = !exempt && self.limits.is_suspicious(&client.window, posts);
         if suspicious {
@@ -523,7 +525,7 @@ impl Engine {
             return false;
         }
         let finding = self.finding(index, verdict, record);
-        let key = self.table.get(index).key;
+        let key = self.table.get(index).key();
         self.known.forget(&key);
         forget(&mut self.top, &mut self.evidence, index, self.table.get(index));
         self.table.remove(index);

@@ -55,19 +55,19 @@ impl Engine {
         let (requests, errors) = client.window.since(self.oldest());
         let rate = f64::from(requests) / f64::from(self.settings.window_secs);
         Client {
-            prefix: client.key.prefix(),
+            prefix: client.key().prefix(),
             requests: u64::from(requests),
             errors: u64::from(errors),
             rate,
             z_score: (rate - self.level.mean) / self.level.stddev,
-            limit: self.limit_rps(self.known.limit(&client.key)),
+            limit: self.limit_rps(self.known.limit(&client.key())),
             banned: false,
         }
     }
 
     /// The newest figures of one client; `None` when it is not followed.
     pub fn client(&self, address: IpAddr) -> Option<Client> {
-        let index = self.table.find(&self.exempt.key(address))?;
+        let index = self.table.find(&self.exempt.key(&address))?;
         Some(Client { banned: self.ledger.covering(address).is_some(), ..self.client_at(index) })
     }
 

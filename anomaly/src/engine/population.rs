@@ -156,11 +156,12 @@ impl Population {
         }
     }
 
-    /// Counts a client's window in the present minute, as its highest so far. `hash` is the client's.
+    /// Counts a client's window in the present minute, as its highest so far. `hash` is the client's; only the first `risen`
+    /// measures can have risen since its last request.
     ///
     /// A client speaks for the tails in [`HEARD_AN_HOUR`] minutes of an hour: somebody who tries passwords all day
     /// would otherwise be a crowd.
-    pub fn note(&mut self, seen: &mut Seen, hash: u32, values: [u32; MEASURES]) {
+    pub fn note(&mut self, seen: &mut Seen, hash: u32, values: [u32; MEASURES], risen: usize) {
         let minute = self.minute as u16;
         if seen.state == SeenState::Never || seen.minute != minute {
             let heard = &mut self.heard[hash as usize % HEARD];
@@ -171,7 +172,9 @@ impl Population {
                 counts[bin as usize] += 1;
             }
         } else {
-            let measures = seen.measures();
+            let counted = seen.bins.iter().zip(values).take(seen.measures());
+            debug_assert!(counted.skip(risen).all(|(old, value)| bin(value) <= *old), "{seen:?}: {values:?}");
+            let measures = seen.measures().min(risen);
             for ((counts, old), value) in self.now.iter_mut().zip(&mut seen.bins).zip(values).take(measures) {
                 let new = bin(value);
                 if new > *old {
@@ -471,7 +474,7 @@ mod tests {
         let mut population = Population::new(&Settings::default());
         population.advance(1_000_000, false);
         for (client, value) in values.into_iter().enumerate() {
-            population.note(&mut Seen::default(), client as u32, [value; MEASURES]);
+            population.note(&mut Seen::default(), client as u32, [value; MEASURES], MEASURES);
         }
         population.advance(1_000_001, false);
         population
@@ -483,10 +486,10 @@ mod tests {
         population.advance(1_000_000, false);
         let mut seen = Seen::default();
         for value in [1, 5, 3] {
-            population.note(&mut seen, 1, [value; MEASURES]);
+            population.note(&mut seen, 1, [value; MEASURES], MEASURES);
         }
         population.advance(1_000_001, false);
-        population.note(&mut seen, 1, [2; MEASURES]);
+        population.note(&mut seen, 1, [2; MEASURES], MEASURES);
         population.advance(1_000_002, false);
         assert_eq!(population.long[0].total(), 2.0);
         assert_eq!(population.long[0].mean_and_stddev(), (3.5, 1.5));
@@ -496,12 +499,12 @@ mod tests {
     fn flagged_clients_and_held_minutes_are_not_learned() {
         let mut population = filled([1; 10]);
         let mut seen = Seen::default();
-        population.note(&mut seen, 1, [500; MEASURES]);
+        population.note(&mut seen, 1, [500; MEASURES], MEASURES);
         population.leave_out(&mut seen);
-        population.note(&mut seen, 1, [600; MEASURES]);
+        population.note(&mut seen, 1, [600; MEASURES], MEASURES);
         population.advance(1_000_002, false);
         assert_eq!(population.long[0].total(), 10.0);
-        population.note(&mut Seen::default(), 2, [700; MEASURES]);
+        population.note(&mut Seen::default(), 2, [700; MEASURES], MEASURES);
         population.advance(1_000_003, true);
         assert_eq!(population.long[0].total(), 10.0);
         population.accept();

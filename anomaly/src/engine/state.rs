@@ -128,7 +128,7 @@ impl Engine {
         self.ledger.recent().for_each(|at| w.int(at.as_ms()));
         w.uint(self.table.len() as u64);
         for (_, client) in self.table.iter() {
-            w.raw(&client.key.to_bytes());
+            w.raw(&client.key().to_bytes());
             w.uint(u64::from(client.flags & KEPT_FLAGS));
             client.seen.save(&mut w);
             w.uint(u64::from(client.last));
@@ -195,7 +195,9 @@ impl Engine {
                 events.push((last.wrapping_sub(back), r.small()?));
             }
             let window = Window::from_events(&events).ok_or(BadState)?;
-            clients.push(Client { key, flags, seen, last, window });
+            let mut client = Client::new(&key, last);
+            (client.flags, client.seen, client.window) = (flags, seen, window);
+            clients.push(client);
         }
         // Everything could be read; from here on nothing fails.
         self.site = site;
@@ -216,7 +218,7 @@ impl Engine {
         for client in clients {
             let (top, evidence) = (&mut self.top, &mut self.evidence);
             let (index, _) =
-                self.table.entry(client.key, None, oldest, |index, c| super::forget(top, evidence, index, c));
+                self.table.entry(client.key(), None, oldest, |index, c| super::forget(top, evidence, index, c));
             *self.table.get_mut(index) = client;
             self.top.offer(index, &mut self.table);
         }

@@ -27,8 +27,9 @@ const SLAB: usize = 1024;
 #[derive(Clone, Debug)]
 #[repr(align(64))]
 pub struct Client {
-    /// Its prefix.
-    pub key: Key,
+    /// Its prefix, in parts, so that they need no padding.
+    key: (u64, u64),
+    key_len: u8,
     /// Flags of this client.
     pub flags: u8,
     /// Its part in what is being learned.
@@ -58,6 +59,24 @@ impl Client {
     pub const OFFENDER: u8 = 1 << 5;
     /// The place in the slab is free.
     const FREE: u8 = 1 << 7;
+
+    /// One that has done nothing.
+    pub fn new(key: &Key, last: u32) -> Self {
+        let (high, low, key_len) = key.hashed();
+        Self { key: (high, low), key_len, flags: 0, seen: Seen::default(), last, window: Window::default() }
+    }
+
+    /// Its prefix.
+    #[inline]
+    pub const fn key(&self) -> Key {
+        Key::from_hashed((self.key.0, self.key.1, self.key_len))
+    }
+
+    /// Reads both cache lines of it; the answer means nothing.
+    #[inline]
+    pub const fn touch(&self) -> u64 {
+        (self.last ^ self.window.has_list() as u32) as u64
+    }
 
     /// Whether a flag is set.
     pub const fn is(&self, flag: u8) -> bool {
@@ -143,11 +162,11 @@ impl Table {
 
     /// Where a client with this hash is now, for [`Table::entry`] a few records later: probably the right one.
     pub fn locate(&self, hint: Hint) -> Hint {
-        Hint { index: self.index.find(hint.hash, |_| true).unwrap_or(Hint::NOWHERE), ..hint }
+        Hint { index: self.index.find_any(hint.hash).unwrap_or(Hint::NOWHERE), ..hint }
     }
 
     fn find_hashed(&self, key: &Key, hash: u32) -> Option<u32> {
-        self.index.find(hash, |index| get(&self.slabs, index).key == *key)
+        self.index.find(hash, |index| get(&self.slabs, index).key() == *key)
     }
 
     /// A client by its place.
@@ -181,7 +200,7 @@ impl Table {
         while self.len() >= self.capacity {
             self.evict(&mut dropped);
         }
-        let client = Client { key, flags: 0, seen: Seen::default(), last: oldest, window: Window::default() };
+        let client = Client::new(&key, oldest);
         let index = match self.free.pop() {
             Some(index) => {
                 *self.get_mut(index) = client;
@@ -206,7 +225,7 @@ impl Table {
     /// Whether a place is that of `key`.
     fn is_at(&self, key: &Key, index: u32) -> bool {
         let client = self.slabs.get(index as usize / SLAB).and_then(|slab| slab.get(index as usize % SLAB));
-        client.is_some_and(|client| client.key == *key && !client.is(Client::FREE))
+        client.is_some_and(|client| client.key() == *key && !client.is(Client::FREE))
     }
 
     fn places(&self) -> usize {
@@ -271,7 +290,7 @@ impl Table {
 
     /// Forgets a client.
     pub fn remove(&mut self, index: u32) {
-        let hash = self.hash(&self.get(index).key);
+        let hash = self.hash(&self.get(index).key());
         if self.index.remove(hash, index) {
             let client = self.get_mut(index);
             client.flags = Client::FREE;
@@ -305,7 +324,7 @@ mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
     fn key(i: u32) -> Key {
-        Key::host(IpAddr::V4(Ipv4Addr::from(i)))
+        Key::host(&IpAddr::V4(Ipv4Addr::from(i)))
     }
 
     fn touch(table: &mut Table, i: u32, sec: u32) {

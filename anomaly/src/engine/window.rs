@@ -84,7 +84,9 @@ impl Slots {
     fn insert(&mut self, index: usize, slot: u32) {
         match self {
             Self::Few { len, at } if (*len as usize) < INLINE => {
-                at.copy_within(index..*len as usize, index + 1);
+                if index < *len as usize {
+                    at.copy_within(index..*len as usize, index + 1);
+                }
                 at[index] = slot;
                 *len += 1;
             }
@@ -101,7 +103,12 @@ impl Slots {
     fn drop_first(&mut self, n: usize) {
         match self {
             Self::Few { len, at } => {
-                at.copy_within(n..*len as usize, 0);
+                // One is the rule; all are moved then, which costs less than to see how many there are.
+                if n == 1 {
+                    at.copy_within(1.., 0)
+                } else {
+                    at.copy_within(n..*len as usize, 0)
+                }
                 *len -= n as u8;
             }
             Self::Many(slots) if slots.len() - n <= INLINE / 2 + 1 => *self = Self::few(&slots[n..]),
@@ -322,6 +329,11 @@ impl Window {
                 }
             }
         })
+    }
+
+    /// Whether its events are kept elsewhere.
+    pub const fn has_list(&self) -> bool {
+        matches!(self.slots, Slots::Many(_))
     }
 
     /// Reads the ends of its list, wherever that is; the answer means nothing.
