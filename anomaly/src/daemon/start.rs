@@ -1,9 +1,9 @@
 //! Starts the daemon and stops it again: the order in which things are opened, and who ends when.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, broadcast, oneshot, watch};
 use tracing::{error, info, warn};
 
-use super::apply::{Apply, Work, needs_restart};
+use super::apply::{Apply, Work, needs_restart, wanted};
 use super::clock::{now, stopwatch};
 use super::hot::{Hot, HotPicture, Parts, Shared, newest};
 use super::logins::{self, Change, Logins};
@@ -68,6 +68,7 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let _entered = runtime.enter();
+    let prepared = enforce::prepare(&config.enforcer);
     let notifier = Notifier::start(&config.notify)?;
 
     match &loaded.path {
@@ -79,9 +80,22 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
     // that no other daemon is at work with it.
     let guard = std::thread::spawn(|| (guard::find(&[]), logged_in()));
     let mut store = None;
-    let enforcer = enforce::open(&config.enforcer, &mut || {
-        let path = config.store_path.clone();
-        store.get_or_insert_with(|| std::thread::spawn(move || open_store(&path)));
+    let (counted, count) = channel();
+    let enforcer = enforce::open(&config.enforcer, prepared, &mut || {
+        let (path, counted) = (config.store_path.clone(), counted.clone());
+        let told = move |bans| {
+            // Nobody listens where the enforcer could not be opened.
+            let _ = counted.send(bans);
+        };
+        store.get_or_insert_with(|| std::thread::spawn(move || open_store(&path, told)));
+    });
+    drop(counted);
+    let enforcer = enforcer.map(|(mut enforcer, incidents)| {
+        // While what was banned is read; nothing comes where that is not done on a thread, or fails.
+        if let Ok(bans) = count.recv() {
+            enforcer.reserve(bans);
+        }
+        (enforcer, incidents)
     });
     let opened = store.map(std::thread::JoinHandle::join);
     let (enforcer, incidents) = enforcer?;
@@ -103,11 +117,10 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
     let opened = match opened {
         Some(Ok(opened)) => opened?,
         Some(Err(_)) => bail!("the database could not be read: see the fault above"),
-        None => open_store(&config.store_path)?,
+        None => open_store(&config.store_path, |_| {})?,
     };
     let restored = opened.state.bans.len();
-    let wanted: HashMap<_, _> =
-        (opened.state.bans.iter()).filter(|ban| !ban.in_past).map(|ban| (ban.prefix, ban.until)).collect();
+    let wanted = wanted(opened.state.bans.iter());
     let newest_lines = audit::Newest::read(&config.audit.path);
 
     let (request_sender, requests) = sync_channel(REQUESTS);
@@ -231,9 +244,11 @@ struct OpenedStore {
 }
 
 /// Opens the database. One that cannot be written does not keep the daemon from protecting the host; one
-/// that cannot be read does, because whoever starts without it lifts every ban.
-fn open_store(path: &Path) -> Result<OpenedStore> {
-    let opened = Store::open(path, now()).with_context(|| format!("store.path = {}", path.display()))?;
+/// that cannot be read does, because whoever starts without it lifts every ban. `counted` is told how many bans of IPv4 there
+/// are, before they are read.
+fn open_store(path: &Path, mut counted: impl FnMut(usize)) -> Result<OpenedStore> {
+    let opened =
+        Store::open_counting(path, now(), &mut counted).with_context(|| format!("store.path = {}", path.display()))?;
     let store::Opened { store, loaded, quarantined, trouble } = opened;
     let mut trouble = trouble.map(|t| ("store", t.to_string()));
     if let Some(q) = quarantined {

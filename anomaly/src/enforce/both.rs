@@ -29,7 +29,7 @@ pub struct Both {
     lower: Option<Box<dyn Enforcer>>,
     open_lower: Option<OpenLower>,
     /// What was to be dropped, as of the last ban or unban.
-    told: HashSet<IpNet>,
+    told: HashSet<IpNet, foldhash::fast::RandomState>,
     never_drop: Vec<IpNet>,
     incidents: Vec<Incident>,
     retry_in: u32,
@@ -44,7 +44,7 @@ impl Both {
             upper,
             lower: None,
             open_lower,
-            told: HashSet::new(),
+            told: HashSet::default(),
             never_drop: Vec::new(),
             incidents: Vec::new(),
             retry_in: 0,
@@ -150,6 +150,11 @@ impl Enforcer for Both {
     fn ban(&mut self, drops: &[Drop]) -> Vec<Result<(), EnforceError>> {
         self.told.extend(drops.iter().map(|drop| drop.prefix.trunc()));
         merge(self.upper.ban(drops), self.lower.as_mut().map(|lower| lower.ban(drops)))
+    }
+
+    fn reserve(&mut self, bans: usize) {
+        self.told.reserve(bans);
+        self.upper.reserve(bans);
     }
 
     fn unban(&mut self, prefixes: &[IpNet]) -> Vec<Result<(), EnforceError>> {

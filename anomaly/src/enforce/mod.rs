@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -212,6 +213,9 @@ pub trait Enforcer: Send {
     /// in the order of `drops`.
     fn ban(&mut self, drops: &[Drop]) -> Vec<Result<(), EnforceError>>;
 
+    /// Makes room for this many bans of IPv4 addresses before they come. Only speed depends on it.
+    fn reserve(&mut self, _bans: usize) {}
+
     /// Stops dropping these; what it does not drop is no error.
     fn unban(&mut self, prefixes: &[IpNet]) -> Vec<Result<(), EnforceError>>;
 
@@ -247,6 +251,16 @@ pub trait Enforcer: Send {
     fn close(self: Box<Self>, keep: bool) -> Result<(), EnforceError>;
 }
 
+/// What opening an enforcer needs and nothing else must be known for; see [`prepare`].
+#[derive(Debug)]
+pub struct Prepared(Option<JoinHandle<xdp::Loader>>);
+
+/// Begins with what takes long in [`open`], on another thread.
+pub fn prepare(config: &config::Enforcer) -> Prepared {
+    let xdp = matches!(config.backend, Backend::Auto | Backend::Xdp);
+    Prepared(xdp.then(|| std::thread::spawn(xdp::Loader::make)))
+}
+
 /// Opens what the configuration asks for. `auto` takes the best rung that carries: XDP native, XDP
 /// generic, iptables; each step down is an [`Incident::Fallback`]. Where only some interfaces take XDP,
 /// iptables covers the others.
@@ -261,16 +275,18 @@ pub trait Enforcer: Send {
 /// [`EnforceError::NoInterface`] are final: no lower rung would make them right.
 pub fn open(
     config: &config::Enforcer,
+    Prepared(loader): Prepared,
     claimed: &mut dyn FnMut(),
 ) -> Result<(Box<dyn Enforcer>, Vec<Incident>), EnforceError> {
+    let loader = || loader.and_then(|made| made.join().ok()).unwrap_or_else(xdp::Loader::make);
     match config.backend {
         Backend::DryRun => Ok((Box::new(dry_run::DryRun::new()), Vec::new())),
         Backend::Iptables => open_iptables(config),
         Backend::Xdp => {
-            let (xdp, incidents) = xdp::XdpEnforcer::open_claimed(config, xdp::OBJECT, claimed)?;
+            let (xdp, incidents) = xdp::XdpEnforcer::open_claimed(config, xdp::OBJECT, loader, claimed)?;
             Ok((Box::new(both::Both::new(Box::new(xdp), None)), incidents))
         }
-        Backend::Auto => match xdp::XdpEnforcer::open_claimed(config, xdp::OBJECT, claimed) {
+        Backend::Auto => match xdp::XdpEnforcer::open_claimed(config, xdp::OBJECT, loader, claimed) {
             Ok((xdp, incidents)) => {
                 let lower = config.clone();
                 let open_lower = move || {

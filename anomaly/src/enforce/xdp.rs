@@ -37,12 +37,13 @@ pub use attach::owner;
 pub use needs::{open_members, wanted_interfaces};
 pub use netlink::{Interface, interfaces};
 pub use offline::{Removed, down, off};
-pub use program::OBJECT;
+pub use program::{Loader, OBJECT};
 
 /// The enforcer over XDP. Made by [`XdpEnforcer::open`].
 pub struct XdpEnforcer {
     dir: PinDir,
     kernel: Kernel,
+    loader: Loader,
     object: Vec<u8>,
     settings: config::Enforcer,
     attached: Vec<Attached>,
@@ -95,16 +96,18 @@ impl XdpEnforcer {
     /// # Errors
     /// As [`XdpEnforcer::open`].
     pub fn open_object(settings: &config::Enforcer, object: &[u8]) -> Result<(Self, Vec<Incident>), EnforceError> {
-        Self::open_claimed(settings, object, &mut || {})
+        Self::open_claimed(settings, object, Loader::make, &mut || {})
     }
 
-    /// The same; `claimed` is called as soon as no other daemon can have the pin directory.
+    /// The same with a loader that may have been made meanwhile; `claimed` is called as soon as no other daemon can have
+    /// the pin directory.
     ///
     /// # Errors
     /// As [`XdpEnforcer::open`].
     pub(super) fn open_claimed(
         settings: &config::Enforcer,
         object: &[u8],
+        loader: impl FnOnce() -> Loader,
         claimed: &mut dyn FnMut(),
     ) -> Result<(Self, Vec<Incident>), EnforceError> {
         let slow = check_capabilities()?;
@@ -124,10 +127,12 @@ impl XdpEnforcer {
         // Before looking, so that nothing that happens meanwhile is missed.
         let watch = Watch::new().map_err(|e| failed("watching interfaces; netlink", "", e)).ok();
         let stage = dir.fresh_stage()?;
-        let kernel = Kernel::load(&dir, &stage, options(settings, object, [None; 3]))?;
+        let mut loader = loader();
+        let kernel = Kernel::load(&dir, &stage, options(settings, object, [None; 3]), &mut loader)?;
         let mut enforcer = Self {
             dir,
             kernel,
+            loader,
             object: object.to_vec(),
             settings: settings.clone(),
             attached: Vec::new(),
@@ -499,6 +504,12 @@ impl Enforcer for XdpEnforcer {
         let sifted = self.kernel.sift().map_err(|e| failed("reading", "ALLOW", e));
         let told = self.heartbeat();
         outcome.and(sifted).and(told)
+    }
+
+    fn reserve(&mut self, bans: usize) {
+        if let Err(e) = self.make_room(Kind::V4, bans) {
+            tracing::warn!("no room could be made for {bans} bans before they are set: {e}");
+        }
     }
 
     fn maintain(&mut self) -> Vec<Incident> {

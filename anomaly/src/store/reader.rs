@@ -158,12 +158,16 @@ pub(super) fn learned(conn: &Connection, name: &str) -> Result<Vec<u8>, rusqlite
     Ok(bytes)
 }
 
-/// Everything a restart needs, as of one moment.
-pub(super) fn load(conn: &Connection) -> Result<Loaded, rusqlite::Error> {
+/// Everything a restart needs, as of one moment; `counted` as in [`Store::open_counting`].
+///
+/// [`Store::open_counting`]: super::Store::open_counting
+pub(super) fn load(conn: &Connection, counted: &mut dyn FnMut(usize)) -> Result<Loaded, rusqlite::Error> {
     use std::os::unix::ffi::OsStringExt as _;
     let tx = conn.unchecked_transaction()?;
     let mut loaded = Loaded::default();
     let count = |sql: &str| Ok::<usize, rusqlite::Error>(tx.query_row(sql, [], |r| r.get::<_, u32>(0))? as usize);
+    // The keys of IPv4 prefixes begin with a 4, those of IPv6 with a 6.
+    counted(count("SELECT count(*) FROM bans WHERE state = 'active' AND prefix < x'05'")?);
     loaded.state.bans.reserve_exact(count("SELECT count(*) FROM bans WHERE state = 'active'")?);
     // In the order of the file: an index would look for every row by itself.
     let mut statement =

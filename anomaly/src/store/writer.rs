@@ -81,6 +81,14 @@ impl Store {
     /// [`StoreError::TooNew`] and [`StoreError::Foreign`], and whatever keeps an existing database from being
     /// read: starting without it would lift every ban.
     pub fn open(path: &Path, now: Timestamp) -> Result<Opened, StoreError> {
+        Self::open_counting(path, now, &mut |_| {})
+    }
+
+    /// The same; `counted` is told how many active bans of IPv4 prefixes there are, before they are read.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_counting(path: &Path, now: Timestamp, counted: &mut dyn FnMut(usize)) -> Result<Opened, StoreError> {
         let mut store = Self {
             path: path.to_owned(),
             conn: None,
@@ -99,12 +107,12 @@ impl Store {
             folded: Ok(()),
             now,
         };
-        let (loaded, quarantined, trouble) = match store.open_and_load() {
+        let (loaded, quarantined, trouble) = match store.open_and_load(counted) {
             Ok(loaded) => (loaded, None, None),
             Err(StoreError::Corrupt(problem)) => {
                 store.conn = None;
                 let quarantined = quarantine(path, now, problem)?;
-                match store.open_and_load() {
+                match store.open_and_load(counted) {
                     Ok(loaded) => (loaded, Some(quarantined), None),
                     Err(error) => (Loaded::default(), Some(quarantined), Some(error)),
                 }
@@ -114,7 +122,7 @@ impl Store {
                 store.conn = None;
                 if schema::identity(path).is_some_and(|_| std::fs::metadata(path).is_ok_and(|m| m.len() > 0)) {
                     let conn = schema::open_reader(path, OPEN_TIMEOUT)?;
-                    let loaded = reader::load(&conn).map_err(|e| StoreError::from_sqlite(path, e))?;
+                    let loaded = reader::load(&conn, counted).map_err(|e| StoreError::from_sqlite(path, e))?;
                     store.identity = schema::identity(path);
                     (loaded, None, Some(error))
                 } else {
@@ -131,10 +139,10 @@ impl Store {
         Ok(Opened { store, loaded, quarantined, trouble })
     }
 
-    fn open_and_load(&mut self) -> Result<Loaded, StoreError> {
+    fn open_and_load(&mut self, counted: &mut dyn FnMut(usize)) -> Result<Loaded, StoreError> {
         self.connect(OPEN_TIMEOUT)?;
         let Some(conn) = &self.conn else { return Err(StoreError::Busy) };
-        let loaded = reader::load(conn).map_err(|e| StoreError::from_sqlite(&self.path, e))?;
+        let loaded = reader::load(conn, counted).map_err(|e| StoreError::from_sqlite(&self.path, e))?;
         conn.busy_timeout(BUSY_TIMEOUT).map_err(|e| StoreError::from_sqlite(&self.path, e))?;
         Ok(loaded)
     }

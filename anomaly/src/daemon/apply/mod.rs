@@ -117,6 +117,16 @@ pub struct ApplyPicture {
     pub at: Timestamp,
 }
 
+/// What is to be dropped, and until when.
+pub type Wanted = HashMap<IpNet, Option<Timestamp>, foldhash::fast::RandomState>;
+
+/// Which of these bans are to be dropped.
+pub fn wanted<'a>(bans: impl ExactSizeIterator<Item = &'a Ban>) -> Wanted {
+    let mut wanted = Wanted::with_capacity_and_hasher(bans.len(), Default::default());
+    wanted.extend(bans.filter(|ban| !ban.in_past).map(|ban| (ban.prefix, ban.until)));
+    wanted
+}
+
 /// Everything the apply thread owns.
 pub struct Apply {
     /// Bans and progress.
@@ -144,7 +154,7 @@ pub struct Apply {
     /// Never dropped because the host lives on them.
     pub guarded: Vec<IpNet>,
     /// The bans that should be enforced, with their ends.
-    pub wanted: HashMap<IpNet, Option<Timestamp>>,
+    pub wanted: Wanted,
     /// Packets and bytes per ban, as last read.
     pub counts: Arc<HashMap<IpNet, (u64, u64)>>,
     /// Wanted bans that the enforcer held when it was last asked.
@@ -210,7 +220,7 @@ impl Apply {
                 done.store(false, Ordering::Release);
             }
             Work::Reconcile(bans) => {
-                self.wanted = bans.iter().filter(|b| !b.in_past).map(|b| (b.prefix, b.until)).collect();
+                self.wanted = wanted(bans.iter().map(Arc::as_ref));
                 self.reconcile(true);
             }
             Work::Explain { prefix, client, allowlisted_by, active, reply } => {

@@ -84,7 +84,7 @@ fn apply(dir: &Path) -> (Apply, Arc<Calls>) {
         news: Arc::new(Notify::new()),
         config: Box::new(config),
         guarded: Vec::new(),
-        wanted: HashMap::new(),
+        wanted: Wanted::default(),
         counts: Arc::default(),
         held: 0,
         off: false,

@@ -85,6 +85,24 @@ pub struct Options<'a> {
     pub max_bans: u32,
 }
 
+/// What loads objects. It is made once and kept: in making one, aya reads the types of the running kernel, wanted or not, and
+/// that takes as long as all the rest of a start.
+pub struct Loader(EbpfLoader<'static>);
+
+impl Loader {
+    /// Takes some 10 ms.
+    pub fn make() -> Self {
+        let mut loader = EbpfLoader::new();
+        loader
+            // Nothing in the object is relocated against the running kernel.
+            .btf(None)
+            // aya tries again with a buffer for the verifier's log whatever it was that failed. Without a level the kernel
+            // refuses that with EINVAL, which hides why.
+            .verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS);
+        Self(loader)
+    }
+}
+
 /// The loaded program with its maps.
 pub struct Kernel {
     ebpf: Ebpf,
@@ -115,7 +133,7 @@ struct Old {
 impl Kernel {
     /// Loads the object, with the maps that are pinned where they fit; what does not fit is replaced, and its
     /// bans are moved. Everything is pinned in `stage`; nothing elsewhere is touched.
-    pub fn load(dir: &PinDir, stage: &Path, options: Options<'_>) -> Result<Self, EnforceError> {
+    pub fn load(dir: &PinDir, stage: &Path, options: Options<'_>, loader: &mut Loader) -> Result<Self, EnforceError> {
         let mut old = Vec::new();
         let mut capacities = [TRIE_CAPACITY; SPECS.len()];
         for (n, spec) in SPECS.iter().enumerate() {
@@ -140,7 +158,7 @@ impl Kernel {
                 capacities[n] = wanted.unwrap_or(FIRST_CAPACITY).max(moved).min(options.max_bans.max(1));
             }
         }
-        let mut kernel = Self::create(stage, options, capacities)?;
+        let mut kernel = Self::create(stage, options, capacities, loader)?;
         for old in old {
             kernel.move_from(&old)?;
         }
@@ -148,19 +166,18 @@ impl Kernel {
         Ok(kernel)
     }
 
-    fn create(stage: &Path, options: Options<'_>, capacities: [u32; SPECS.len()]) -> Result<Self, EnforceError> {
+    fn create(
+        stage: &Path,
+        options: Options<'_>,
+        capacities: [u32; SPECS.len()],
+        Loader(loader): &mut Loader,
+    ) -> Result<Self, EnforceError> {
         let coarse = is_helper_supported(ProgramType::Xdp, BpfHelper::BPF_FUNC_ktime_get_coarse_ns);
-        let coarse = u8::from(coarse.unwrap_or(false));
-        let level = if options.log { aya_log::Level::Debug as u8 } else { 0 };
-        let mut loader = EbpfLoader::new();
+        let coarse: &'static u8 = if coarse.unwrap_or(false) { &1 } else { &0 };
+        let level: &'static u8 = if options.log { &(aya_log::Level::Debug as u8) } else { &0 };
         loader
-            // Nothing in the object is relocated against the running kernel.
-            .btf(None)
-            // aya tries again with a buffer for the verifier's log whatever it was that failed. Without a level the kernel
-            // refuses that with EINVAL, which hides why.
-            .verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS)
-            .override_global("COARSE_CLOCK", &coarse, true)
-            .override_global(aya_log::LEVEL, &level, true)
+            .override_global("COARSE_CLOCK", coarse, true)
+            .override_global(aya_log::LEVEL, level, true)
             .map_max_entries("AYA_LOGS", if options.log { 1 << 17 } else { 4096 });
         for (spec, capacity) in SPECS.iter().zip(capacities) {
             loader.map_pin_path(spec.name, stage.join(spec.name));

@@ -33,11 +33,18 @@ impl XdpEnforcer {
         Ok(needed <= self.kernel.table(kind).capacity().min(limit as u32) as usize)
     }
 
+    /// Makes room for this many bans in a table before they come.
+    pub(super) fn make_room(&mut self, kind: Kind, bans: usize) -> Result<(), EnforceError> {
+        let fresh = bans.saturating_sub(self.kernel.table(kind).len());
+        self.has_room(kind, fresh).map(drop)
+    }
+
     /// Loads the program anew over larger tables, and lets every link run it from the next packet on.
     fn rebuild(&mut self, capacities: [Option<u32>; 3]) -> Result<(), EnforceError> {
         let stage = self.dir.fresh_stage()?;
         let object = std::mem::take(&mut self.object);
-        let loaded = Kernel::load(&self.dir, &stage, options(&self.settings, &object, capacities));
+        let options = options(&self.settings, &object, capacities);
+        let loaded = Kernel::load(&self.dir, &stage, options, &mut self.loader);
         self.object = object;
         let mut kernel = loaded?;
         for attached in &mut self.attached {
