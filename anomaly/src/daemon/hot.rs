@@ -1,6 +1,7 @@
 //! The hot thread: read, split, parse, judge. Nothing here waits for a disk, a process or the network,
 //! and no record crosses a thread; only the engine's outputs do.
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
@@ -33,7 +34,7 @@ const TOP: usize = 100;
 /// one wake-up for forty lines.
 const NAP: Duration = Duration::from_millis(4);
 /// The same while a fast client is half-way to a limit: of a slow one nothing comes in 4 ms.
-const SHORT_NAP: Duration = Duration::from_micros(500);
+const SHORT_NAP: Duration = Duration::from_micros(150);
 /// So long after the newest request of such a client.
 const ALERT: Duration = Duration::from_millis(250);
 /// So many looks without anything new, and a log is quiet: then the watcher has to wake for it.
@@ -251,6 +252,10 @@ impl Hot {
     /// Runs until [`Request::Stop`].
     pub fn run(mut self) {
         let clock = stopwatch();
+        // Or a short nap ends up to 50 us late.
+        if let Err(error) = rustix::thread::set_current_timer_slack(NonZeroU64::new(1)) {
+            tracing::debug!("the kernel does not let naps end on time: {error}");
+        }
         // Saved at once for the first time: a crash before that would make the next start take the log for a new one, and
         // lose what was rotated away meanwhile.
         let (mut picture_at, mut save_at, mut reconcile_at) = (Duration::ZERO, Duration::ZERO, RECONCILE_EVERY);
