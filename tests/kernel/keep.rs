@@ -25,6 +25,11 @@ fn ban_all(xdp: &mut XdpEnforcer, drops: &[Drop]) {
     xdp.ban(drops).into_iter().collect::<Result<Vec<()>, EnforceError>>().unwrap();
 }
 
+/// Entries that a pinned map can hold.
+fn capacity(rig: &Rig, map: &str) -> u32 {
+    MapData::from_pin(rig.pins().join(map)).unwrap().info().unwrap().max_entries()
+}
+
 fn held(xdp: &mut XdpEnforcer) -> Vec<String> {
     let mut held: Vec<String> = xdp.banned().unwrap().into_iter().map(|held| held.prefix.to_string()).collect();
     held.sort();
@@ -55,8 +60,14 @@ fn not_one_packet_passes_while_daemons_come_and_go() {
         assert_eq!(incidents, []);
         assert_eq!(next.banned().unwrap().len(), 6);
         assert!(!rig.pin_dir().join("v0").exists());
-        // A table that grows while it is used.
+        // A table that grows while it is used: first for bans that are announced, then for more that come.
+        next.reserve(20_000);
+        let announced = capacity(&rig, "BANS_V4");
+        assert!((20_000..40_000).contains(&announced), "{announced}");
+        next.reserve(10);
+        assert_eq!((capacity(&rig, "BANS_V4"), next.banned().unwrap().len()), (announced, 6));
         ban_all(&mut next, &many(40_000));
+        assert!(capacity(&rig, "BANS_V4") > announced);
         assert_eq!(next.banned().unwrap().len(), 40_001);
         let flooder = next.banned().unwrap().into_iter().find(|h| h.prefix == "10.77.0.2/32".parse().unwrap());
         assert!(flooder.is_some_and(|held| held.packets > 0));

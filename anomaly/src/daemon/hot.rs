@@ -11,6 +11,7 @@ use std::time::Duration;
 use tracing::{error, info, warn};
 
 use super::Request;
+use super::alert::Alert;
 use super::apply::{Progress, Reply, Work};
 use super::clock::{now, stopwatch};
 use super::line_counts::LineCounts;
@@ -30,15 +31,6 @@ use crate::time::Timestamp;
 const CHUNK: usize = 1 << 20;
 /// Clients in the picture.
 const TOP: usize = 100;
-/// While lines keep coming, a log is looked at this often, and nobody is woken for each of them: at 10,000 lines/s that is
-/// one wake-up for forty lines.
-const NAP: Duration = Duration::from_millis(4);
-/// The same while a fast client is half-way to a limit: of a slow one nothing comes in 4 ms.
-const SHORT_NAP: Duration = Duration::from_micros(150);
-/// So long after the newest request of such a client.
-const ALERT: Duration = Duration::from_millis(250);
-/// So many looks without anything new, and a log is quiet: then the watcher has to wake for it.
-const EMPTY_LOOKS: u8 = 2;
 /// While one log is busy, the quiet ones are looked at this often.
 const ALL_EVERY: Duration = Duration::from_millis(10);
 /// How often people get a new picture.
@@ -260,7 +252,7 @@ impl Hot {
         // lose what was rotated away meanwhile.
         let (mut picture_at, mut save_at, mut reconcile_at) = (Duration::ZERO, Duration::ZERO, RECONCILE_EVERY);
         let (mut sample_at, mut all_at, mut was_behind) = (Duration::ZERO, Duration::ZERO, true);
-        let (mut at, mut alert_until, mut shown_at) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
+        let (mut at, mut alert, mut shown_at) = (Duration::ZERO, Alert::default(), Duration::ZERO);
         loop {
             let behind = self.logs.iter().any(|log| !log.at_end);
             let busy = self.logs.iter().any(|log| log.looks > 0);
@@ -268,7 +260,7 @@ impl Hot {
             let wait = if behind || again || self.outbox.is_waiting() {
                 Duration::ZERO
             } else if busy || self.listening == Listening::Soon {
-                if at < alert_until { SHORT_NAP } else { NAP }
+                alert.nap(at)
             } else {
                 let tick = self.engine.next_deadline().map_or(PICTURE_EVERY, |at| at.since(now()));
                 let poll = if self.watcher.is_some() { PICTURE_EVERY } else { Duration::from_millis(100) };
@@ -292,9 +284,9 @@ impl Hot {
             if all {
                 all_at = at + ALL_EVERY;
             }
-            self.read(all);
+            self.read(all, alert.empty_looks(at));
             if self.engine.take_hurry() {
-                alert_until = at + ALERT;
+                alert.renew(at);
             }
             // Log time may only follow the wall clock when there is nothing older left to read.
             let caught_up = self.logs.iter().all(|log| log.at_end);
@@ -302,6 +294,7 @@ impl Hot {
             let decided = self.out.iter().any(|o| matches!(o, Output::Decision(_)));
             self.send_outputs(None);
             if decided {
+                alert.came_true(at);
                 // First what is enforced, then what is shown: the processor may be needed for the former.
                 picture_at = picture_at.min((at + NEWS_AFTER).max(shown_at + NEWS_EVERY));
             }
@@ -336,8 +329,8 @@ impl Hot {
     }
 
     /// Reads each log (or each that is not quiet) a chunk further. While several are behind, the one with the oldest
-    /// records goes first, so that log time advances evenly over them.
-    fn read(&mut self, all: bool) {
+    /// records goes first, so that log time advances evenly over them. After `empty_looks` without anything new a log is quiet.
+    fn read(&mut self, all: bool, empty_looks: u8) {
         let behind = self.logs.iter().filter(|log| !log.at_end).count();
         let (engine, out, counts) = (&mut self.engine, &mut self.out, &mut self.counts);
         let log_requests = self.config.log.log_requests;
@@ -345,7 +338,7 @@ impl Hot {
         let mut look =
             |log: &mut Log, limit, glance| match read_log(log, engine, out, counts, log_requests, limit, glance) {
                 Some(0) => log.looks = log.looks.saturating_sub(1),
-                Some(_) => log.looks = EMPTY_LOOKS,
+                Some(_) => log.looks = empty_looks,
                 None => {
                     self.read_errors += 1;
                     log.looks = 0;

@@ -13,6 +13,7 @@ use crate::engine::{BanLength, Refusal};
 use crate::report::{BanRow, BaselineRow, DecisionRow, Explanation, Status, TopRow};
 use crate::tail::TailError;
 
+mod alert;
 mod apply;
 mod clock;
 mod hot;

@@ -244,8 +244,7 @@ struct OpenedStore {
 }
 
 /// Opens the database. One that cannot be written does not keep the daemon from protecting the host; one
-/// that cannot be read does, because whoever starts without it lifts every ban. `counted` is told how many bans of IPv4 there
-/// are, before they are read.
+/// that cannot be read does, because whoever starts without it lifts every ban. `counted` as in [`Store::open_counting`].
 fn open_store(path: &Path, mut counted: impl FnMut(usize)) -> Result<OpenedStore> {
     let opened =
         Store::open_counting(path, now(), &mut counted).with_context(|| format!("store.path = {}", path.display()))?;

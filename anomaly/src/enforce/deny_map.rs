@@ -186,10 +186,6 @@ impl Enforcer for DenyMap {
         self.inner.ban(drops)
     }
 
-    fn reserve(&mut self, bans: usize) {
-        self.inner.reserve(bans);
-    }
-
     fn unban(&mut self, prefixes: &[IpNet]) -> Vec<Result<(), EnforceError>> {
         for prefix in prefixes {
             self.list.change(prefix.trunc(), false);

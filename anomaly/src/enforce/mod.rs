@@ -213,7 +213,7 @@ pub trait Enforcer: Send {
     /// in the order of `drops`.
     fn ban(&mut self, drops: &[Drop]) -> Vec<Result<(), EnforceError>>;
 
-    /// Makes room for this many bans of IPv4 addresses before they come. Only speed depends on it.
+    /// Makes room for about this many bans of IPv4 addresses before they come: they are set faster then, and nothing else.
     fn reserve(&mut self, _bans: usize) {}
 
     /// Stops dropping these; what it does not drop is no error.

@@ -139,7 +139,10 @@ mod tests {
                 prop_assert_eq!(index.len(), model.len());
                 for (place, hash) in &model {
                     prop_assert_eq!(index.find(*hash, |p| p == *place), Some(*place));
+                    prop_assert!(index.find_any(*hash).is_some_and(|place| model.get(&place) == Some(hash)));
                 }
+                let gone = base.wrapping_add(30);
+                prop_assert_eq!(index.find_any(gone).is_some(), model.values().any(|hash| *hash == gone));
             }
         }
     }
@@ -148,6 +151,7 @@ mod tests {
     fn an_empty_one_holds_nothing() {
         let mut index = Index::default();
         assert_eq!((index.find(7, |_| true), index.touch(7), index.remove(7, 1), index.len()), (None, 0, false, 0));
+        assert_eq!(index.find_any(0), None);
     }
 
     #[test]

@@ -460,7 +460,10 @@ impl Engine {
             client.flags |= table::Client::BROWSER;
         }
         let exempt = client.is(table::Client::EXEMPT);
-        if !exempt && !client.is(table::Client::OFFENDER) {
+        if exempt {
+            // What it does now is not noted: it counts again from the minute on after it is exempt no longer.
+            self.population.leave_out(&mut client.seen);
+        } else if !client.is(table::Client::OFFENDER) {
             let w = &client.window;
             let values =
                 [w.requests(), (w.pages_tenths() + 5) / 10, (w.error_paths_tenths() + 5) / 10, posts, w.page_errors()];

@@ -6,6 +6,7 @@
 //! The order of the hash never shows: everything else goes by the index in the slab.
 
 use std::hash::BuildHasher;
+use std::mem::offset_of;
 
 use foldhash::fast::RandomState;
 
@@ -41,6 +42,8 @@ pub struct Client {
 }
 
 const _: () = assert!(size_of::<Client>() == 128);
+// See `touch`: of the first line and of the second.
+const _: () = assert!(offset_of!(Client, window) == 0 && offset_of!(Client, last) >= 64);
 
 impl Client {
     /// Never judged: allow-listed.

@@ -16,6 +16,10 @@ pub(super) struct Prefix {
 }
 
 impl Prefix {
+    /// What no text begins with: its first bytes would have to have a bit that does not count.
+    pub(super) const NOTHING: Self =
+        Self { text: [0; LONGEST], len: LONGEST, first: [1, 0], mask: [0; 2], last: [0; 2] };
+
     /// `None` where the text is too long.
     pub(super) fn new(start: &[u8]) -> Option<Self> {
         let mut text = [0; LONGEST];
@@ -79,5 +83,8 @@ mod tests {
             }
         }
         assert!(Prefix::new(&line[..LONGEST + 1]).is_none());
+        for text in [&b""[..], &[0; 15], &[0; 16], &[0; 40], &line] {
+            assert!(!Prefix::NOTHING.begins(text), "{text:?}");
+        }
     }
 }

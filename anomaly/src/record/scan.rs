@@ -1,5 +1,5 @@
-//! The fast way through a line of the usual form: one flat object, strings without escapes, plain
-//! integers. Whatever else a line may be, [`scan`] gives up on it and [`super::fallback`] reads it.
+//! The fast way through a line of the usual form: one flat object, strings without escapes, numbers without sign or
+//! exponent. Whatever else a line may be, [`scan`] gives up on it and [`super::fallback`] reads it.
 //!
 //! Almost every line has the keys of the line before it, in the same order. So what stood before each value, from the
 //! end of the one before on, is remembered, and compared as a whole before it is read letter by letter.
@@ -40,10 +40,9 @@ impl Shape {
     #[inline(never)]
     fn learn(&mut self, nth: usize, rest: &[u8], keys: &Keys) -> Option<(Value, usize)> {
         let (value, len) = read_opening(rest, if nth == 0 { b'{' } else { b',' }, keys)?;
-        if nth < REMEMBERED_KEYS.min(self.openings.len() + 1)
-            && let Some(text) = Prefix::new(&rest[..len])
-        {
-            let opening = Opening { text, value };
+        if nth < REMEMBERED_KEYS.min(self.openings.len() + 1) {
+            // One that is too long keeps its place, for the sake of those behind it.
+            let opening = Opening { text: Prefix::new(&rest[..len]).unwrap_or(Prefix::NOTHING), value };
             match self.openings.get_mut(nth) {
                 Some(old) => *old = opening,
                 None => self.openings.push(opening),
@@ -180,6 +179,7 @@ fn unusual<'a>(rest: &'a [u8], field: Field, keys: &Keys, found: &mut Found<'a>,
     let len = string_end(rest)?;
     let text = &rest[..len];
     match field {
+        // Read already, whatever their form.
         Field::Path | Field::Other => {}
         Field::Client if keys.client_has_port => found.client = value::address_with_port(text),
         Field::Client => found.client = value::address(text),
@@ -193,8 +193,8 @@ fn unusual<'a>(rest: &'a [u8], field: Field, keys: &Keys, found: &mut Found<'a>,
     Some(len + 1)
 }
 
-/// A number without quotes; how many bytes it takes. Only plain integers, and `$msec` with at most three decimals: where
-/// JSON's numbers get subtle, serde_json reads them.
+/// A number without quotes; how many bytes it takes. Only plain integers, `$msec` with at most three decimals, and any decimals
+/// where nobody asks: where JSON's numbers get subtle, serde_json reads them.
 #[inline(never)]
 fn bare(rest: &[u8], field: Field, found: &mut Found<'_>) -> Option<usize> {
     let len = rest.iter().position(|b| !matches!(b, b'0'..=b'9' | b'.'))?;

@@ -1,6 +1,7 @@
 //! Asking without writing: the why-cards, the graph, a stored baseline.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use rusqlite::{Connection, OptionalExtension as _};
@@ -158,16 +159,33 @@ pub(super) fn learned(conn: &Connection, name: &str) -> Result<Vec<u8>, rusqlite
     Ok(bytes)
 }
 
+/// How lately progress must have been saved for bans that are active on record to be still running, most of them.
+const LATELY: Duration = Duration::from_secs(600);
+
 /// Everything a restart needs, as of one moment; `counted` as in [`Store::open_counting`].
 ///
 /// [`Store::open_counting`]: super::Store::open_counting
-pub(super) fn load(conn: &Connection, counted: &mut dyn FnMut(usize)) -> Result<Loaded, rusqlite::Error> {
+pub(super) fn load(
+    conn: &Connection,
+    now: Timestamp,
+    counted: &mut dyn FnMut(usize),
+) -> Result<Loaded, rusqlite::Error> {
     use std::os::unix::ffi::OsStringExt as _;
     let tx = conn.unchecked_transaction()?;
-    let mut loaded = Loaded::default();
+    let mut loaded = Loaded {
+        saved_at: tx
+            .query_row("SELECT saved_at FROM learned WHERE name = 'saved'", [], |r| r.get(0))
+            .optional()?
+            .map(Timestamp::from_ms),
+        ..Loaded::default()
+    };
     let count = |sql: &str| Ok::<usize, rusqlite::Error>(tx.query_row(sql, [], |r| r.get::<_, u32>(0))? as usize);
-    // The keys of IPv4 prefixes begin with a 4, those of IPv6 with a 6.
-    counted(count("SELECT count(*) FROM bans WHERE state = 'active' AND prefix < x'05'")?);
+    if loaded.saved_at.is_some_and(|at| now.since(at) < LATELY) {
+        // Only the index is read: keys of IPv4 begin with a 4, and end with the length of the prefix.
+        counted(count(
+            "SELECT count(*) FROM bans WHERE state = 'active' AND prefix < x'05' AND substr(prefix, 6) = x'20'",
+        )?);
+    }
     loaded.state.bans.reserve_exact(count("SELECT count(*) FROM bans WHERE state = 'active'")?);
     // In the order of the file: an index would look for every row by itself.
     let mut statement =
@@ -193,9 +211,5 @@ pub(super) fn load(conn: &Connection, counted: &mut dyn FnMut(usize)) -> Result<
         let path = std::ffi::OsString::from_vec(row.get(0)?);
         loaded.checkpoints.insert(path.into(), row.get(1)?);
     }
-    loaded.saved_at = tx
-        .query_row("SELECT saved_at FROM learned WHERE name = 'saved'", [], |r| r.get(0))
-        .optional()?
-        .map(Timestamp::from_ms);
     Ok(loaded)
 }

@@ -84,7 +84,8 @@ impl Store {
         Self::open_counting(path, now, &mut |_| {})
     }
 
-    /// The same; `counted` is told how many active bans of IPv4 prefixes there are, before they are read.
+    /// The same; before bans are read, `counted` is told how many IPv4 addresses are probably banned still: those that were
+    /// when progress was last saved, if that is not long ago.
     ///
     /// # Errors
     /// As [`Store::open`].
@@ -122,7 +123,7 @@ impl Store {
                 store.conn = None;
                 if schema::identity(path).is_some_and(|_| std::fs::metadata(path).is_ok_and(|m| m.len() > 0)) {
                     let conn = schema::open_reader(path, OPEN_TIMEOUT)?;
-                    let loaded = reader::load(&conn, counted).map_err(|e| StoreError::from_sqlite(path, e))?;
+                    let loaded = reader::load(&conn, now, counted).map_err(|e| StoreError::from_sqlite(path, e))?;
                     store.identity = schema::identity(path);
                     (loaded, None, Some(error))
                 } else {
@@ -142,7 +143,7 @@ impl Store {
     fn open_and_load(&mut self, counted: &mut dyn FnMut(usize)) -> Result<Loaded, StoreError> {
         self.connect(OPEN_TIMEOUT)?;
         let Some(conn) = &self.conn else { return Err(StoreError::Busy) };
-        let loaded = reader::load(conn, counted).map_err(|e| StoreError::from_sqlite(&self.path, e))?;
+        let loaded = reader::load(conn, self.now, counted).map_err(|e| StoreError::from_sqlite(&self.path, e))?;
         conn.busy_timeout(BUSY_TIMEOUT).map_err(|e| StoreError::from_sqlite(&self.path, e))?;
         Ok(loaded)
     }

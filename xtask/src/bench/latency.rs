@@ -44,7 +44,12 @@ pub fn measure(bench: &mut Bench) -> Result<()> {
     })
     .with_context(|| format!("the daemon said: {}", daemon.output()))?;
     let Story { mut latencies, mut gaps, late, .. } = story;
-    let bans = daemon.audited("ban", None)?.into_iter().filter(|ban| ban["ok"] == true).count();
+    // The last one is enforced before it is audited.
+    let audited = || anyhow::Ok(daemon.audited("ban", None)?.into_iter().filter(|ban| ban["ok"] == true).count());
+    let _ = clock::wait_until("all bans to be audited", Duration::from_secs(5), || {
+        audited().is_ok_and(|bans: usize| bans == BANS as usize)
+    });
+    let bans = audited()?;
     ensure!(bans == BANS as usize, "{bans} bans in the audit log instead of {BANS}");
     latencies.sort_by(f64::total_cmp);
     gaps.sort_by(f64::total_cmp);
