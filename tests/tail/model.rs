@@ -482,12 +482,15 @@ fn tell(seed: u64) {
     epilogue.0.end();
 }
 
+/// Seeds of stories that have lost lines once.
+const ENDED_BADLY: [u64; 1] = [2854];
+
 /// `ANOMALY_TAIL_STORIES` sets their number, `ANOMALY_TAIL_SEED` the first seed.
 #[test]
 fn every_complete_line_exactly_once_whatever_happens() {
     let from_env = crate::torture::from_env;
     let (first, stories) = (from_env("ANOMALY_TAIL_SEED", 0), from_env("ANOMALY_TAIL_STORIES", 2_000));
-    for seed in first..first + stories {
+    for seed in ENDED_BADLY.into_iter().chain(first..first + stories) {
         tell(seed);
     }
     let told = format!("{stories} stories from seed {first} on: every complete line exactly once");

@@ -5,13 +5,16 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::checkpoint::{FileId, Position, ends, modified_ns};
+use super::checkpoint::{FINGERPRINT_BYTES, FileId, Position, ends, modified_ns};
 use super::rotated::{self, Generation, Known, Rotated, rotated};
 use super::source::Source;
 
 /// A file may have been written to for so long after it was rotated: one that is newer by its name may be older by
 /// its last write. One minute.
 const LATE_NS: i64 = 60_000_000_000;
+
+/// Who compresses or copies a file may keep only the whole seconds of its last write.
+const SECOND_NS: i64 = 1_000_000_000;
 
 /// Where to go on.
 #[derive(Debug, Default)]
@@ -54,7 +57,7 @@ pub(super) fn plan(path: &Path, files: Vec<Position>) -> Plan {
     // What was rotated after the last file has not been read either.
     let mut unread_after = None;
     for mut position in files {
-        let now = match find(&position, log.as_ref().zip(log_id), &siblings) {
+        let now = match find(&position, log.as_ref().zip(log_id), &siblings, &taken) {
             // An empty file is known by its number alone, which a later one may have been given.
             Now::Sibling(nth)
                 if position.head_len == 0
@@ -124,9 +127,12 @@ pub(super) fn plan(path: &Path, files: Vec<Position>) -> Plan {
     plan
 }
 
-fn find(position: &Position, log: Option<(&File, FileId)>, siblings: &[Rotated]) -> Now {
+/// `taken` says which siblings are files of the earlier run that have been found.
+fn find(position: &Position, log: Option<(&File, FileId)>, siblings: &[Rotated], taken: &[Option<Position>]) -> Now {
     let fits = |file: &File| position.fits(file).unwrap_or(false);
-    let by_number = siblings.iter().position(|s| s.id == position.id && s.fits(position));
+    // A file that is compressed becomes another one, which may well be given the number of one that has just gone.
+    let same_form = |s: &Rotated| position.file.as_ref().is_none_or(|file| file.ends_with(".gz") == s.gzip);
+    let by_number = siblings.iter().position(|s| s.id == position.id && same_form(s) && s.fits(position));
     if log.is_some_and(|(file, id)| id == position.id && fits(file)) {
         return Now::TheLog;
     }
@@ -140,10 +146,14 @@ fn find(position: &Position, log: Option<(&File, FileId)>, siblings: &[Rotated])
     if position.head_len == 0 {
         return Now::Nowhere;
     }
-    if log.is_some_and(|(file, _)| fits(file)) {
+    let all = || siblings.iter().zip(taken).enumerate().filter(|(_, (s, _))| s.fits(position));
+    let likely = all().find(|(_, (s, taken))| taken.is_none() && s.modified_ns >= position.modified_ns - SECOND_NS);
+    // Of so little there may be several that begin alike: rather one that is not known yet, and not older.
+    let little = position.head_len < FINGERPRINT_BYTES as u64;
+    if !(little && likely.is_some()) && log.is_some_and(|(file, _)| fits(file)) {
         return Now::TheLog;
     }
-    if let Some(nth) = siblings.iter().position(|s| s.fits(position)) {
+    if let Some((nth, _)) = likely.or_else(|| all().next()) {
         return Now::Sibling(nth);
     }
     siblings.iter().rposition(|s| s.begins(position)).map_or(Now::Nowhere, Now::ShorterCopy)
