@@ -151,7 +151,9 @@ impl Story {
                 0 => 1 + self.random.below(3_000),
                 n => n,
             };
-            text.push_str(&format!("line {} {};", self.next_line, "x".repeat(padding)));
+            // No stretch of a line is like one of another, as in a log no two are.
+            let stuffing = format!("{}x", self.next_line).repeat(padding);
+            text.push_str(&format!("line {} {};", self.next_line, &stuffing[..padding]));
             text.push(if self.random.below(15) == 0 { ' ' } else { '\n' });
             self.next_line += 1;
         }
@@ -483,7 +485,7 @@ fn tell(seed: u64) {
 }
 
 /// Seeds of stories that have lost lines once.
-const ENDED_BADLY: [u64; 1] = [2854];
+const ENDED_BADLY: [u64; 2] = [2854, 3933];
 
 /// `ANOMALY_TAIL_STORIES` sets their number, `ANOMALY_TAIL_SEED` the first seed.
 #[test]

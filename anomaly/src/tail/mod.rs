@@ -293,7 +293,7 @@ impl Tail {
                             counts.truncations += 1;
                             let mut known = known(&self.finished, &self.draining, &self.waiting);
                             known.open.push(current.id);
-                            known.begun.extend(current.written_anew());
+                            known.begun.extend(current.written_anew().map(|anew| (anew, current.len())));
                             let copies = resume::copy_of(&self.path, current, &known);
                             // An unfinished line goes on in the copy, where that goes so far.
                             let done = current.position().offset;
@@ -405,7 +405,7 @@ impl Tail {
                         counts.rotations += 1;
                         let mut known = known(&self.finished, &self.draining, &self.waiting);
                         known.open.extend([old.id, new.id]);
-                        known.begun.push(old.position());
+                        known.begun.push((old.position(), old.len()));
                         self.waiting.extend(resume::newer_than(&self.path, &old.position(), &known));
                         self.draining.push(old);
                         true
@@ -522,7 +522,9 @@ fn known(finished: &VecDeque<Position>, draining: &[Source], waiting: &VecDeque<
     let waiting = waiting.iter().map(|(rotated, _)| rotated.id);
     Known {
         open: draining.iter().map(|s| s.id).chain(waiting).collect(),
-        begun: finished.iter().cloned().chain(draining.iter().map(Source::position)).collect(),
+        begun: (finished.iter().map(|p| (p.clone(), p.offset.max(p.head_len))))
+            .chain(draining.iter().map(|s| (s.position(), s.len())))
+            .collect(),
     }
 }
 

@@ -67,7 +67,21 @@ impl Rotated {
     /// Whether this is one of the files that are known, or a copy of one. The number alone would not do: that of a
     /// file that was removed may have been given to another.
     pub(super) fn is_known(&self, known: &Known) -> bool {
-        known.open.contains(&self.id) || known.begun.iter().any(|p| p.head_len > 0 && self.fits(p))
+        known.open.contains(&self.id)
+            || known.begun.iter().any(|(p, len)| p.head_len > 0 && self.fits(p) && !self.is_longer(p, *len))
+    }
+
+    /// Whether this goes on where a file ends of which only the beginning, shorter than a fingerprint, is known: then it is
+    /// another one that begins alike.
+    fn is_longer(&self, position: &Position, len: u64) -> bool {
+        if position.head_len >= FINGERPRINT_BYTES as u64 {
+            return false;
+        }
+        if self.gzip {
+            self.head(len.saturating_add(1)).is_ok_and(|head| head.len() as u64 > len)
+        } else {
+            self.file.metadata().is_ok_and(|m| m.len() > len)
+        }
     }
 
     fn has_head_of(&self, position: &Position) -> bool {
@@ -96,8 +110,8 @@ impl Rotated {
 pub(super) struct Known {
     /// Those that are open, so that nobody else can have their numbers.
     pub(super) open: Vec<FileId>,
-    /// Those that are being read or have been.
-    pub(super) begun: Vec<Position>,
+    /// Those that are being read or have been, and their lengths.
+    pub(super) begun: Vec<(Position, u64)>,
 }
 
 /// Opens a regular file without ever waiting for somebody at the other end of a pipe.

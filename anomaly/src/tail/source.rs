@@ -151,6 +151,14 @@ impl Source {
         self.offset - (self.end - self.start) as u64
     }
 
+    /// How long it is; of a compressed file that is not known.
+    pub(super) fn len(&self) -> u64 {
+        match &self.input {
+            Input::Plain(file) => file.metadata().map_or(u64::MAX, |m| m.len()),
+            Input::Gzip(_) => u64::MAX,
+        }
+    }
+
     /// Bytes yet to be read; of a compressed file those of its compressed form.
     pub(super) fn backlog_bytes(&self) -> u64 {
         let len = self.file().metadata().map_or(0, |m| m.len());
