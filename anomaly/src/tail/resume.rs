@@ -6,15 +6,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::checkpoint::{FINGERPRINT_BYTES, FileId, Position, ends, modified_ns};
-use super::rotated::{self, Generation, Known, Rotated, rotated};
+use super::rotated::{self, Generation, Known, Rotated, goes_on, rotated};
 use super::source::Source;
 
 /// A file may have been written to for so long after it was rotated: one that is newer by its name may be older by
 /// its last write. One minute.
 const LATE_NS: i64 = 60_000_000_000;
-
-/// Who compresses or copies a file may keep only the whole seconds of its last write.
-const SECOND_NS: i64 = 1_000_000_000;
 
 /// Where to go on.
 #[derive(Debug, Default)]
@@ -54,27 +51,26 @@ pub(super) fn plan(path: &Path, files: Vec<Position>) -> Plan {
     let log = rotated::open(path).ok();
     let log_id = log.as_ref().and_then(|f| f.metadata().ok()).map(|m| FileId::of(&m));
     let mut taken = vec![None; siblings.len()];
-    // What was rotated after the last file has not been read either.
-    let mut unread_after = None;
+    // What was rotated after the last file has not been read either; nor has what is not known and was written to since then.
+    let (mut unread_after, mut unread_since) = (None, None::<i64>);
     for mut position in files {
         let now = match find(&position, log.as_ref().zip(log_id), &siblings, &taken) {
-            // An empty file is known by its number alone, which a later one may have been given.
+            // What is known by hardly more than its number, which a later one may have been given.
             Now::Sibling(nth)
-                if position.head_len == 0
-                    && (siblings[nth].gzip
-                        || taken[nth].is_some()
-                        || log.as_ref().is_some_and(|log| is_copy(&siblings[nth], log))) =>
+                if is_vague(&position)
+                    && (taken[nth].is_some() || log.as_ref().is_some_and(|log| is_copy(&siblings[nth], log))) =>
             {
                 Now::Nowhere
             }
             now => now,
         };
-        if !position.finished {
+        if !position.finished && is_vague(&position) {
+            // (The copy that was made before an empty one was cut may have the same time.)
+            let since = position.modified_ns + i64::from(position.head_len == 0);
+            unread_since = Some(unread_since.map_or(since, |earlier| earlier.min(since)));
+        } else if !position.finished {
             unread_after = match &now {
-                Now::TheLog if position.head_len > 0 => None,
-                // (The copy that was made before it was cut may have the same time.)
-                Now::TheLog => Some(After::Time(position.modified_ns + 1)),
-                Now::Sibling(_) if position.head_len == 0 => Some(After::Time(position.modified_ns)),
+                Now::TheLog => None,
                 Now::Sibling(nth) | Now::ShorterCopy(nth) => {
                     Some(After::Generation(siblings[*nth].generation.clone(), position.modified_ns))
                 }
@@ -96,27 +92,31 @@ pub(super) fn plan(path: &Path, files: Vec<Position>) -> Plan {
             }
             Now::Elsewhere(rotated) if !position.finished => plan.waiting.push((rotated, position)),
             Now::Elsewhere(_) => plan.finished.push(position),
-            Now::ShorterCopy(nth) => taken[nth] = siblings[nth].at_end().map(|p| Position { finished: true, ..p }),
+            Now::ShorterCopy(nth) => {
+                taken[nth] = siblings[nth].at_end().map(|p| Position { finished: true, ..p });
+                plan.finished.extend(taken[nth].clone());
+            }
             Now::Nowhere => {
                 plan.lost += u64::from(!position.finished && position.offset > 0);
                 // It may come back: a volume that is mounted late, a file that was moved for a while.
-                if position.head_len > 0 {
+                if position.offset > 0 {
                     plan.finished.push(Position { finished: true, ..position });
                 }
             }
         }
     }
     for (sibling, taken) in siblings.into_iter().zip(taken) {
-        match (taken, &unread_after) {
-            (Some(position), _) if !position.finished => plan.waiting.push((sibling, position)),
-            (Some(_), _) | (None, None) => {}
-            (None, Some(after)) => {
-                let newer = match after {
+        match taken {
+            Some(position) if !position.finished => plan.waiting.push((sibling, position)),
+            Some(_) => {}
+            None => {
+                let newer = unread_after.as_ref().is_some_and(|after| match after {
                     After::Generation(generation, modified) => {
                         sibling.generation > *generation && sibling.modified_ns >= modified - LATE_NS
                     }
                     After::Time(modified) => sibling.modified_ns >= *modified,
-                };
+                });
+                let newer = newer || unread_since.is_some_and(|since| sibling.modified_ns >= since);
                 if newer && !log.as_ref().is_some_and(|log| is_copy(&sibling, log)) {
                     let position = sibling.unread();
                     plan.waiting.push((sibling, position));
@@ -125,6 +125,12 @@ pub(super) fn plan(path: &Path, files: Vec<Position>) -> Plan {
         }
     }
     plan
+}
+
+/// Whether so little was seen of a file, less than a line, that what begins alike may well be another one: also what has its
+/// number, which a later file may have been given.
+fn is_vague(position: &Position) -> bool {
+    position.offset == 0 && position.head_len < FINGERPRINT_BYTES as u64
 }
 
 /// `taken` says which siblings are files of the earlier run that have been found.
@@ -142,18 +148,17 @@ fn find(position: &Position, log: Option<(&File, FileId)>, siblings: &[Rotated],
     if let Some(elsewhere) = position.file.as_ref().and_then(|file| elsewhere(Path::new(file), position)) {
         return Now::Elsewhere(elsewhere);
     }
-    // A copy, compressed or not. Of an empty file any other would be one.
-    if position.head_len == 0 {
+    // A copy, compressed or not.
+    if is_vague(position) {
         return Now::Nowhere;
     }
-    let all = || siblings.iter().zip(taken).enumerate().filter(|(_, (s, _))| s.fits(position));
-    let likely = all().find(|(_, (s, taken))| taken.is_none() && s.modified_ns >= position.modified_ns - SECOND_NS);
-    // Of so little there may be several that begin alike: rather one that is not known yet, and not older.
-    let little = position.head_len < FINGERPRINT_BYTES as u64;
-    if !(little && likely.is_some()) && log.is_some_and(|(file, _)| fits(file)) {
+    let ended = position.finished.then_some(position.offset);
+    if log.is_some_and(|(file, _)| fits(file) && !ended.is_some_and(|len| goes_on(file, position, len))) {
         return Now::TheLog;
     }
-    if let Some((nth, _)) = likely.or_else(|| all().next()) {
+    let is_free = |taken: &Option<Position>| taken.as_ref().is_none_or(is_vague);
+    let is_it = |s: &Rotated| s.fits(position) && !ended.is_some_and(|len| s.goes_on(position, len));
+    if let Some(nth) = siblings.iter().zip(taken).position(|(s, taken)| is_free(taken) && is_it(s)) {
         return Now::Sibling(nth);
     }
     siblings.iter().rposition(|s| s.begins(position)).map_or(Now::Nowhere, Now::ShorterCopy)
@@ -180,6 +185,8 @@ pub(super) fn newer_than(path: &Path, old: &Position, known: &Known) -> Vec<(Rot
     let log = rotated::open(path).ok();
     let siblings = rotated(path);
     let place = siblings.iter().position(|s| s.id == old.id);
+    // Compressed by now, or copied.
+    let place = place.or_else(|| siblings.iter().rposition(|s| !is_vague(old) && s.fits(old)));
     let earliest = if place.is_some() { old.modified_ns - LATE_NS } else { old.modified_ns };
     siblings
         .into_iter()
@@ -194,9 +201,11 @@ pub(super) fn newer_than(path: &Path, old: &Position, known: &Known) -> Vec<(Rot
         .collect()
 }
 
-/// Whether a rotated file is the copy of the present log that `copytruncate` is just making.
+/// Whether a rotated file is the copy of the present log that `copytruncate` is just making. Many logs begin alike in the
+/// first bytes of a line: who has no more than that is not called a copy.
 fn is_copy(sibling: &Rotated, log: &File) -> bool {
-    !sibling.gzip && is_copy_of(&sibling.file, log).unwrap_or(false)
+    let has_line = || sibling.head().is_ok_and(|head| head.len() == FINGERPRINT_BYTES || head.contains(&b'\n'));
+    !sibling.gzip && is_copy_of(&sibling.file, log).unwrap_or(false) && has_line()
 }
 
 /// Whether `copy` begins and goes on like `log`, and has no more than that.

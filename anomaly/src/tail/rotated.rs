@@ -31,7 +31,7 @@ pub(super) struct Rotated {
 impl Rotated {
     /// Its position before anything of it was handed over.
     pub(super) fn unread(&self) -> Position {
-        let head = self.head(FINGERPRINT_BYTES as u64).unwrap_or_default();
+        let head = self.head().unwrap_or_default();
         Position {
             id: self.id,
             file: self.path.to_str().map(Into::into),
@@ -68,29 +68,30 @@ impl Rotated {
     /// file that was removed may have been given to another.
     pub(super) fn is_known(&self, known: &Known) -> bool {
         known.open.contains(&self.id)
-            || known.begun.iter().any(|(p, len)| p.head_len > 0 && self.fits(p) && !self.is_longer(p, *len))
+            || known.begun.iter().any(|(p, len)| p.head_len > 0 && self.fits(p) && !self.goes_on(p, *len))
     }
 
-    /// Whether this goes on where a file ends of which only the beginning, shorter than a fingerprint, is known: then it is
-    /// another one that begins alike.
-    fn is_longer(&self, position: &Position, len: u64) -> bool {
-        if position.head_len >= FINGERPRINT_BYTES as u64 {
-            return false;
-        }
+    /// As [`goes_on`].
+    pub(super) fn goes_on(&self, position: &Position, len: u64) -> bool {
         if self.gzip {
-            self.head(len.saturating_add(1)).is_ok_and(|head| head.len() as u64 > len)
+            is_short(position) && self.first(len.saturating_add(1)).is_ok_and(|head| head.len() as u64 > len)
         } else {
-            self.file.metadata().is_ok_and(|m| m.len() > len)
+            goes_on(&self.file, position, len)
         }
     }
 
     fn has_head_of(&self, position: &Position) -> bool {
-        self.head(position.head_len)
+        self.first(position.head_len)
             .is_ok_and(|head| head.len() as u64 == position.head_len && digest(&head) == position.head)
     }
 
-    /// The first bytes of its (uncompressed) content, at most `len`.
-    fn head(&self, len: u64) -> io::Result<Vec<u8>> {
+    /// The first bytes of its (uncompressed) content, as many as a fingerprint is made of.
+    pub(super) fn head(&self) -> io::Result<Vec<u8>> {
+        self.first(FINGERPRINT_BYTES as u64)
+    }
+
+    /// The first bytes of its (uncompressed) content, at most `len` and a fingerprint.
+    fn first(&self, len: u64) -> io::Result<Vec<u8>> {
         let len = len.min(FINGERPRINT_BYTES as u64);
         let mut file = &self.file;
         file.rewind()?;
@@ -112,6 +113,16 @@ pub(super) struct Known {
     pub(super) open: Vec<FileId>,
     /// Those that are being read or have been, and their lengths.
     pub(super) begun: Vec<(Position, u64)>,
+}
+
+fn is_short(position: &Position) -> bool {
+    position.head_len < FINGERPRINT_BYTES as u64
+}
+
+/// Whether `file` goes on where the one of `position` ends, of which only the beginning, shorter than a fingerprint, is
+/// known: then it is another one that begins alike. `len` is the length of the known one.
+pub(super) fn goes_on(file: &File, position: &Position, len: u64) -> bool {
+    is_short(position) && file.metadata().is_ok_and(|m| m.len() > len)
 }
 
 /// Opens a regular file without ever waiting for somebody at the other end of a pipe.
