@@ -9,6 +9,7 @@ mod combined;
 mod differential;
 mod fallback;
 mod format;
+mod ipv6;
 mod prefix;
 mod scan;
 mod value;

@@ -3,13 +3,11 @@
 //! Nothing here knows keys or JSON. Each reader takes the whole value or nothing: there is no
 //! trimming, no list, no "starts with".
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 
+use super::ipv6::ipv6;
 use super::prefix::Prefix;
 use crate::time::Timestamp;
-
-/// Longest text of an IPv6 address: six groups and a dotted quad.
-const LONGEST_ADDRESS: usize = 45;
 
 /// Longest stamp that is looked at.
 const LONGEST_STAMP: usize = 64;
@@ -24,11 +22,7 @@ pub(super) fn address(text: &[u8]) -> Option<IpAddr> {
     {
         return Some(IpAddr::V4(address));
     }
-    if text.len() > LONGEST_ADDRESS {
-        return None;
-    }
-    let address: Ipv6Addr = std::str::from_utf8(text).ok()?.parse().ok()?;
-    Some(IpAddr::V6(address).to_canonical())
+    Some(IpAddr::V6(ipv6(text)?).to_canonical())
 }
 
 /// An address with or without a port: `192.0.2.1:1234`, `[2001:db8::1]:1234`.
