@@ -207,6 +207,11 @@ impl Window {
         self.error_paths_tenths
     }
 
+    /// The second of its newest request, wrapped; means nothing where it has none.
+    pub const fn newest(&self) -> u32 {
+        self.newest
+    }
+
     /// True when there is no request in it.
     pub const fn is_empty(&self) -> bool {
         self.requests == 0
