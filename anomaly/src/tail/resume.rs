@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::checkpoint::{FINGERPRINT_BYTES, FileId, Position, ends, modified_ns};
-use super::rotated::{self, Generation, Known, Rotated, goes_on, rotated};
+use super::rotated::{self, Generation, Known, Rotated, goes_on, is_fragment, rotated};
 use super::source::Source;
 
 /// A file may have been written to for so long after it was rotated: one that is newer by its name may be older by
@@ -135,14 +135,17 @@ fn is_vague(position: &Position) -> bool {
 
 /// `taken` says which siblings are files of the earlier run that have been found.
 fn find(position: &Position, log: Option<(&File, FileId)>, siblings: &[Rotated], taken: &[Option<Position>]) -> Now {
-    let fits = |file: &File| position.fits(file).unwrap_or(false);
+    let ended = position.finished.then_some(position.offset);
+    let is_log = log.is_some_and(|(file, _)| {
+        position.fits(file).unwrap_or(false) && !ended.is_some_and(|len| goes_on(file, position, len))
+    });
+    let is_it = |s: &Rotated| s.fits(position) && !ended.is_some_and(|len| s.goes_on(position, len));
     // A file that is compressed becomes another one, which may well be given the number of one that has just gone.
     let same_form = |s: &Rotated| position.file.as_ref().is_none_or(|file| file.ends_with(".gz") == s.gzip);
-    let by_number = siblings.iter().position(|s| s.id == position.id && same_form(s) && s.fits(position));
-    if log.is_some_and(|(file, id)| id == position.id && fits(file)) {
+    if is_log && log.is_some_and(|(_, id)| id == position.id) {
         return Now::TheLog;
     }
-    if let Some(nth) = by_number {
+    if let Some(nth) = siblings.iter().position(|s| s.id == position.id && same_form(s) && is_it(s)) {
         return Now::Sibling(nth);
     }
     if let Some(elsewhere) = position.file.as_ref().and_then(|file| elsewhere(Path::new(file), position)) {
@@ -152,12 +155,10 @@ fn find(position: &Position, log: Option<(&File, FileId)>, siblings: &[Rotated],
     if is_vague(position) {
         return Now::Nowhere;
     }
-    let ended = position.finished.then_some(position.offset);
-    if log.is_some_and(|(file, _)| fits(file) && !ended.is_some_and(|len| goes_on(file, position, len))) {
+    if is_log {
         return Now::TheLog;
     }
     let is_free = |taken: &Option<Position>| taken.as_ref().is_none_or(is_vague);
-    let is_it = |s: &Rotated| s.fits(position) && !ended.is_some_and(|len| s.goes_on(position, len));
     if let Some(nth) = siblings.iter().zip(taken).position(|(s, taken)| is_free(taken) && is_it(s)) {
         return Now::Sibling(nth);
     }
@@ -204,8 +205,8 @@ pub(super) fn newer_than(path: &Path, old: &Position, known: &Known) -> Vec<(Rot
 /// Whether a rotated file is the copy of the present log that `copytruncate` is just making. Many logs begin alike in the
 /// first bytes of a line: who has no more than that is not called a copy.
 fn is_copy(sibling: &Rotated, log: &File) -> bool {
-    let has_line = || sibling.head().is_ok_and(|head| head.len() == FINGERPRINT_BYTES || head.contains(&b'\n'));
-    !sibling.gzip && is_copy_of(&sibling.file, log).unwrap_or(false) && has_line()
+    let is_more = || sibling.head().is_ok_and(|head| !is_fragment(&head));
+    !sibling.gzip && is_copy_of(&sibling.file, log).unwrap_or(false) && is_more()
 }
 
 /// Whether `copy` begins and goes on like `log`, and has no more than that.

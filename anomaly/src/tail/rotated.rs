@@ -5,7 +5,7 @@ use std::io::{self, Read, Seek};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use super::checkpoint::{FINGERPRINT_BYTES, FileId, Position, digest, ends, modified_ns};
+use super::checkpoint::{FINGERPRINT_BYTES, FileId, Position, bytes_at, digest, ends, modified_ns};
 
 /// Which rotation a file is of. Later ones are greater.
 ///
@@ -73,11 +73,11 @@ impl Rotated {
 
     /// As [`goes_on`].
     pub(super) fn goes_on(&self, position: &Position, len: u64) -> bool {
-        if self.gzip {
-            is_short(position) && self.first(len.saturating_add(1)).is_ok_and(|head| head.len() as u64 > len)
-        } else {
-            goes_on(&self.file, position, len)
+        if !self.gzip {
+            return goes_on(&self.file, position, len);
         }
+        let longer = self.first(len.saturating_add(1)).is_ok_and(|head| head.len() as u64 > len);
+        longer && self.first(position.head_len).is_ok_and(|head| is_fragment(&head))
     }
 
     fn has_head_of(&self, position: &Position) -> bool {
@@ -115,14 +115,16 @@ pub(super) struct Known {
     pub(super) begun: Vec<(Position, u64)>,
 }
 
-fn is_short(position: &Position) -> bool {
-    position.head_len < FINGERPRINT_BYTES as u64
+/// Whether these first bytes of a file are less than a line: then many files may begin with them.
+pub(super) fn is_fragment(head: &[u8]) -> bool {
+    head.len() < FINGERPRINT_BYTES && !head.contains(&b'\n')
 }
 
-/// Whether `file` goes on where the one of `position` ends, of which only the beginning, shorter than a fingerprint, is
-/// known: then it is another one that begins alike. `len` is the length of the known one.
+/// Whether `file` goes on where the one of `position`, which it fits, ends after less than a line: then it is another one that
+/// begins alike. `len` is the length of the known one.
 pub(super) fn goes_on(file: &File, position: &Position, len: u64) -> bool {
-    is_short(position) && file.metadata().is_ok_and(|m| m.len() > len)
+    let longer = file.metadata().is_ok_and(|m| m.len() > len);
+    longer && bytes_at(file, 0, position.head_len).is_ok_and(|head| is_fragment(&head))
 }
 
 /// Opens a regular file without ever waiting for somebody at the other end of a pipe.
