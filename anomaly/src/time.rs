@@ -20,6 +20,8 @@ impl Timestamp {
     pub const EPOCH: Self = Self(0);
     /// The earliest value; older than every log line.
     pub const MIN: Self = Self(i64::MIN);
+    /// The latest value.
+    pub const MAX: Self = Self(i64::MAX);
 
     /// From milliseconds since the Unix epoch.
     pub const fn from_ms(ms: i64) -> Self {

@@ -216,7 +216,9 @@ fn answer_one(request: Request, live: &watch::Sender<Arc<Live>>, events: &broadc
             let now = live.top.iter().find(|row| row.ip == ip).cloned();
             drop(reply.send(Ok(Explanation { ip, active, now, bans, allowlisted_by: None })));
         }
-        Request::LogWritten | Request::Configure { .. } | Request::Stop => unreachable!("not for the dashboard to ask"),
+        Request::LogWritten | Request::Enforced(_) | Request::Configure { .. } | Request::Stop => {
+            unreachable!("not for the dashboard to ask")
+        }
     }
 }
 

@@ -185,12 +185,12 @@ impl Hot {
         Ok(hot)
     }
 
-    /// Goes on with a state that was saved, whose bans are in force again by now.
+    /// Goes on with a state that was saved, whose bans are in force again from [`Request::Enforced`] on.
     ///
     /// # Errors
     /// [`BadState`] where it is that of another version: bans and offences are there all the same.
     pub fn restore(&mut self, state: State) -> Result<(), BadState> {
-        self.engine.enforced_from(now());
+        self.engine.enforced_from(Timestamp::MAX);
         self.engine.restore(state)
     }
 
@@ -392,6 +392,7 @@ impl Hot {
         self.send_outputs(None);
         match request {
             Request::LogWritten | Request::Stop => {}
+            Request::Enforced(since) => self.engine.enforced_from(since),
             Request::Ban { prefix, length, reason, force, reply } => {
                 let command = Command::Ban { prefix, length, reason, force };
                 self.engine.handle(now(), Input::Command(command), &mut self.out);

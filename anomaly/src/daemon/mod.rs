@@ -12,9 +12,11 @@ use crate::config::{Config, Secret};
 use crate::engine::{BanLength, Refusal};
 use crate::report::{BanRow, BaselineRow, DecisionRow, Explanation, Status, TopRow};
 use crate::tail::TailError;
+use crate::time::Timestamp;
 
 mod alert;
 mod apply;
+mod begin;
 mod clock;
 mod hot;
 mod line_counts;
@@ -79,6 +81,8 @@ pub enum Request {
     },
     /// Something was written to a log.
     LogWritten,
+    /// The bans that were restored are in force since then.
+    Enforced(Timestamp),
     /// Take this configuration.
     Configure {
         /// Checked.

@@ -5,7 +5,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::mpsc::{SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -16,9 +15,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, broadcast, oneshot, watch};
 use tracing::{error, info, warn};
 
-use super::apply::{Apply, Work, needs_restart, wanted};
+use super::apply::{Apply, Work, needs_restart};
+use super::begin::{self, Beginning, Begun};
 use super::clock::{now, stopwatch};
-use super::hot::{Hot, HotPicture, Parts, Shared, newest};
+use super::hot::{HotPicture, Shared, newest};
 use super::logins::{self, Change, Logins};
 use super::picture::{HANGS_AFTER, Machine, Memory, Sources, live, point};
 use super::trouble::Told;
@@ -27,13 +27,9 @@ use crate::audit::{self, Audit, Snapshots};
 use crate::config::{Backend, Config, ConfigError, Loaded};
 use crate::dashboard;
 use crate::dashboard::history::History;
-use crate::enforce::{self, guard};
-use crate::engine::{Engine, State};
+use crate::enforce;
 use crate::metrics::Metrics;
 use crate::notify::Notifier;
-use crate::report::HistoryPoint;
-use crate::store::{self, Store};
-use crate::tail::Checkpoint;
 
 /// Requests that may wait for the hot thread.
 const REQUESTS: usize = 1024;
@@ -64,6 +60,8 @@ pub type Reload = Box<dyn Fn() -> Result<Loaded, ConfigError> + Send>;
 pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
     let uptime = stopwatch();
     let mut config = loaded.config;
+    // A dry run drops nothing, so it is no news that banned clients go on.
+    config.engine.self_proof = config.enforcer.backend != Backend::DryRun;
     // A provider that is there already is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -75,74 +73,51 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
         Some(path) => info!("anomaly {} with {}", env!("CARGO_PKG_VERSION"), path.display()),
         None => info!("anomaly {} with the built-in defaults", env!("CARGO_PKG_VERSION")),
     }
-    // Who must never be banned is looked for meanwhile: the kernel's list of connections takes it some 10 ms to write. And
-    // what was banned is read, which with many bans takes as long as loading the XDP program; but not before it is sure
-    // that no other daemon is at work with it.
-    let guard = std::thread::spawn(|| (guard::find(&[]), logged_in()));
-    let mut store = None;
-    let (counted, count) = channel();
-    let enforcer = enforce::open(&config.enforcer, prepared, &mut || {
-        let (path, counted) = (config.store_path.clone(), counted.clone());
-        let told = move |bans| {
-            // Nobody listens where the enforcer could not be opened.
-            let _ = counted.send(bans);
-        };
-        store.get_or_insert_with(|| std::thread::spawn(move || open_store(&path, told)));
-    });
-    drop(counted);
-    let enforcer = enforcer.map(|(mut enforcer, incidents)| {
-        // While what was banned is read; nothing comes where that is not done on a thread, or fails.
-        if let Ok(bans) = count.recv() {
-            enforcer.reserve(bans);
-        }
-        (enforcer, incidents)
-    });
-    let opened = store.map(std::thread::JoinHandle::join);
-    let (enforcer, incidents) = enforcer?;
-    let enforcer = enforce::deny_map::wrap(enforcer, &config.nginx);
-    off::clear(&config.dashboard.socket);
-    let Ok((found, present)) = guard.join() else {
-        bail!("who must never be banned could not be found out: see the fault above");
-    };
-    // Without the trusted proxies, which a new configuration may name no longer; `config` has the present ones. And
-    // without the logins, which end.
-    let host: Vec<IpNet> = found.iter().filter(|g| g.why != guard::Why::LoggedIn).map(|g| g.prefix).collect();
-    let mut logins = Logins::default();
-    logins.look(now(), present);
-    let guarded: Vec<IpNet> = host.iter().copied().chain(logins.exempt()).collect();
-    config.engine.never_ban.extend(&guarded);
-    // A dry run drops nothing, so it is no news that banned clients go on.
-    config.engine.self_proof = config.enforcer.backend != Backend::DryRun;
-
-    let opened = match opened {
-        Some(Ok(opened)) => opened?,
-        Some(Err(_)) => bail!("the database could not be read: see the fault above"),
-        None => open_store(&config.store_path, |_| {})?,
-    };
-    let restored = opened.state.bans.len();
-    let wanted = wanted(opened.state.bans.iter());
-    let newest_lines = audit::Newest::read(&config.audit.path);
-
     let (request_sender, requests) = sync_channel(REQUESTS);
     let (work_sender, work) = sync_channel(WORK);
     let (events, _) = broadcast::channel(EVENTS);
     let (hot_picture, apply_picture) = (Shared::default(), Shared::default());
     let news = Arc::new(Notify::new());
     let metrics = Arc::new(Metrics::default());
-    let parts = Parts {
-        engine: Engine::new(config.engine.clone()),
-        checkpoints: opened.checkpoints,
+    let mut beginning = Some(Beginning {
+        config: config.clone(),
+        guard: begin::look_for_guarded(),
         requests,
         wake: request_sender.clone(),
         work: work_sender.clone(),
         picture: Arc::clone(&hot_picture),
+    });
+    // What was banned is read and the logs are begun with while the XDP program is loaded, which takes longest; but not
+    // before it is sure that no other daemon is at work with them.
+    let (mut begun, (counted, count)) = (None, channel());
+    let opened = enforce::open(&config.enforcer, prepared, &mut || {
+        let counted = counted.clone();
+        let told = move |bans| {
+            // Nobody listens where the enforcer could not be opened.
+            let _ = counted.send(bans);
+        };
+        if let Some(beginning) = beginning.take() {
+            begun = Some(std::thread::spawn(|| begin::begin(beginning, told)));
+        }
+    });
+    drop(counted);
+    let (mut enforcer, incidents) = opened?;
+    // While what was banned is read; nothing comes where that is not done on a thread, or fails.
+    if let Ok(bans) = count.recv() {
+        enforcer.reserve(bans);
+    }
+    let enforcer = enforce::deny_map::wrap(enforcer, &config.nginx);
+    off::clear(&config.dashboard.socket);
+    let begun = match beginning {
+        Some(beginning) => begin::begin(beginning, |_| {})?,
+        None => begun.and_then(|thread| thread.join().ok()).context("nothing was begun: see the fault above")??,
     };
-    let mut hot = Hot::new(config.clone(), parts)?;
-    let reader = opened.store.reader();
+    let Begun { config, host, logins, guarded, store, history: past, trouble, restored, wanted, .. } = begun;
+    let reader = store.reader();
     let mut history = History::default();
-    history.restore(opened.history);
+    history.restore(past);
     let mut apply = Apply {
-        store: opened.store,
+        store,
         reader,
         enforcer,
         audit: Audit::open(&config.audit.path, config.audit.max_bytes),
@@ -164,20 +139,16 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
     let started = audit::Event::Started { version: env!("CARGO_PKG_VERSION"), restored_bans: restored };
     apply.write(&started);
     apply.incidents(incidents);
-    if let Some((word, reason)) = opened.trouble {
+    if let Some((word, reason)) = trouble {
         apply.degrade(word, Some(reason));
     }
     apply.set_never_drop();
-    // First what was banned is dropped again, then the rest is remembered.
     apply.reconcile(false);
-    let untold = newest_lines.untold_bans(&opened.state.bans);
-    if hot.restore(opened.state).is_err() {
-        warn!(
-            "what an earlier version had saved cannot all be read: the newest minute is counted anew, and perhaps the baseline learned (bans and offences are kept)"
-        );
-    }
+    // It only fails where the hot thread has ended, which is noticed below.
+    let _ = request_sender.send(Request::Enforced(now()));
+    let newest_lines = begun.newest_lines;
     let ended = newest_lines.begins().map(|begins| apply.reader.ended(begins, MAX_ENDED).unwrap_or_default());
-    apply.tell_late(&untold, &newest_lines.untold_ends(ended.unwrap_or_default()));
+    apply.tell_late(&begun.untold, &newest_lines.untold_ends(ended.unwrap_or_default()));
     apply.publish();
     let coverage = apply.enforcer.coverage();
     let interfaces: Vec<String> =
@@ -189,8 +160,8 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
         interfaces.join(", ")
     );
 
-    let (hot_thread, hot_ended) = spawn("anomaly-hot", move || hot.run())?;
-    let (apply_thread, apply_ended) = spawn("anomaly-apply", move || apply.run(&work))?;
+    let (hot_thread, hot_ended) = (begun.hot_thread, begun.hot_ended);
+    let (apply_thread, apply_ended) = begin::spawn("anomaly-apply", move || apply.run(&work))?;
     let service = Service {
         hot_picture,
         apply_picture,
@@ -218,57 +189,6 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
         bail!("a thread of the daemon ended by a fault; see the log above");
     }
     Ok(())
-}
-
-fn logged_in() -> Vec<IpNet> {
-    guard::logged_in().into_iter().map(IpNet::from).collect()
-}
-
-/// A thread, and a receiver that is closed when it ends, however it does.
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(JoinHandle<()>, oneshot::Receiver<()>)> {
-    let (alive, ended) = oneshot::channel();
-    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-        let _alive = alive;
-        body();
-    })?;
-    Ok((thread, ended))
-}
-
-struct OpenedStore {
-    store: Store,
-    state: State,
-    checkpoints: Vec<Checkpoint>,
-    history: Vec<HistoryPoint>,
-    /// What to show as degraded: word and reason.
-    trouble: Option<(&'static str, String)>,
-}
-
-/// Opens the database. One that cannot be written does not keep the daemon from protecting the host; one
-/// that cannot be read does, because whoever starts without it lifts every ban. `counted` as in [`Store::open_counting`].
-fn open_store(path: &Path, mut counted: impl FnMut(usize)) -> Result<OpenedStore> {
-    let opened =
-        Store::open_counting(path, now(), &mut counted).with_context(|| format!("store.path = {}", path.display()))?;
-    let store::Opened { store, loaded, quarantined, trouble } = opened;
-    let mut trouble = trouble.map(|t| ("store", t.to_string()));
-    if let Some(q) = quarantined {
-        let moved = q.moved_to.display();
-        error!(
-            "{} was damaged ({}); it was moved to {moved} and a new one started: bans, offences and what was learned are lost",
-            path.display(),
-            q.problem
-        );
-        // A word of its own: it stays until the next start, however well the new database works.
-        trouble = Some(("store_damaged", format!("the database was damaged and started anew; the old one is {moved}")));
-    }
-    let read = |log: &Path, bytes: &[u8]| {
-        serde_json::from_slice(bytes)
-            .map_err(|error| warn!("{}: where reading stopped is not readable: {error}", log.display()))
-            .ok()
-    };
-    let checkpoints = loaded.checkpoints.iter().filter_map(|(log, bytes)| read(log, bytes)).collect();
-    let day_ago = now().minus(Duration::from_secs(86_400)).as_secs();
-    let history = store.reader().history(day_ago).unwrap_or_default();
-    Ok(OpenedStore { store, state: loaded.state, checkpoints, history, trouble })
 }
 
 /// What serves people and signals.
@@ -456,7 +376,7 @@ impl Service {
 
     /// Exempts whoever has logged in since: it is most likely who operates the host. And ends what nobody has used for long.
     fn guard_logins(&mut self) {
-        let change = self.logins.look(now(), logged_in());
+        let change = self.logins.look(now(), begin::logged_in());
         let shown = |prefixes: &[IpNet]| {
             let addresses: Vec<String> = prefixes.iter().map(|prefix| prefix.addr().to_string()).collect();
             addresses.join(", ")

@@ -49,7 +49,7 @@ pub fn measure(bench: &mut Bench) -> Result<()> {
         unit: "ms",
         target: Target::AtMost(50.0),
         how: format!(
-            "from exec (with nsenter) to the first read of the log (inotify IN_ACCESS), XDP attached before; median of {} restarts; the very first start {first_read:.1} ms",
+            "from exec (with nsenter) to the first read of the log (inotify IN_ACCESS), while XDP is being loaded; median of {} restarts; the very first start {first_read:.1} ms",
             STARTS - 1
         ),
     });

@@ -1,0 +1,172 @@
+//! What does not wait for the enforcer when the daemon starts: what was saved is read, and the hot thread begins with the
+//! logs, while the XDP program is loaded. What it decides waits for the apply thread.
+
+use std::path::Path;
+use std::sync::mpsc::{Receiver, SyncSender};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use ipnet::IpNet;
+use tokio::sync::oneshot;
+use tracing::{error, warn};
+
+use super::Request;
+use super::apply::{Wanted, Work, wanted};
+use super::clock::now;
+use super::hot::{Hot, HotPicture, Parts, Shared};
+use super::logins::Logins;
+use crate::audit;
+use crate::config::Config;
+use crate::enforce::guard;
+use crate::engine::{Ban, Engine, State};
+use crate::report::HistoryPoint;
+use crate::store::{self, Store};
+use crate::tail::Checkpoint;
+
+/// Who must never be banned, being looked for: the kernel's list of connections takes it some 10 ms to write.
+pub(super) type Guard = JoinHandle<(Vec<guard::Guarded>, Vec<IpNet>)>;
+
+/// Begins to look for those who must never be banned.
+pub(super) fn look_for_guarded() -> Guard {
+    std::thread::spawn(|| (guard::find(&[]), logged_in()))
+}
+
+/// Who is logged in now.
+pub(super) fn logged_in() -> Vec<IpNet> {
+    guard::logged_in().into_iter().map(IpNet::from).collect()
+}
+
+/// What [`begin`] needs.
+pub(super) struct Beginning {
+    pub(super) config: Config,
+    pub(super) guard: Guard,
+    /// Requests from people and wake-ups, and the other end of them.
+    pub(super) requests: Receiver<Request>,
+    pub(super) wake: SyncSender<Request>,
+    /// To the apply thread.
+    pub(super) work: SyncSender<Work>,
+    pub(super) picture: Shared<HotPicture>,
+}
+
+/// What [`begin`] has made.
+pub(super) struct Begun {
+    /// With those who must never be banned.
+    pub(super) config: Config,
+    /// Never banned because the host lives on it.
+    pub(super) host: Vec<IpNet>,
+    pub(super) logins: Logins,
+    /// Both of them.
+    pub(super) guarded: Vec<IpNet>,
+    pub(super) store: Store,
+    pub(super) history: Vec<HistoryPoint>,
+    /// What to show as degraded: word and reason.
+    pub(super) trouble: Option<(&'static str, String)>,
+    /// Bans that are in force.
+    pub(super) restored: usize,
+    /// Those of them that are to be dropped.
+    pub(super) wanted: Wanted,
+    /// The end of the audit log, and bans that it does not tell.
+    pub(super) newest_lines: audit::Newest,
+    pub(super) untold: Vec<Ban>,
+    pub(super) hot_thread: JoinHandle<()>,
+    pub(super) hot_ended: oneshot::Receiver<()>,
+}
+
+/// Reads what was saved and starts the hot thread with it. `counted` is told how many bans were saved, before they are read,
+/// where that is known.
+///
+/// # Errors
+/// When the database or a log cannot be opened.
+pub(super) fn begin(beginning: Beginning, counted: impl FnMut(usize)) -> Result<Begun> {
+    let Beginning { mut config, guard, requests, wake, work, picture } = beginning;
+    let Opened { store, state, checkpoints, history, trouble } = open_store(&config.store_path, counted)?;
+    let Ok((found, present)) = guard.join() else {
+        bail!("who must never be banned could not be found out: see the fault above");
+    };
+    // Without the trusted proxies, which a new configuration may name no longer; `config` has the present ones. And
+    // without the logins, which end.
+    let host: Vec<IpNet> = found.iter().filter(|g| g.why != guard::Why::LoggedIn).map(|g| g.prefix).collect();
+    let mut logins = Logins::default();
+    logins.look(now(), present);
+    let guarded: Vec<IpNet> = host.iter().copied().chain(logins.exempt()).collect();
+    config.engine.never_ban.extend(&guarded);
+    let newest_lines = audit::Newest::read(&config.audit.path);
+    let untold = newest_lines.untold_bans(&state.bans);
+    let (restored, wanted) = (state.bans.len(), wanted(state.bans.iter()));
+    let engine = Engine::new(config.engine.clone());
+    let mut hot = Hot::new(config.clone(), Parts { engine, checkpoints, requests, wake, work, picture })?;
+    let (hot_thread, hot_ended) = spawn("anomaly-hot", move || {
+        if hot.restore(state).is_err() {
+            warn!(
+                "what an earlier version had saved cannot all be read: the newest minute is counted anew, and perhaps the baseline learned (bans and offences are kept)"
+            );
+        }
+        hot.run();
+    })?;
+    Ok(Begun {
+        config,
+        host,
+        logins,
+        guarded,
+        store,
+        history,
+        trouble,
+        restored,
+        wanted,
+        newest_lines,
+        untold,
+        hot_thread,
+        hot_ended,
+    })
+}
+
+/// A thread, and a receiver that is closed when it ends, however it does.
+pub(super) fn spawn(
+    name: &str,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<(JoinHandle<()>, oneshot::Receiver<()>)> {
+    let (alive, ended) = oneshot::channel();
+    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let _alive = alive;
+        body();
+    })?;
+    Ok((thread, ended))
+}
+
+struct Opened {
+    store: Store,
+    state: State,
+    checkpoints: Vec<Checkpoint>,
+    history: Vec<HistoryPoint>,
+    /// As in [`Begun`].
+    trouble: Option<(&'static str, String)>,
+}
+
+/// Opens the database. One that cannot be written does not keep the daemon from protecting the host; one
+/// that cannot be read does, because whoever starts without it lifts every ban. `counted` as in [`Store::open_counting`].
+fn open_store(path: &Path, mut counted: impl FnMut(usize)) -> Result<Opened> {
+    let opened =
+        Store::open_counting(path, now(), &mut counted).with_context(|| format!("store.path = {}", path.display()))?;
+    let store::Opened { store, loaded, quarantined, trouble } = opened;
+    let mut trouble = trouble.map(|t| ("store", t.to_string()));
+    if let Some(q) = quarantined {
+        let moved = q.moved_to.display();
+        error!(
+            "{} was damaged ({}); it was moved to {moved} and a new one started: bans, offences and what was learned are lost",
+            path.display(),
+            q.problem
+        );
+        // A word of its own: it stays until the next start, however well the new database works.
+        trouble = Some(("store_damaged", format!("the database was damaged and started anew; the old one is {moved}")));
+    }
+    let read = |log: &Path, bytes: &[u8]| {
+        serde_json::from_slice(bytes)
+            .map_err(|error| warn!("{}: where reading stopped is not readable: {error}", log.display()))
+            .ok()
+    };
+    let checkpoints = loaded.checkpoints.iter().filter_map(|(log, bytes)| read(log, bytes)).collect();
+    let day_ago = now().minus(Duration::from_secs(86_400)).as_secs();
+    let history = store.reader().history(day_ago).unwrap_or_default();
+    Ok(Opened { store, state: loaded.state, checkpoints, history, trouble })
+}
