@@ -6,9 +6,9 @@
 use std::time::Duration;
 
 /// While lines keep coming, a log is looked at this often, and nobody is woken for each of them: at 10,000 lines/s that is
-/// one wake-up for forty lines.
-const NAP: Duration = Duration::from_millis(4);
-/// The same in an alert. Of a slow client nothing comes in 4 ms, so only fast ones make one.
+/// one wake-up for eighty lines.
+const NAP: Duration = Duration::from_millis(8);
+/// The same in an alert. Of a slow client nothing comes in 8 ms, so only fast ones make one.
 const SHORT_NAP: Duration = Duration::from_micros(150);
 /// The same in an alert of which nothing has come for [`HOPE`]: somebody stays below the limit, and that may last.
 const LONGER_NAP: Duration = Duration::from_micros(500);
