@@ -56,7 +56,7 @@ pub(super) struct Source {
     /// Place in the file that `buffer[end]` belongs to.
     offset: u64,
     head: Vec<u8>,
-    /// First bytes of a file of which nothing has been read yet.
+    /// First bytes of a file of which less has been read yet.
     primed: Vec<u8>,
     skip: Skip,
     /// The end of what was read in an earlier life, to be checked when [`Skip::To`] gets there.
@@ -174,7 +174,11 @@ impl Source {
     /// How far it has been read.
     pub(super) fn position(&self) -> Position {
         let done = self.done();
-        let unfinished = if self.offset == 0 { &self.primed } else { &self.buffer[self.start..self.end] };
+        // What was looked at in advance, as long as that is more than what was read.
+        let unfinished = match self.primed.get(done as usize..) {
+            Some(primed) if self.offset < self.primed.len() as u64 => primed,
+            _ => &self.buffer[self.start..self.end],
+        };
         let mut head = self.head.clone();
         if head.len() as u64 == done {
             head.extend(unfinished.iter().take(FINGERPRINT_BYTES - head.len()));
@@ -297,15 +301,17 @@ impl Source {
                 if read < known || again[..known] != old[old.len() - known..] {
                     return Ok(Step::Rewritten);
                 }
-                if self.offset == 0 && !self.primed.is_empty() {
-                    if !new[..read].starts_with(&self.primed[..self.primed.len().min(room)]) {
-                        return Ok(Step::Rewritten);
-                    }
-                    self.primed.clear();
-                }
                 let read = read - known;
+                if let Some(primed) = self.primed.get(self.offset as usize..)
+                    && !new[..read].starts_with(&primed[..primed.len().min(room)])
+                {
+                    return Ok(Step::Rewritten);
+                }
                 self.end += read;
                 self.offset += read as u64;
+                if self.offset >= self.primed.len() as u64 {
+                    self.primed.clear();
+                }
                 Ok(if read == 0 { Step::End } else { Step::Bytes { read, more: read == room } })
             }
             Input::Gzip(decoder) => {
