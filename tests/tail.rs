@@ -305,6 +305,44 @@ fn a_link_may_point_elsewhere_and_back() {
 }
 
 #[test]
+fn a_link_to_what_is_named_like_a_rotated_log_is_read_once() {
+    let lab = Lab::new();
+    lab.append("access.json-20260428", "the begi");
+    symlink(lab.path("access.json-20260428"), lab.log()).expect("linked");
+    let mut tail = lab.open(Start::Beginning);
+    assert!(lines(&mut tail).is_empty());
+    let mut again = lab.open(stored(&tail));
+    assert!(lines(&mut again).is_empty());
+    lab.append("access.json-20260428", "nning\nmore\n");
+    assert_eq!(lines(&mut again), ["the beginning", "more"]);
+    let (late, progress) = poll(&mut again, later());
+    assert!(late.is_empty() && progress.counts.unterminated == 0, "{late:?}");
+}
+
+#[test]
+fn a_log_of_which_only_the_beginning_of_a_line_was_seen_is_found_compressed() {
+    let lab = Lab::new();
+    lab.append("access.json", "the");
+    let mut tail = lab.open(Start::Beginning);
+    assert!(lines(&mut tail).is_empty());
+    let checkpoint = stored(&tail);
+    drop(tail);
+    lab.append("access.json", " first\n");
+    lab.rename("access.json", "access.json.1");
+    gzip(&lab.path("access.json.1"));
+    // Whole seconds only, as some compressors keep them.
+    let gz = File::options().append(true).open(lab.path("access.json.1.gz")).expect("opened");
+    let secs = |time: std::time::SystemTime| {
+        let since = time.duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+        std::time::UNIX_EPOCH + Duration::from_secs(since.as_secs())
+    };
+    let written = gz.metadata().and_then(|m| m.modified()).expect("a time");
+    gz.set_modified(secs(written)).expect("set");
+    lab.append("access.json", "the second\n");
+    assert_eq!(lines(&mut lab.open(checkpoint)), ["the first", "the second"]);
+}
+
+#[test]
 fn a_log_that_may_not_be_read_loses_nothing() {
     let lab = Lab::new();
     lab.append("access.json", "1\n");

@@ -13,6 +13,8 @@ use super::source::Source;
 /// its last write. One minute.
 const LATE_NS: i64 = 60_000_000_000;
 
+const SECOND_NS: i64 = 1_000_000_000;
+
 /// Where to go on.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
@@ -65,8 +67,8 @@ pub(super) fn plan(path: &Path, files: Vec<Position>) -> Plan {
             now => now,
         };
         if !position.finished && is_vague(&position) {
-            // (The copy that was made before an empty one was cut may have the same time.)
-            let since = position.modified_ns + i64::from(position.head_len == 0);
+            // (The copy that was made before the log was cut may have the same time.)
+            let since = position.modified_ns + i64::from(position.head_len == 0 && matches!(now, Now::TheLog));
             unread_since = Some(unread_since.map_or(since, |earlier| earlier.min(since)));
         } else if !position.finished {
             unread_after = match &now {
@@ -109,14 +111,16 @@ pub(super) fn plan(path: &Path, files: Vec<Position>) -> Plan {
         match taken {
             Some(position) if !position.finished => plan.waiting.push((sibling, position)),
             Some(_) => {}
+            // The log may be a link to a file that is named like a rotated one.
+            None if Some(sibling.id) == log_id => {}
             None => {
                 let newer = unread_after.as_ref().is_some_and(|after| match after {
                     After::Generation(generation, modified) => {
                         sibling.generation > *generation && sibling.modified_ns >= modified - LATE_NS
                     }
-                    After::Time(modified) => sibling.modified_ns >= *modified,
+                    After::Time(modified) => is_since(*modified, &sibling),
                 });
-                let newer = newer || unread_since.is_some_and(|since| sibling.modified_ns >= since);
+                let newer = newer || unread_since.is_some_and(|since| is_since(since, &sibling));
                 if newer && !log.as_ref().is_some_and(|log| is_copy(&sibling, log)) {
                     let position = sibling.unread();
                     plan.waiting.push((sibling, position));
@@ -127,8 +131,15 @@ pub(super) fn plan(path: &Path, files: Vec<Position>) -> Plan {
     plan
 }
 
-/// Whether so little was seen of a file, less than a line, that what begins alike may well be another one: also what has its
-/// number, which a later file may have been given.
+/// Whether a file was written to at `moment` or later. Who compresses or copies it may keep only the whole seconds of that.
+fn is_since(moment: i64, sibling: &Rotated) -> bool {
+    let whole = sibling.modified_ns % SECOND_NS == 0;
+    sibling.modified_ns >= if whole { moment - moment.rem_euclid(SECOND_NS) } else { moment }
+}
+
+/// Whether nothing of a file was handed over, and so little was seen of it that what begins alike may well be another one: also
+/// what has its number, which a later file may have been given. It need not be found again: it is read from its beginning,
+/// as all that was written to since.
 fn is_vague(position: &Position) -> bool {
     position.offset == 0 && position.head_len < FINGERPRINT_BYTES as u64
 }
