@@ -20,7 +20,9 @@ use super::window::Window;
 const SAMPLE: usize = 8;
 /// Clients that are chosen at once to make room.
 const VICTIMS: usize = 32;
-/// Clients the hand looks at when a new one comes, to throw out those that are idle.
+/// After so many free places no more are chosen at once.
+const MAX_FREE: usize = 256;
+/// Clients the hand looks at when a new one comes and there is room, to throw out those that are idle.
 const SWEEP: usize = 4;
 /// A browser is remembered this many seconds longer.
 const BROWSER_SECS: i32 = 3600;
@@ -276,28 +278,20 @@ impl Table {
     pub fn sweep(&mut self, n: usize, oldest: u32, dropped: &mut impl FnMut(u32, &Client)) {
         for _ in 0..n.min(self.places()) {
             let index = self.step();
-            if !self.get(index).is(Client::FREE) {
-                self.drop_idle(index, oldest, dropped);
+            let client = self.get(index);
+            let kept = if client.is(Client::BROWSER) { BROWSER_SECS } else { 0 };
+            let ahead = client.last.wrapping_sub(oldest) as i32;
+            if client.is(Client::FREE) || ahead >= 0 {
+                continue;
+            }
+            if ahead < -kept {
+                dropped(index, client);
+                self.remove(index);
+            } else {
+                // It is only remembered: what it did is over, and need neither be kept nor saved.
+                self.get_mut(index).window.expire(oldest);
             }
         }
-    }
-
-    /// Throws out a client that was not seen since `oldest`, or what it did; true when it is gone.
-    fn drop_idle(&mut self, index: u32, oldest: u32, dropped: &mut impl FnMut(u32, &Client)) -> bool {
-        let client = self.get(index);
-        let ahead = client.last.wrapping_sub(oldest) as i32;
-        if ahead >= 0 {
-            return false;
-        }
-        let kept = if client.is(Client::BROWSER) { BROWSER_SECS } else { 0 };
-        if ahead < -kept {
-            dropped(index, client);
-            self.remove(index);
-            return true;
-        }
-        // It is only remembered: what it did is over, and need neither be kept nor saved.
-        self.get_mut(index).window.expire(oldest);
-        false
     }
 
     /// Takes out the next of those that are to make room, where it has done nothing since it was chosen.
@@ -314,12 +308,13 @@ impl Table {
         }
     }
 
-    /// Chooses who makes room for the next [`VICTIMS`] clients: each is the least active of those the hand passes. Their
+    /// Chooses who makes room for the next clients, at most [`VICTIMS`]: each is the least active of those the hand passes. Their
     /// buckets are in no cache, and are read all at once here, rather than one by one as they go.
     fn choose_victims(&mut self, oldest: u32) {
-        for _ in 0..VICTIMS {
+        // Free places do not count. There are hardly any, but where the capacity was made smaller.
+        let mut free = 0;
+        while self.victims.len() < VICTIMS && (self.victims.is_empty() || free < MAX_FREE) {
             let mut victim: Option<Victim> = None;
-            // Free places do not count, and there are fewer of them than of clients.
             let mut left = SAMPLE;
             for _ in 0..self.places() {
                 let index = self.step();
@@ -327,6 +322,7 @@ impl Table {
                 // A client without requests is rare here, and only its second cache line tells it from a free place.
                 client.window.expire(oldest);
                 if client.window.is_empty() && client.is(Client::FREE) {
+                    free += 1;
                     continue;
                 }
                 let candidate = Victim::new(index, client);
@@ -338,7 +334,8 @@ impl Table {
                     break;
                 }
             }
-            self.victims.extend(victim);
+            let Some(victim) = victim else { break };
+            self.victims.push(victim);
         }
         let buckets = self.victims.iter().map(|victim| self.touch(&self.get(victim.index).key()).1);
         std::hint::black_box(buckets.fold(0, |all, bucket| all ^ bucket));
@@ -404,6 +401,21 @@ mod tests {
         assert_eq!(table.peak(), 1000);
         let index = table.find(&key(7)).expect("a client that keeps sending");
         assert_eq!(table.get(index).window.requests(), 400);
+    }
+
+    #[test]
+    fn a_smaller_capacity_is_reached_with_the_next_client() {
+        let mut table = Table::new(10_000);
+        (0..10_000).for_each(|i| touch(&mut table, i, 1000));
+        (0..50).for_each(|_| touch(&mut table, 7, 1000));
+        table.set_capacity(10);
+        touch(&mut table, 20_000, 1001);
+        assert_eq!(table.len(), 10);
+        assert!(table.find(&key(20_000)).is_some() && table.find(&key(7)).is_some(), "the least active go");
+        table.set_capacity(1);
+        touch(&mut table, 20_001, 1001);
+        touch(&mut table, 20_002, 1001);
+        assert!(table.len() == 1 && table.find(&key(20_002)).is_some());
     }
 
     #[test]
