@@ -1,5 +1,5 @@
-//! What does not wait for the enforcer when the daemon starts: what was saved is read, and the hot thread begins with the
-//! logs, while the XDP program is loaded. What it decides waits for the apply thread.
+//! What need not wait for the enforcer when the daemon starts: what was saved is read, and the hot thread begins with the
+//! logs. With XDP that is done while the program is loaded. What is decided waits for the apply thread.
 
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender};

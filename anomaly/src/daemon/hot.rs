@@ -31,8 +31,8 @@ use crate::time::Timestamp;
 const CHUNK: usize = 1 << 20;
 /// Clients in the picture.
 const TOP: usize = 100;
-/// While one log is busy, the quiet ones are looked at this often.
-const ALL_EVERY: Duration = Duration::from_millis(10);
+/// While one log is busy, the quiet ones are looked at this often, and all for rotation.
+const ALL_EVERY: Duration = Duration::from_millis(16);
 /// How often people get a new picture.
 const PICTURE_EVERY: Duration = Duration::from_secs(1);
 /// A decision is shown at the first look after this.

@@ -101,16 +101,21 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
         }
     });
     drop(counted);
-    let (mut enforcer, incidents) = opened?;
-    // While what was banned is read; nothing comes where that is not done on a thread, or fails.
-    if let Ok(bans) = count.recv() {
-        enforcer.reserve(bans);
-    }
+    let opened = opened.map(|(mut enforcer, incidents)| {
+        // While what was banned is read; nothing comes where that is not done on a thread, or fails.
+        if let Ok(bans) = count.recv() {
+            enforcer.reserve(bans);
+        }
+        (enforcer, incidents)
+    });
+    // Also where the enforcer could not be opened: a damaged database that is just being moved away must be told of.
+    let begun = begun.map(std::thread::JoinHandle::join);
+    let (enforcer, incidents) = opened?;
     let enforcer = enforce::deny_map::wrap(enforcer, &config.nginx);
     off::clear(&config.dashboard.socket);
     let begun = match beginning {
         Some(beginning) => begin::begin(beginning, |_| {})?,
-        None => begun.and_then(|thread| thread.join().ok()).context("nothing was begun: see the fault above")??,
+        None => begun.and_then(Result::ok).context("nothing was begun: see the fault above")??,
     };
     let Begun { config, host, logins, guarded, store, history: past, trouble, restored, wanted, .. } = begun;
     let reader = store.reader();
