@@ -1,9 +1,12 @@
 //! What was learned: stored in parts, and what `replay` reads and writes of it.
 
+use std::time::Duration;
+
 use anomaly::engine::State;
 use anomaly::store::Reader;
 
 use super::{address, at, ban, no_checkpoints, open};
+use crate::lab::clock::wait_until;
 
 #[test]
 fn what_was_learned_comes_back_whole_however_much_it_is() {
@@ -33,4 +36,36 @@ fn replay_reads_and_writes_only_the_baseline() {
     assert_eq!(Reader::open(&path).expect("opened").baseline().expect("read"), b"more");
     drop(store);
     assert_eq!(open(&path).loaded.state.bans.len(), 1);
+}
+
+/// What SQLite counts in the log's header each time that it begins anew, and the log's length.
+fn log_of(database: &std::path::Path) -> (Vec<u8>, u64) {
+    let log = std::fs::read(database.with_extension("db-wal")).expect("a log");
+    (log[12..16].to_vec(), log.len() as u64)
+}
+
+#[test]
+fn a_log_that_was_folded_in_is_not_folded_in_again_with_each_ban() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("state.db");
+    let mut store = open(&path).store;
+    let state = State { windows: vec![7; 6 << 20], ..State::default() };
+    store.save_progress(at(0), &state, &no_checkpoints()).expect("saved");
+    let before = log_of(&path);
+    assert!(before.1 > 6 << 20, "{} bytes", before.1);
+    let mut nth = 0;
+    wait_until("the log to begin anew", Duration::from_secs(20), || {
+        nth += 1;
+        store.record_ban(&ban(address(nth), i64::from(nth), 1)).expect("recorded");
+        log_of(&path).0 != before.0
+    })
+    .expect("folded in, on a thread of its own");
+    let anew = log_of(&path);
+    assert!(anew.1 < 2 << 20, "its length says how much is in it: {} bytes", anew.1);
+    for n in 1..100 {
+        store.record_ban(&ban(address(nth + n), 0, 1)).expect("recorded");
+        assert_eq!(log_of(&path).0, anew.0, "after {n} bans");
+    }
+    drop(store);
+    assert_eq!(open(&path).loaded.state.windows, state.windows);
 }

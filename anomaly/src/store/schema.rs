@@ -72,6 +72,10 @@ const MIGRATIONS: &[&str] = &[
     ) STRICT;",
 ];
 
+/// Length that the file of the write-ahead log is cut to once it has been folded in and begins anew. Less than what it is
+/// folded in from (`writer::WAL_BYTES`), so that its length says how much there is to fold.
+pub(super) const WAL_BYTES_KEPT: u32 = 1 << 20;
+
 /// The schema that this program writes.
 pub(super) const NEWEST: i64 = MIGRATIONS.len() as i64;
 
@@ -121,7 +125,7 @@ pub(super) fn open_writer(path: &Path, busy: Duration) -> Result<Connection, Sto
         conn.pragma_update(None, "synchronous", "NORMAL")?;
         // Done by a thread of its own (`Store::save_progress`): it syncs.
         conn.pragma_update(None, "wal_autocheckpoint", 0)?;
-        conn.pragma_update(None, "journal_size_limit", 8 << 20)?;
+        conn.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT)?;
         conn.pragma_update(None, "cache_size", -512)?;
         conn.pragma_update(None, "temp_store", "MEMORY")?;
         conn.set_prepared_statement_cache_capacity(32);

@@ -18,6 +18,7 @@ use crate::time::Timestamp;
 
 /// Size of the write-ahead log from which it is folded into the database.
 const WAL_BYTES: u64 = 4 << 20;
+const _: () = assert!((schema::WAL_BYTES_KEPT as u64) < WAL_BYTES);
 /// Size from which that is done at once, whatever it costs: a storm of bans leaves no pause to do it in.
 const WAL_BYTES_MAX: u64 = 64 << 20;
 /// Bans whose counts one call of [`Store::update_counts`] writes, so that the next ban does not wait long.
