@@ -6,12 +6,14 @@
 use std::time::Duration;
 
 /// While lines keep coming, a log is looked at this often, and nobody is woken for each of them: at 10,000 lines/s that is
-/// one wake-up for eighty lines.
-const NAP: Duration = Duration::from_millis(8);
-/// The same in an alert. Of a slow client nothing comes in 8 ms, so only fast ones make one.
+/// one wake-up for 250 lines. What a wake-up costs beside its lines is cold caches, as much as 100 lines or more.
+const NAP: Duration = Duration::from_millis(25);
+/// The same in an alert. Of a slow client nothing comes within a nap, so only fast ones make one.
 const SHORT_NAP: Duration = Duration::from_micros(150);
 /// The same in an alert of which nothing has come for [`HOPE`]: somebody stays below the limit, and that may last.
 const LONGER_NAP: Duration = Duration::from_micros(500);
+/// So long nobody looks after a ban. It is being put in force by another thread, which may have to share this processor.
+const REST: Duration = Duration::from_millis(1);
 /// So long after a ban, or its beginning, an alert is worth [`SHORT_NAP`], which costs twice as much as the longer one.
 const HOPE: Duration = Duration::from_secs(2);
 /// So long after the newest request of a fast client half-way to a limit the alert lasts.
@@ -25,6 +27,8 @@ pub struct Alert {
     /// When it began, or last came true.
     since: Duration,
     until: Duration,
+    /// When the rest after a ban is over.
+    rested: Duration,
 }
 
 impl Alert {
@@ -37,14 +41,17 @@ impl Alert {
     }
 
     /// Somebody was banned.
-    pub const fn came_true(&mut self, at: Duration) {
+    pub fn came_true(&mut self, at: Duration) {
         self.since = at;
+        self.rested = at + REST;
     }
 
     /// How long to sleep until the next look.
     pub fn nap(&self, at: Duration) -> Duration {
         if at >= self.until {
             NAP
+        } else if at < self.rested {
+            self.rested - at
         } else if at < self.since + HOPE {
             SHORT_NAP
         } else {
@@ -76,6 +83,7 @@ mod tests {
         assert_eq!((alert.empty_looks(ms(1100)), alert.empty_looks(ms(5000))), (7, 2));
         // Somebody else does not.
         alert.came_true(ms(5000));
+        assert_eq!(alert.nap(ms(5000)), REST);
         assert_eq!(alert.nap(ms(5001)), SHORT_NAP);
         assert_eq!(alert.nap(ms(5249)), NAP);
         // The next alert is a new one.
