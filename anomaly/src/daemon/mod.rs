@@ -25,6 +25,7 @@ mod logins;
 mod off;
 mod outbox;
 mod picture;
+mod saves;
 mod start;
 mod trouble;
 

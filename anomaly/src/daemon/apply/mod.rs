@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use tracing::{error, info, warn};
 
 use super::clock::{now, stopwatch};
 use super::hot::Shared;
+use super::saves::Saves;
 use super::trouble::{Told, Trouble};
 use super::{Event, RequestError};
 use crate::audit::{self, Audit, AuditError, Change, Snapshots};
@@ -53,8 +53,8 @@ pub enum Work {
         /// Answered when everything is done.
         reply: Option<Reply>,
     },
-    /// State and checkpoints for the store; the flag is cleared when done.
-    Save(Progress, Arc<AtomicBool>),
+    /// State and checkpoints for the store, and whom to tell that it has them.
+    Save(Progress, Arc<Saves>),
     /// Every ban that should be enforced.
     Reconcile(Arc<[Arc<Ban>]>),
     /// The why-card.
@@ -215,9 +215,9 @@ impl Apply {
     fn work(&mut self, work: Work) {
         match work {
             Work::Outputs { outputs, reply } => self.outputs(outputs, reply),
-            Work::Save(progress, done) => {
-                self.save(&progress);
-                done.store(false, Ordering::Release);
+            Work::Save(progress, saves) => {
+                let saved = self.save(&progress);
+                saves.end(saved);
             }
             Work::Reconcile(bans) => {
                 self.wanted = wanted(bans.iter().map(Arc::as_ref));
@@ -367,10 +367,11 @@ impl Apply {
         })
     }
 
-    fn save(&mut self, progress: &Progress) {
+    /// Whether everything is on disk.
+    fn save(&mut self, progress: &Progress) -> bool {
         let checkpoints: BTreeMap<PathBuf, Vec<u8>> =
             (progress.checkpoints.iter()).filter_map(|c| Some((c.path.clone(), serde_json::to_vec(c).ok()?))).collect();
-        self.with_store(|store| store.save_progress(progress.at, &progress.state, &checkpoints));
+        self.with_store(|store| store.save_progress(progress.at, &progress.state, &checkpoints)).is_some()
     }
 
     /// Calls the store; a failure is counted and shown, and over when the store says that everything is written again

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::enforce::dry_run::DryRun;
