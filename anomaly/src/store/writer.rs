@@ -85,7 +85,7 @@ impl Store {
         Self::open_counting(path, now, &mut |_| {})
     }
 
-    /// The same; before bans are read, `counted` is told how many IPv4 addresses are probably banned still: those that were
+    /// The same; before bans are read, `counted` is told how many IPv4 prefixes are probably banned still: those that were
     /// when progress was last saved, if that is not long ago.
     ///
     /// # Errors
