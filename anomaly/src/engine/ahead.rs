@@ -5,7 +5,7 @@
 //! the records of a batch are looked up in one short loop, and their clients' memory is read in another.
 
 use super::key::Key;
-use super::table::Table;
+use super::table::{Client, Table};
 use crate::record::LINES_AT_ONCE;
 
 /// Where a client probably is: only speed depends on the place being right. The hash must be the table's.
@@ -42,21 +42,29 @@ impl Ahead {
     pub fn look(&mut self, keys: impl Iterator<Item = Key>, table: &Table) {
         (self.len, self.next) = (0, 0);
         // First the buckets, then both ends of each client, then of each list of events. A loop that branched on what it has
-        // just read would wait for it each time.
-        let mut read = 0;
+        // just read would wait for it each time; and how many of its rounds the processor has under way at once depends on how
+        // little they do beside. So each loop does one thing.
         for (slot, key) in self.hints.iter_mut().zip(keys) {
-            let (hint, bucket) = table.touch(&key);
-            read ^= bucket;
-            *slot = (key, hint);
+            *slot = (key, table.hint(&key));
             self.len += 1;
         }
-        for (_, hint) in &mut self.hints[..self.len] {
+        let hints = &mut self.hints[..self.len];
+        let read = hints.iter().fold(0, |read, (_, hint)| read ^ table.touch(*hint));
+        for (_, hint) in hints.iter_mut() {
             *hint = table.locate(*hint);
         }
-        let clients = || self.hints[..self.len].iter().filter(|(_, hint)| hint.index != Hint::NOWHERE);
-        let clients = || clients().map(|(_, hint)| table.get(hint.index));
-        let read = clients().fold(read, |read, client| read ^ client.touch());
-        let read = clients().fold(read, |read, client| read ^ u64::from(client.window.touch()));
+        let mut clients = [const { None }; LINES_AT_ONCE];
+        for (client, (_, hint)) in clients.iter_mut().zip(hints) {
+            *client = table.at(*hint);
+        }
+        let clients = || clients.iter().flatten();
+        let read = clients().fold(read, |read, client: &&Client| read ^ client.touch());
+        let mut lists = [&[][..]; LINES_AT_ONCE];
+        for (list, client) in lists.iter_mut().zip(clients()) {
+            *list = client.window.list();
+        }
+        let ends = |list: &&[u32]| if let [first, .., last] = list { first ^ last } else { 0 };
+        let read = lists.iter().fold(read, |read, list| read ^ u64::from(ends(list)));
         // Or the compiler would see that nobody wants what was read.
         std::hint::black_box(read);
     }

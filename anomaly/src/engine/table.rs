@@ -184,10 +184,21 @@ impl Table {
         self.find_hashed(key, self.hash(key))
     }
 
-    /// Reads the bucket of a client, so that it is in the processor's cache; the hint knows its hash then.
-    pub fn touch(&self, key: &Key) -> (Hint, u64) {
-        let hash = self.hash(key);
-        (Hint { hash, index: Hint::NOWHERE }, self.index.touch(hash))
+    /// A hint that only knows the hash of a client.
+    pub fn hint(&self, key: &Key) -> Hint {
+        Hint { hash: self.hash(key), index: Hint::NOWHERE }
+    }
+
+    /// Reads the bucket of a client, so that it is in the processor's cache; the answer means nothing.
+    #[inline]
+    pub fn touch(&self, hint: Hint) -> u64 {
+        self.index.touch(hint.hash)
+    }
+
+    /// The client at a place that was found a moment ago.
+    #[inline]
+    pub fn at(&self, hint: Hint) -> Option<&Client> {
+        (hint.index != Hint::NOWHERE).then(|| self.get(hint.index))
     }
 
     /// Where a client with this hash is now, for [`Table::entry`] a few records later: probably the right one.
@@ -337,7 +348,7 @@ impl Table {
             let Some(victim) = victim else { break };
             self.victims.push(victim);
         }
-        let buckets = self.victims.iter().map(|victim| self.touch(&self.get(victim.index).key()).1);
+        let buckets = self.victims.iter().map(|victim| self.touch(self.hint(&self.get(victim.index).key())));
         std::hint::black_box(buckets.fold(0, |all, bucket| all ^ bucket));
     }
 
@@ -454,7 +465,7 @@ mod tests {
     #[test]
     fn a_hint_of_the_table_before_leads_nowhere_wrong() {
         let before = Table::new(10);
-        let hint = before.touch(&key(1)).0;
+        let hint = before.hint(&key(1));
         let mut after = Table::new(10);
         after.inherit(&before);
         let (index, new) = after.entry(key(1), Some(hint), 0, |_, _| {});
