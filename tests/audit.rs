@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anomaly::audit::{Audit, Change, Event, GENERATIONS, Newest, Snapshots};
@@ -37,6 +38,11 @@ fn ban(note: &str) -> Ban {
     }
 }
 
+/// The end of a ban.
+fn ended(ban: &Ban, secs: i64, origin: Origin) -> Unban {
+    Unban { prefix: ban.prefix, at: at(secs), offence: ban.offence, origin, ban: Arc::new(ban.clone()) }
+}
+
 fn lines(path: &Path) -> Vec<Value> {
     let text = fs::read_to_string(path).expect("an audit log");
     assert!(text.ends_with('\n'));
@@ -51,7 +57,7 @@ fn a_ban_is_one_line_with_the_documented_keys() {
     let ban = ban("bad\n{\"event\":\"off\"}\u{1b}[2J\u{202e}");
     audit.write(at(1), "xdp", &Event::Ban { ban: &ban, error: None }).expect("written");
     audit.write(at(2), "xdp", &Event::Ban { ban: &ban, error: Some("EPERM") }).expect("written");
-    let unban = Unban { prefix: ban.prefix, at: at(600), offence: 1, origin: Origin::Detector };
+    let unban = ended(&ban, 600, Origin::Detector);
     audit.write(at(601), "xdp", &Event::Unban { unban: &unban, packets: 7, bytes: 420, error: None }).expect("written");
     let all = lines(&path);
     assert_eq!(all.len(), 3);
@@ -257,7 +263,7 @@ fn what_ended_lately_is_what_an_unban_ended() {
     }
     store.save_progress(at(1), &State::default(), &BTreeMap::new()).expect("saved");
     for (n, secs, origin) in [(1, 20, Origin::Detector), (2, 600, Origin::Detector), (3, 30, Origin::Operator)] {
-        let unban = Unban { prefix: numbered(n, 0).prefix, at: at(secs), offence: 1, origin };
+        let unban = ended(&numbered(n, 0), secs, origin);
         store.record_unban(&unban, 7, 420).expect("recorded");
     }
     // The fourth is replaced, the fifth goes on; a sixth was over when it was decided.
@@ -294,7 +300,7 @@ fn an_unban_whose_line_a_crash_prevented_is_found() {
     assert!(untold(&all).is_empty(), "without a log nothing is known");
     let mut audit = Audit::open(&path, 1 << 20);
     let mut tell = |offence, secs| {
-        let unban = Unban { prefix: net("203.0.113.10/32"), at: at(secs), offence, origin: Origin::Detector };
+        let unban = self::ended(&Ban { offence, ..ban("") }, secs, Origin::Detector);
         audit
             .write(at(secs), "xdp", &Event::Unban { unban: &unban, packets: 0, bytes: 0, error: None })
             .expect("written");

@@ -2,6 +2,7 @@
 
 mod burst;
 mod server;
+mod words;
 
 use std::future::Future;
 use std::io::{Read as _, Write as _};
@@ -70,9 +71,9 @@ fn finding() -> Finding {
     }
 }
 
-fn ban(n: u32) -> Notice {
-    let ban = Ban {
-        prefix: IpNet::from(std::net::IpAddr::from((0x0a00_0000 + n).to_be_bytes())),
+fn of(prefix: IpNet) -> Ban {
+    Ban {
+        prefix,
         at: at(0),
         until: Some(at(600)),
         offence: 1,
@@ -80,8 +81,34 @@ fn ban(n: u32) -> Notice {
         finding: Some(finding()),
         note: String::new(),
         in_past: false,
+    }
+}
+
+fn ban(n: u32) -> Notice {
+    let prefix = IpNet::from(std::net::IpAddr::from((0x0a00_0000 + n).to_be_bytes()));
+    Notice::Ban { ban: Box::new(of(prefix)), enforcer: "xdp".into(), error: None }
+}
+
+/// The end of a ban, that many seconds after it began.
+fn unban(ban: Ban, secs: i64, origin: Origin, error: Option<&str>) -> Notice {
+    let unban = Unban { prefix: ban.prefix, at: at(secs), offence: ban.offence, origin, ban: Arc::new(ban) };
+    Notice::Unban { unban, packets: 12, bytes: 720, error: error.map(Into::into) }
+}
+
+fn not_effective(prefix: IpNet) -> Notice {
+    let proof = NotEffective {
+        prefix,
+        client: prefix.addr(),
+        peer: Some("192.0.2.1".parse().expect("an address")),
+        banned_at: at(0),
+        at: at(9),
+        records: 3,
     };
-    Notice::Ban { ban: Box::new(ban), enforcer: "xdp".into(), error: None }
+    Notice::NotEffective { proof, reason: "it comes through a proxy".into() }
+}
+
+fn net(text: &str) -> IpNet {
+    text.parse().expect("a prefix")
 }
 
 fn run<T>(test: impl Future<Output = T>) -> T {
@@ -293,20 +320,9 @@ fn the_webhook_gets_the_rows_of_the_audit_log() {
         };
         let notifier = Notifier::with_pace(&settings, fast()).expect("started");
         notifier.send(ban(1));
-        let prefix: IpNet = "2001:db8::/64".parse().expect("a prefix");
-        let unban = Unban { prefix, at: at(600), offence: 2, origin: Origin::Operator };
-        notifier.send(Notice::Unban { unban, packets: 12, bytes: 720, error: None });
-        notifier.send(Notice::NotEffective {
-            proof: NotEffective {
-                prefix,
-                client: "2001:db8::1".parse().expect("an address"),
-                peer: Some("192.0.2.1".parse().expect("an address")),
-                banned_at: at(0),
-                at: at(9),
-                records: 3,
-            },
-            reason: "it comes through a proxy".into(),
-        });
+        let prefix = net("2001:db8::/64");
+        notifier.send(unban(Ban { offence: 2, ..of(prefix) }, 600, Origin::Operator, None));
+        notifier.send(not_effective(prefix));
         until("it is sent", || health(&notifier).delivered == 3).await;
         let body = &sink.bodies()[0];
         assert_eq!(body["counts"], serde_json::json!({ "ban": 1, "unban": 1, "not_effective": 1 }));
@@ -317,6 +333,11 @@ fn the_webhook_gets_the_rows_of_the_audit_log() {
         assert_eq!(event("ban")["rate"], 14.2);
         assert_eq!(event("ban")["url"], "http://localhost:8081/ip/10.0.0.1");
         assert_eq!(event("unban")["packets"], 12);
+        let ended = &event("unban")["ban"];
+        assert_eq!(
+            (&ended["rate"], &ended["offence"], &ended["duration_secs"]),
+            (&14.2.into(), &2.into(), &600.into())
+        );
         assert_eq!(event("not_effective")["url"], "http://localhost:8081/ip/2001:db8::%2F64");
         assert_eq!(event("not_effective")["ok"], false);
     });
@@ -327,9 +348,8 @@ fn an_unban_that_did_not_work_is_not_told_as_one() {
     let sink = Sink::start(|_| OK);
     run(async {
         let notifier = Notifier::with_pace(&slack(&sink), fast()).expect("started");
-        let prefix: IpNet = "203.0.113.7/32".parse().expect("a prefix");
-        let unban = Unban { prefix, at: at(600), offence: 1, origin: Origin::Operator };
-        notifier.send(Notice::Unban { unban, packets: 12, bytes: 720, error: Some("iptables: exit status 4".into()) });
+        let error = Some("iptables: exit status 4");
+        notifier.send(unban(of(net("203.0.113.7/32")), 600, Origin::Operator, error));
         until("it is sent", || health(&notifier).delivered == 1).await;
         let words = words(&sink.bodies()[0]);
         assert!(words.contains("203.0.113.7 should be unbanned, but is STILL dropped"), "{words}");

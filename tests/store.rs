@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anomaly::engine::{Ban, Finding, Level, Offence, Origin, Rule, Sample, Scope, Signal, Source, State, Unban};
@@ -74,7 +75,7 @@ fn without_samples(mut ban: Ban) -> Ban {
 }
 
 fn unban(ban: &Ban, secs: i64, origin: Origin) -> Unban {
-    Unban { prefix: ban.prefix, at: at(secs), offence: ban.offence, origin }
+    Unban { prefix: ban.prefix, at: at(secs), offence: ban.offence, origin, ban: Arc::new(ban.clone()) }
 }
 
 fn open(path: &Path) -> Opened {

@@ -5,6 +5,7 @@ use std::io::{BufRead as _, BufReader};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use anomaly::engine::{Ban, Offence, Origin, State, Unban};
 use anomaly::store::{Store, StoreError};
@@ -122,6 +123,7 @@ impl Story {
                 at: at(self.k),
                 offence: ban.offence,
                 origin: if by_hand { Origin::Operator } else { Origin::Detector },
+                ban: Arc::new(ban.clone()),
             }),
         };
         self.now.apply(&op);

@@ -513,10 +513,9 @@ mod tests {
         text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
     }
 
-    fn ban(origin: Origin) -> Output {
-        let prefix = crate::report::parse_ip("203.0.113.10").expect("an address");
-        Output::Decision(Decision::Ban(Box::new(Ban {
-            prefix,
+    fn ban(origin: Origin) -> Ban {
+        Ban {
+            prefix: crate::report::parse_ip("203.0.113.10").expect("an address"),
             at: Timestamp::EPOCH,
             until: None,
             offence: 1,
@@ -524,17 +523,18 @@ mod tests {
             finding: None,
             note: String::new(),
             in_past: false,
-        })))
+        }
     }
 
     #[test]
     fn decisions_are_counted_by_who_made_them() {
         let metrics = Metrics::default();
         assert_eq!(value(&metrics, "anomaly_bans_total{origin=\"operator\",rule=\"none\"}"), Some(0.0));
-        metrics.output(&ban(Origin::Operator));
-        metrics.output(&ban(Origin::Operator));
-        let prefix = crate::report::parse_ip("203.0.113.10").expect("an address");
-        let unban = Unban { prefix, at: Timestamp::EPOCH, offence: 1, origin: Origin::Detector };
+        metrics.output(&Output::Decision(Decision::Ban(Box::new(ban(Origin::Operator)))));
+        metrics.output(&Output::Decision(Decision::Ban(Box::new(ban(Origin::Operator)))));
+        let ended = std::sync::Arc::new(ban(Origin::Operator));
+        let unban =
+            Unban { prefix: ended.prefix, at: Timestamp::EPOCH, offence: 1, origin: Origin::Detector, ban: ended };
         metrics.output(&Output::Decision(Decision::Unban(unban)));
         assert_eq!(value(&metrics, "anomaly_bans_total{origin=\"operator\",rule=\"none\"}"), Some(2.0));
         assert_eq!(value(&metrics, "anomaly_unbans_total{origin=\"detector\"}"), Some(1.0));

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use anomaly::engine::{
-    BadState, BanLength, Command, Decision, Engine, Input, Output, Refusal, Settings, Signal, Snapshot, State,
+    BadState, Ban, BanLength, Command, Decision, Engine, Input, Output, Refusal, Settings, Signal, Snapshot, State,
 };
 use anomaly::record::Record;
 use anomaly::time::Timestamp;
@@ -196,15 +196,17 @@ proptest! {
     #[test]
     fn each_timed_ban_ends_exactly_once(steps in steps(800)) {
         let (out, snapshot) = run(&steps, settings());
-        let mut open: HashMap<IpNet, u32> = HashMap::new();
+        let mut open: HashMap<IpNet, Box<Ban>> = HashMap::new();
         for output in out {
             match output {
                 Output::Decision(Decision::Ban(ban)) if ban.in_past => {}
                 Output::Decision(Decision::Ban(ban)) => {
-                    prop_assert_eq!(open.insert(ban.prefix, ban.offence), None, "banned twice");
+                    prop_assert_eq!(open.insert(ban.prefix, ban), None, "banned twice");
                 }
                 Output::Decision(Decision::Unban(unban)) => {
-                    prop_assert_eq!(open.remove(&unban.prefix), Some(unban.offence));
+                    prop_assert_eq!(unban.ban.offence, unban.offence);
+                    let begun = open.remove(&unban.prefix);
+                    prop_assert_eq!(begun.as_deref(), Some(&*unban.ban));
                 }
                 _ => {}
             }

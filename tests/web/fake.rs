@@ -11,7 +11,7 @@ use std::time::Duration;
 use anomaly::config::Secret;
 use anomaly::daemon::{Event, Handle, Live, Request, RequestError};
 use anomaly::dashboard::history::History;
-use anomaly::engine::{Ban, BanLength, Finding, Level, Origin, Refusal, Rule, Sample, Scope, Source, Unban};
+use anomaly::engine::{Ban, BanLength, Finding, Level, Origin, Refusal, Rule, Sample, Scope, Source};
 use anomaly::metrics::Metrics;
 use anomaly::report::{
     BanRow, BaselineRow, DecisionRow, Degraded, Explanation, HistoryPoint, InterfaceRow, LevelRow, PastBan, Status,
@@ -195,9 +195,14 @@ fn answer_one(request: Request, live: &watch::Sender<Arc<Live>>, events: &broadc
                 lifted = gone;
             });
             let lifted: Vec<DecisionRow> = lifted
-                .iter()
-                .filter_map(|row| row.decision.ip.as_deref().and_then(anomaly::report::parse_ip))
-                .map(|prefix| DecisionRow::unban(&Unban { prefix, at: NOW, offence: 1, origin: Origin::Operator }))
+                .into_iter()
+                .map(|row| DecisionRow {
+                    time: NOW.to_string(),
+                    action: "unban".into(),
+                    numbers: None,
+                    duration_secs: None,
+                    ..row.decision
+                })
                 .collect();
             for row in &lifted {
                 let _ = events.send(Event { row: row.clone(), reason: "lifted by hand".into() });

@@ -102,7 +102,7 @@ pub struct Ban {
 }
 
 /// The end of a ban.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Unban {
     /// What was dropped.
     pub prefix: IpNet,
@@ -112,6 +112,8 @@ pub struct Unban {
     pub offence: u32,
     /// `Detector` where the ban ran out, `Operator` where it was lifted by hand.
     pub origin: Origin,
+    /// The ban that it ends.
+    pub ban: Arc<Ban>,
 }
 
 /// How long a ban lasts.

@@ -297,7 +297,7 @@ impl Ledger {
                 if until > clock {
                     self.past.insert(prefix, until);
                 }
-                ended(Unban { prefix, at: until, offence: ban.offence, origin: Origin::Detector });
+                ended(Unban { prefix, at: until, offence: ban.offence, origin: Origin::Detector, ban });
             }
         }
         // The oldest offence tells whether any has decayed altogether.
@@ -345,7 +345,7 @@ impl Ledger {
                 self.remember(Offence { prefix: *prefix, count: left, last: count.last }, settings);
             }
         }
-        Some(Unban { prefix: *prefix, at: now, offence: ban.offence, origin: Origin::Operator })
+        Some(Unban { prefix: *prefix, at: now, offence: ban.offence, origin: Origin::Operator, ban })
     }
 
     /// Lifts the bans that `allowed` says must not be.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::Notice;
-use crate::engine::{Finding, Level, Origin};
+use crate::engine::{Ban, Finding, Level, Origin};
 use crate::report::{inert, ip_text};
 use crate::time::Timestamp;
 
@@ -38,9 +38,8 @@ impl Words {
         let mut samples = Vec::new();
         let (title, ip, at) = match notice {
             Notice::Ban { ban, enforcer, error } => {
-                let lasts = ban
-                    .duration_secs()
-                    .map_or("for good".into(), |s| format!("for {}", length(Duration::from_secs(s))));
+                let whole = planned(ban);
+                let lasts = whole.as_ref().map_or("for good".into(), |whole| format!("for {whole}"));
                 let ip = ip_text(&ban.prefix);
                 let title = match error {
                     None => format!("{ip} banned {lasts}"),
@@ -51,10 +50,7 @@ impl Words {
                 }
                 facts.push(("Condition", inert(ban.reason().as_bytes())));
                 numbers(&mut facts, ban.finding.as_ref());
-                facts.push((
-                    "Duration",
-                    ban.duration_secs().map_or("permanent".into(), |s| length(Duration::from_secs(s))),
-                ));
+                facts.push(("Duration", whole.unwrap_or("permanent".into())));
                 facts.push(("Offence", ban.offence.to_string()));
                 facts.push(("Banned by", format!("{}, {}", ban.origin.as_str(), inert(enforcer.as_bytes()))));
                 samples.extend(ban.finding.iter().flat_map(|f| &f.samples).map(|s| {
@@ -68,16 +64,23 @@ impl Words {
                 if let Some(error) = error {
                     facts.push(("Error", inert(error.as_bytes())));
                 }
-                let condition = match unban.origin {
-                    Origin::Detector => "the ban ran out",
-                    Origin::Operator => "lifted by hand",
+                let lasted = length(unban.at.since(unban.ban.at));
+                let (how, duration) = match unban.origin {
+                    Origin::Detector => ("the ban ran out", lasted.clone()),
+                    Origin::Operator => {
+                        let whole = planned(&unban.ban).unwrap_or("a permanent ban".into());
+                        ("lifted by hand", format!("{lasted} of {whole}"))
+                    }
                 };
-                facts.push(("Condition", condition.into()));
+                let why = inert(unban.ban.reason().as_bytes());
+                facts.push(("Condition", format!("{how}; reason of the ban: {why}")));
+                numbers(&mut facts, unban.ban.finding.as_ref());
+                facts.push(("Duration", duration));
                 facts.push(("Offence", unban.offence.to_string()));
                 facts.push(("Dropped", format!("{packets} packets, {bytes} bytes")));
                 let ip = ip_text(&unban.prefix);
                 let title = match error {
-                    None => format!("{ip} unbanned"),
+                    None => format!("{ip} unbanned after {lasted}"),
                     Some(_) => format!("{ip} should be unbanned, but is STILL dropped"),
                 };
                 (title, Some(unban.prefix), unban.at)
@@ -144,6 +147,11 @@ impl Words {
         let facts: Vec<String> = self.facts.iter().map(|(label, value)| format!("{label}: {value}")).collect();
         format!("{} ({}) at {}", self.title, facts.join("; "), self.at)
     }
+}
+
+/// How long a ban is to last; `None` is for good.
+fn planned(ban: &Ban) -> Option<String> {
+    ban.duration_secs().map(|secs| length(Duration::from_secs(secs)))
 }
 
 fn numbers(facts: &mut Vec<(&'static str, String)>, finding: Option<&Finding>) {

@@ -7,12 +7,14 @@ use super::batch::Batch;
 use super::slack::page;
 use super::text::Words;
 use crate::audit::Event;
+use crate::report::DecisionRow;
 
 /// Notices of one kind that a message carries.
 pub(super) const SHOWN: usize = 1000;
 
 /// The body of the POST: `source`, `version`, `counts` per kind, `omitted` (those of which only the
-/// number is told), and `events`, each with `event`, its audit keys, `text` and `url`.
+/// number is told), and `events`, each with `event`, its audit keys, `text` and `url`; an unban also with the `ban` that it
+/// ends.
 pub(super) fn message(batch: &Batch, dashboard: Option<&str>) -> String {
     let counts: serde_json::Map<String, Value> =
         batch.groups().map(|(kind, group)| (kind.word().to_owned(), group.count.into())).collect();
@@ -36,7 +38,10 @@ fn event(notice: &Notice, dashboard: Option<&str>) -> Value {
             Event::Ban { ban, error: error.as_deref() }.json(words.at, Some(enforcer))
         }
         Notice::Unban { unban, packets, bytes, error } => {
-            Event::Unban { unban, packets: *packets, bytes: *bytes, error: error.as_deref() }.json(words.at, None)
+            let unbanned = Event::Unban { unban, packets: *packets, bytes: *bytes, error: error.as_deref() };
+            let mut row = unbanned.json(words.at, None);
+            row["ban"] = json!(DecisionRow::ban(&unban.ban));
+            row
         }
         Notice::GlobalAnomaly(finding) => Event::GlobalAnomaly(finding).json(words.at, None),
         Notice::Braked(braked) => Event::Braked(braked).json(words.at, None),

@@ -94,7 +94,7 @@ impl Apply {
             let origin = if *state == BanState::Lifted { Origin::Operator } else { Origin::Detector };
             let at = ended.unwrap_or(ban.at);
             info!("unban {}, from before the last stop", ip_text(&ban.prefix));
-            let unban = Unban { prefix: ban.prefix, at, offence: ban.offence, origin };
+            let unban = Unban { prefix: ban.prefix, at, offence: ban.offence, origin, ban: Arc::new(ban.clone()) };
             self.tell_unban(unban, *packets, *bytes, error.clone());
         }
         for ban in bans {

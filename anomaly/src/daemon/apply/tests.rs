@@ -99,8 +99,8 @@ fn prefix(n: u32) -> IpNet {
     IpAddr::from((0x1400_0000 + n).to_be_bytes()).into()
 }
 
-fn bans(count: u32) -> Vec<Output> {
-    let ban = |n| Ban {
+fn ban(n: u32) -> Ban {
+    Ban {
         prefix: prefix(n),
         at: now(),
         until: Some(now().plus(Duration::from_secs(600))),
@@ -109,12 +109,15 @@ fn bans(count: u32) -> Vec<Output> {
         finding: None,
         note: String::new(),
         in_past: false,
-    };
+    }
+}
+
+fn bans(count: u32) -> Vec<Output> {
     (0..count).map(|n| Output::Decision(Decision::Ban(Box::new(ban(n))))).collect()
 }
 
 fn unbans(count: u32) -> Vec<Output> {
-    let unban = |n| Unban { prefix: prefix(n), at: now(), offence: 1, origin: Origin::Detector };
+    let unban = |n| Unban { prefix: prefix(n), at: now(), offence: 1, origin: Origin::Detector, ban: Arc::new(ban(n)) };
     (0..count).map(|n| Output::Decision(Decision::Unban(unban(n)))).collect()
 }
 
