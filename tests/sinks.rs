@@ -182,6 +182,26 @@ fn a_hundred_bans_at_once_are_one_message() {
     });
 }
 
+/// At the daemon's own pace, on virtual time: only the post takes real time.
+#[test]
+fn a_hundred_bans_spread_over_a_second_are_one_message() {
+    let sink = Sink::start(|_| OK);
+    run(async {
+        tokio::time::pause();
+        let notifier = Notifier::start(&slack(&sink)).expect("started");
+        let began = Instant::now();
+        for n in 0..100 {
+            tokio::time::sleep_until(began + Duration::from_secs(1) * n / 99).await;
+            notifier.send(ban(n));
+        }
+        tokio::time::resume();
+        until("all are told", || health(&notifier).delivered == 100).await;
+        let bodies = sink.bodies();
+        assert_eq!(bodies.len(), 1);
+        assert_eq!(bodies[0]["text"], "100 bans");
+    });
+}
+
 /// A minute at a sixtieth of its length: 10,000 bans in one second, the pace a sixtieth of the default.
 #[test]
 fn ten_thousand_bans_in_a_minute_are_a_few_messages_and_none_is_forgotten() {

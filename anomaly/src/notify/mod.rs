@@ -6,8 +6,9 @@
 //! # Bounds
 //! What waits for a sink is one message: it keeps the newest notices of each kind (10 for Slack, 1000 for
 //! the webhook) and counts the rest ([`SinkHealth::folded`]). So neither a flood of bans nor an outage of days
-//! grows it, no number is ever lost to it, and the outage ends in one message. A message is sent a second
-//! after its first notice; while notices keep coming, ever more of them wait for the next one (up to 20 s).
+//! grows it, no number is ever lost to it, and the outage ends in one message. A message is sent a
+//! second and a half after its first notice, so that what comes within a second is one message; while notices keep coming,
+//! ever more of them wait for the next one (up to 20 s).
 
 mod batch;
 mod deliver;
@@ -141,7 +142,7 @@ pub enum NotifyError {
 /// How fast it goes; the defaults are what the daemon uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pace {
-    /// How long notices are collected after a quiet time. Default 1 s.
+    /// How long notices are collected after a quiet time. Default 1.5 s.
     pub collect: Duration,
     /// How long while they keep coming. Default 20 s.
     pub collect_max: Duration,
@@ -158,7 +159,7 @@ pub struct Pace {
 impl Default for Pace {
     fn default() -> Self {
         Self {
-            collect: Duration::from_secs(1),
+            collect: Duration::from_millis(1500),
             collect_max: Duration::from_secs(20),
             timeout: Duration::from_secs(10),
             retry: Duration::from_secs(1),
