@@ -127,6 +127,31 @@ fn health(notifier: &Notifier) -> SinkHealth {
     notifier.health().into_iter().next().expect("a sink")
 }
 
+/// What is written to the log meanwhile.
+fn logged(level: tracing::Level, work: impl FnOnce()) -> String {
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("not poisoned").extend(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber =
+        tracing_subscriber::fmt().with_max_level(level).with_ansi(false).with_writer(move || writer.clone()).finish();
+    // While there is one subscriber only, `tracing` asks that of whichever thread comes by a line of code first, and other
+    // tests' threads have none; then the line stays off for ours too.
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
+    tracing::subscriber::with_default(subscriber, work);
+    String::from_utf8(log.0.lock().expect("not poisoned").clone()).expect("UTF-8")
+}
+
 /// Every text of a Slack message, put together.
 fn words(message: &Value) -> String {
     match message {
@@ -295,12 +320,34 @@ fn an_outage_ends_in_one_message_and_costs_no_memory() {
         let health = health(&notifier);
         assert_eq!((health.waiting, health.folded, health.lost), (50_000, 49_990, 0));
         assert!(health.failing.is_some());
-        // The daemon ends: what cannot be told is counted.
-        let watched = notifier.clone();
-        notifier.finish(Duration::from_millis(200)).await;
-        assert_eq!(self::health(&watched).lost, 50_000);
-        assert_eq!(self::health(&watched).waiting, 0);
     });
+}
+
+/// Whether its task gives up by itself or is ended in the middle of a post.
+#[test]
+fn what_cannot_be_told_before_the_daemon_ends_is_counted_and_logged() {
+    for (reply, limit, why) in [
+        (Reply::Status(503, "", ""), Duration::from_secs(10), "HTTP 503 Service Unavailable"),
+        (Reply::Hang, Duration::from_millis(100), "no answer in time"),
+    ] {
+        let sink = Sink::start(move |_| reply);
+        let log = logged(tracing::Level::WARN, || {
+            run(async {
+                let pace = Pace { timeout: Duration::from_secs(60), ..fast() };
+                let notifier = Notifier::with_pace(&slack(&sink), pace).expect("started");
+                for n in 0..300 {
+                    notifier.send(ban(n));
+                }
+                until("it is asked", || !sink.bodies().is_empty()).await;
+                let watched = notifier.clone();
+                notifier.finish(limit).await;
+                let health = health(&watched);
+                assert_eq!((health.lost, health.waiting, health.delivered), (300, 0, 0));
+            });
+        });
+        let line = log.lines().find(|line| line.contains("WARN")).unwrap_or_default();
+        assert!(line.contains("the daemon ends") && line.contains("notices=300") && line.contains(why), "{log}");
+    }
 }
 
 #[test]
@@ -379,26 +426,8 @@ fn an_unban_that_did_not_work_is_not_told_as_one() {
 
 #[test]
 fn the_url_is_in_no_log_and_no_error_whatever_goes_wrong() {
-    use tracing::subscriber::with_default;
-
-    #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
-    impl std::io::Write for Log {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().expect("not poisoned").extend(bytes);
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber =
-        tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(move || writer.clone()).finish();
     let mut said = Vec::new();
-    with_default(subscriber, || {
+    let log = logged(tracing::Level::TRACE, || {
         let closed = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
         let broken = Sink::start(|n| match n {
             0 => Reply::Status(500, "", ""),
@@ -439,8 +468,7 @@ fn the_url_is_in_no_log_and_no_error_whatever_goes_wrong() {
             }
         });
     });
-    let log = String::from_utf8(log.0.lock().expect("not poisoned").clone()).expect("UTF-8");
-    assert!(log.contains("notices were refused and are lost"), "the log was caught: {log}");
+    assert!(log.contains("notices are lost: they were refused"), "the log was caught: {log}");
     said.push(log);
     for text in said {
         for part in ["T0SECRET", "B0SECRET", "abcdef"] {

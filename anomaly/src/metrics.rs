@@ -189,8 +189,10 @@ metrics! {
         notify_sent: Family<TargetLabels, Counter> = Family::default();
     "notify_retried" "Deliveries that were tried again, by target"
         notify_retried: Family<TargetLabels, Counter> = Family::default();
-    "notify_lost" "Notices that were given up or did not fit into the queue, by target"
+    "notify_lost" "Notices that were given up because they were refused for good or the daemon ended, by target"
         notify_lost: Family<TargetLabels, Counter> = Family::default();
+    "notify_folded" "Notices of which only the number is told because too many waited, by target"
+        notify_folded: Family<TargetLabels, Counter> = Family::default();
     "notify_queued" "Notices that wait for delivery, by target"
         notify_queued: Family<TargetLabels, Figure> = Family::default();
     "store_errors" "Reads and writes of the state database that failed"
@@ -299,6 +301,7 @@ impl Metrics {
             drop(self.notify_sent.get_or_create(&labels));
             drop(self.notify_retried.get_or_create(&labels));
             drop(self.notify_lost.get_or_create(&labels));
+            drop(self.notify_folded.get_or_create(&labels));
             drop(self.notify_queued.get_or_create(&labels));
         }
         for class in ["2xx", "3xx", "4xx", "5xx"] {
@@ -375,6 +378,7 @@ impl Metrics {
             raise(&self.notify_sent.get_or_create(&labels), sink.sent);
             raise(&self.notify_retried.get_or_create(&labels), sink.retried);
             raise(&self.notify_lost.get_or_create(&labels), sink.lost);
+            raise(&self.notify_folded.get_or_create(&labels), sink.folded);
             self.notify_queued.get_or_create(&labels).set(sink.waiting as f64);
         }
     }
@@ -548,6 +552,20 @@ mod tests {
         metrics.packets(&Totals { dropped_host: 7, dropped_bytes: 420, ..Totals::default() });
         assert_eq!(value(&metrics, "anomaly_enforcer_dropped_packets_total{reason=\"host\"}"), Some(100.0));
         assert_eq!(value(&metrics, "anomaly_enforcer_dropped_bytes_total"), Some(6000.0));
+    }
+
+    #[test]
+    fn how_sinks_are_doing_is_told_by_target() {
+        let metrics = Metrics::default();
+        let slack =
+            SinkHealth { name: "slack", sent: 1, retried: 2, lost: 3, folded: 4, waiting: 5, ..SinkHealth::default() };
+        metrics.sinks(&[slack]);
+        for (name, told) in
+            [("sent_total", 1.0), ("retried_total", 2.0), ("lost_total", 3.0), ("folded_total", 4.0), ("queued", 5.0)]
+        {
+            assert_eq!(value(&metrics, &format!("anomaly_notify_{name}{{target=\"slack\"}}")), Some(told), "{name}");
+            assert_eq!(value(&metrics, &format!("anomaly_notify_{name}{{target=\"webhook\"}}")), Some(0.0), "{name}");
+        }
     }
 
     #[test]

@@ -102,8 +102,7 @@ impl Task {
                     return;
                 }
                 Outcome::Refused(error) => {
-                    tracing::warn!(sink = self.score.name, notices, %error, "notices were refused and are lost");
-                    self.score.given_up.fetch_add(notices, Ordering::Relaxed);
+                    self.score.lose(notices, &format!("they were refused ({error})"));
                     self.score.set_failing(error);
                     return;
                 }
@@ -119,8 +118,7 @@ impl Task {
                         // Whoever waits for us does not wait long, and ends us; nobody may wait at all.
                         last_attempts -= 1;
                         if last_attempts == 0 {
-                            let notices = self.inbox.take().count();
-                            self.score.given_up.fetch_add(notices, Ordering::Relaxed);
+                            self.score.lose_at_the_end(self.inbox.take().count());
                             return;
                         }
                         tokio::time::sleep(self.pace.retry).await;

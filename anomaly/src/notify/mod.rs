@@ -235,6 +235,19 @@ impl Score {
         *failing = Some((since, error));
     }
 
+    /// Counts and logs what will never be told.
+    fn lose(&self, notices: u64, why: &str) {
+        if notices > 0 {
+            tracing::warn!(sink = self.name, notices, "notices are lost: {why}");
+            self.given_up.fetch_add(notices, Ordering::Relaxed);
+        }
+    }
+
+    fn lose_at_the_end(&self, notices: u64) {
+        let why = self.health().failing.map_or("no answer in time".into(), |(_, why)| why);
+        self.lose(notices, &format!("the daemon ends, and they could not be posted: {why}"));
+    }
+
     fn set_well(&self) {
         *self.failing.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
@@ -343,8 +356,7 @@ impl Notifier {
             }
         }
         for sink in self.sinks.iter() {
-            let waiting = sink.score.health().waiting;
-            sink.score.given_up.fetch_add(waiting, Ordering::Relaxed);
+            sink.score.lose_at_the_end(sink.score.health().waiting);
         }
     }
 }
