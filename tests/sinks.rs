@@ -350,6 +350,29 @@ fn what_cannot_be_told_before_the_daemon_ends_is_counted_and_logged() {
     }
 }
 
+/// One more message is the last thing that a sink needs that refuses too many; and what cannot be delivered cannot say so.
+#[test]
+fn a_sink_is_not_told_that_it_does_not_deliver() {
+    let (slack, webhook) = (Sink::start(|_| OK), Sink::start(|_| OK));
+    run(async {
+        let settings = Notify {
+            slack_webhook_url: Some(Secret::new(slack.url.clone())),
+            webhook_url: Some(Secret::new(webhook.url.clone())),
+            dashboard_url: None,
+        };
+        let notifier = Notifier::with_pace(&settings, fast()).expect("started");
+        let (what, reason) = (|| "slack".to_owned(), || "HTTP 429".to_owned());
+        notifier.send(Notice::Degraded { at: at(0), what: what(), reason: reason() });
+        notifier.send(Notice::Recovered { at: at(9), what: what(), reason: reason(), after: Duration::from_secs(9) });
+        // Of others it is.
+        notifier.send(Notice::Degraded { at: at(9), what: "store".into(), reason: "disk full".into() });
+        let delivered = || notifier.health().iter().map(|sink| (sink.delivered, sink.waiting)).collect::<Vec<_>>();
+        until("all is told", || delivered() == [(1, 0), (3, 0)]).await;
+        assert_eq!(slack.bodies()[0]["text"], "Degraded: store");
+        assert_eq!(webhook.bodies()[0]["counts"], serde_json::json!({ "degraded": 2, "recovered": 1 }));
+    });
+}
+
 #[test]
 fn a_message_that_is_refused_for_good_is_counted_and_the_next_one_gets_through() {
     let sink = Sink::start(|n| if n == 0 { Reply::Status(404, "", "no_service") } else { OK });

@@ -110,6 +110,13 @@ pub enum Notice {
     },
 }
 
+impl Notice {
+    /// Whether it tells of the health of this sink.
+    fn is_about(&self, sink: &str) -> bool {
+        matches!(self, Self::Degraded { what, .. } | Self::Recovered { what, .. } if what == sink)
+    }
+}
+
 /// How a sink is doing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SinkHealth {
@@ -328,10 +335,11 @@ impl Notifier {
         Ok(Self { sinks: Arc::new(sinks), closing: Arc::new(closing), tasks: Arc::new(Mutex::new(tasks)) })
     }
 
-    /// Hands a notice over. Costs less than a microsecond and never waits for a sink.
+    /// Hands a notice over. Costs less than a microsecond and never waits for a sink. A sink is not told of itself: what
+    /// says that it does not deliver cannot be delivered, and later it would be one message more where there were too many.
     pub fn send(&self, notice: Notice) {
         let notice = Arc::new(notice);
-        for sink in self.sinks.iter() {
+        for sink in self.sinks.iter().filter(|sink| !notice.is_about(sink.score.name)) {
             sink.score.taken.fetch_add(1, Ordering::Relaxed);
             let folded = sink.inbox.lock().add(Arc::clone(&notice));
             sink.score.folded.fetch_add(folded, Ordering::Relaxed);

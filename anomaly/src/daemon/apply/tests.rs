@@ -195,3 +195,30 @@ fn many_bans_at_once_are_each_audited_and_told_the_log_in_few_lines() {
     let lines = told(dir.path(), || apply.outputs(bans(3), None));
     assert_eq!(lines.iter().filter(|line| line.contains("ban 20.0.0.") && line.contains("offence 1")).count(), 3);
 }
+
+/// A sink that was asked to wait, or was away for a moment, is nothing to tell anybody of.
+#[test]
+fn a_sink_is_degraded_once_nothing_has_got_through_for_ten_seconds() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut apply, _) = apply(dir.path());
+    // Nobody listens there any more.
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let settings =
+        config::Notify { webhook_url: Some(config::Secret::new(format!("http://{gone}/"))), ..Default::default() };
+    let pace = crate::notify::Pace { collect: Duration::ZERO, ..Default::default() };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        apply.notifier = Notifier::with_pace(&settings, pace).unwrap();
+        apply.notifier.send(Notice::Other { at: now(), event: "started".into(), text: String::new() });
+        while apply.notifier.health()[0].failing.is_none() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        tokio::time::pause();
+        apply.look_after_sinks();
+        assert!(apply.degraded.is_empty(), "{:?}", apply.degraded);
+        tokio::time::advance(upkeep::SINK_FAILS_AFTER).await;
+        apply.look_after_sinks();
+        assert!(apply.degraded["webhook"].0.starts_with("nothing delivered for 1"), "{:?}", apply.degraded);
+        assert_eq!(audited(dir.path()), [("degraded".to_owned(), String::new())]);
+    });
+}

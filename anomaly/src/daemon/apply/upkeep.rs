@@ -18,6 +18,9 @@ use crate::notify::Notice;
 use crate::time::Timestamp;
 use ipnet::IpNet;
 
+/// A sink that was busy or away for less long is nobody's trouble.
+pub(super) const SINK_FAILS_AFTER: Duration = Duration::from_secs(10);
+
 impl Apply {
     /// Audits, shows and tells what the enforcer met.
     pub fn incidents(&mut self, incidents: Vec<Incident>) {
@@ -196,7 +199,8 @@ impl Apply {
         let sinks = self.notifier.health();
         self.metrics.sinks(&sinks);
         for sink in sinks {
-            let reason = sink.failing.map(|(lasts, why)| format!("nothing delivered for {} s: {why}", lasts.as_secs()));
+            let failing = sink.failing.filter(|(lasts, _)| *lasts >= SINK_FAILS_AFTER);
+            let reason = failing.map(|(lasts, why)| format!("nothing delivered for {} s: {why}", lasts.as_secs()));
             self.degrade(sink.name, reason);
         }
         let forget = |since: &Timestamp| now().since(*since) > Duration::from_secs(600);
