@@ -56,6 +56,106 @@ fn every_metric_that_is_read_is_exposed() {
     }
 }
 
+/// What Prometheus adds to every series.
+const ADDED: [&str; 2] = ["instance", "job"];
+
+/// An expression, and the labels that the words beside it show of its result.
+struct Asked {
+    expression: String,
+    shown: Vec<String>,
+}
+
+/// The parts of a text between two marks.
+fn between<'a>(text: &'a str, open: &'a str, close: &'a str) -> impl Iterator<Item = &'a str> {
+    text.split(open).skip(1).filter_map(move |rest| rest.split_once(close)).map(|(part, _)| part)
+}
+
+/// Each alert's expression and the labels in its annotations.
+fn asked_by_the_rules() -> Vec<Asked> {
+    let alerts = FILES[1].1.split("- alert: ").skip(1);
+    let asked = alerts.map(|alert| {
+        let (_, rest) = alert.split_once("expr: ").expect("an expression");
+        let (expression, _) = rest.split_once("labels: {").expect("labels");
+        let shown = between(alert, "$labels.", " }}").map(str::to_owned).collect();
+        Asked { expression: expression.into(), shown }
+    });
+    asked.collect()
+}
+
+/// Each panel's and variable's expression and the labels in its legend.
+fn asked_by_grafana() -> Vec<Asked> {
+    fn walk(value: &serde_json::Value, asked: &mut Vec<Asked>) {
+        for key in ["expr", "query", "definition"] {
+            if let Some(text) = value[key].as_str().filter(|text| text.contains("anomaly_")) {
+                let legend = value["legendFormat"].as_str().unwrap_or_default();
+                let mut shown: Vec<String> = between(legend, "{{", "}}").map(|label| label.trim().to_owned()).collect();
+                // `label_values(metric, label)` gives the label.
+                shown.extend(
+                    between(text, "label_values(", ")").filter_map(|t| Some(t.rsplit_once(',')?.1.trim().into())),
+                );
+                asked.push(Asked { expression: text.into(), shown });
+            }
+        }
+        match value {
+            serde_json::Value::Array(all) => all.iter().for_each(|value| walk(value, asked)),
+            serde_json::Value::Object(all) => all.values().for_each(|value| walk(value, asked)),
+            _ => {}
+        }
+    }
+    let mut asked = Vec::new();
+    walk(&serde_json::from_str(FILES[0].1).expect("JSON"), &mut asked);
+    asked
+}
+
+#[test]
+fn every_label_that_is_selected_grouped_by_or_shown_is_a_label_of_that_metric() {
+    let exposed = exposed();
+    for (file, asked) in [("rules", asked_by_the_rules()), ("Grafana", asked_by_grafana())] {
+        let mut compared = 0;
+        for Asked { expression, shown } in &asked {
+            // The labels of all the metrics that the expression reads.
+            let mut known: HashSet<&str> = HashSet::from(ADDED);
+            for (at, name) in
+                named(expression).map(|name| (name.as_ptr() as usize - expression.as_ptr() as usize, name))
+            {
+                let Some((_, labels)) = exposed.iter().find(|(known, _)| known == name) else { continue };
+                known.extend(labels.iter().map(String::as_str));
+                let matchers = expression[at + name.len()..].strip_prefix('{').and_then(|rest| rest.split_once('}'));
+                for matcher in matchers.map_or("", |(matchers, _)| matchers).split("\",").filter(|m| !m.is_empty()) {
+                    let label = matcher.split(['=', '!']).next().unwrap_or_default().trim();
+                    assert!(
+                        ADDED.contains(&label) || labels.contains(label),
+                        "{file}: {name} has no {label}: {expression}"
+                    );
+                    compared += 1;
+                }
+            }
+            let grouped = ["by (", "without ("].into_iter().flat_map(|word| between(expression, word, ")"));
+            for label in grouped.flat_map(|list| list.split(',')).map(str::trim).chain(shown.iter().map(String::as_str))
+            {
+                assert!(known.contains(label), "{file}: nothing in {expression} has {label}");
+                compared += 1;
+            }
+        }
+        assert!(asked.len() >= 12 && compared >= 12, "{file}: {compared} labels in {} expressions", asked.len());
+    }
+}
+
+/// `promtool test rules` (tests/browser/metrics.test.mjs) runs what this looks for.
+#[test]
+fn every_alert_is_seen_to_fire() {
+    let tests = include_str!("../../compose/prometheus/rules.tests.yml");
+    let expected: HashSet<&str> = (tests.split("- alertname: ").skip(1))
+        .filter(|expectation| expectation.contains("exp_labels:"))
+        .filter_map(|expectation| expectation.lines().next())
+        .collect();
+    let alerts: Vec<&str> = FILES[1].1.split("- alert: ").skip(1).filter_map(|alert| alert.lines().next()).collect();
+    assert!(alerts.len() >= 12, "{alerts:?}");
+    for alert in alerts {
+        assert!(expected.contains(alert), "{alert} is in no test of rules.tests.yml");
+    }
+}
+
 #[test]
 fn every_word_that_is_selected_is_a_word_of_ours() {
     let words = anomaly::metrics::DEGRADED_WORDS;
