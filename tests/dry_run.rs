@@ -52,6 +52,14 @@ impl DryRun {
         daemon
     }
 
+    /// The path of its configuration.
+    ///
+    /// # Panics
+    /// When temporary files have names that are not text.
+    pub fn configuration(&self) -> String {
+        self.dir.path().join("anomaly.toml").to_str().expect("a path").to_owned()
+    }
+
     /// All it has said.
     pub fn output(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("output")).unwrap_or_default()

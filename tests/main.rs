@@ -19,6 +19,7 @@ mod store;
 mod store_crash;
 mod store_engine;
 mod tail;
+mod terminal;
 mod tidy;
 mod torture;
 mod web;

@@ -132,7 +132,7 @@ pub struct Top {
     /// As JSON
     #[arg(long)]
     pub json: bool,
-    /// Refresh every second until Ctrl-C
+    /// Refresh every second until q or Ctrl-C
     #[arg(long, conflicts_with = "json")]
     pub watch: bool,
 }

@@ -5,4 +5,5 @@ pub mod ask;
 pub mod manual;
 pub mod print;
 pub mod replay;
+pub mod screen;
 pub mod watch;

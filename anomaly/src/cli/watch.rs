@@ -1,21 +1,22 @@
-//! `anomaly top --watch`: status and busiest clients, once a second, until Ctrl-C.
+//! `anomaly top --watch`: status and busiest clients, once a second, until `q` or Ctrl-C.
 //!
 //! On a terminal it has a screen of its own, so that what was there before comes back; elsewhere one picture
 //! follows the other.
 
-use std::io::{self, IsTerminal, Write};
+use std::future::pending;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
 use reqwest::Method;
-use rustix::termios::tcgetwinsize;
 use serde_json::Value;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::ask::ask;
 use super::print::Printer;
+use super::screen::Screen;
 
 /// Shows it. A daemon that goes away in between is waited for.
 ///
@@ -30,8 +31,9 @@ pub fn top(socket: &Path) -> Result<()> {
 }
 
 async fn watch(socket: &Path) -> Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
+    // The keys that send these, and `kill`, must leave the terminal as it was.
+    let [interrupt, terminate, quit] = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::quit()];
+    let mut signals = [signal(interrupt)?, signal(terminate)?, signal(quit)?];
     let printer = Arc::new(Printer::new());
     let mut screen = None;
     loop {
@@ -39,8 +41,7 @@ async fn watch(socket: &Path) -> Result<()> {
         // Elsewhere, because connecting and asking block: a daemon that hangs must not take Ctrl-C from us.
         let look = tokio::task::spawn_blocking(move || look(&asked, &printer));
         let seen = tokio::select! {
-            _ = interrupt.recv() => return Ok(()),
-            _ = terminate.recv() => return Ok(()),
+            over = over(&mut signals, screen.as_mut()) => return Ok(over?),
             seen = look => seen?,
         };
         let shown = match seen {
@@ -52,100 +53,35 @@ async fn watch(socket: &Path) -> Result<()> {
             Some(screen) => screen,
             none => none.insert(Screen::open()?),
         };
-        match screen.show(&shown) {
+        match screen.show(shown) {
             // Whoever reads has seen enough (`| head`).
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
             other => other?,
         }
         tokio::select! {
-            _ = interrupt.recv() => return Ok(()),
-            _ = terminate.recv() => return Ok(()),
+            over = over(&mut signals, Some(screen)) => return Ok(over?),
             () = tokio::time::sleep(Duration::from_secs(1)) => {}
         }
+    }
+}
+
+/// Returns when somebody has seen enough.
+async fn over([interrupt, terminate, quit]: &mut [Signal; 3], screen: Option<&mut Screen>) -> io::Result<()> {
+    let key = async {
+        match screen {
+            Some(screen) => screen.quit().await,
+            None => pending().await,
+        }
+    };
+    tokio::select! {
+        _ = interrupt.recv() => Ok(()),
+        _ = terminate.recv() => Ok(()),
+        _ = quit.recv() => Ok(()),
+        pressed = key => pressed,
     }
 }
 
 fn look(socket: &Path, printer: &Printer) -> Result<String> {
     let get = |path| -> Result<Value> { ask(socket, Method::GET, path, None)?.ok() };
     Ok(format!("{}\n{}", printer.status(&get("/api/v1/status")?), printer.top(&get("/api/v1/top")?)))
-}
-
-/// The terminal's other screen for as long as this lives, or standard output as it is.
-struct Screen {
-    terminal: bool,
-}
-
-impl Screen {
-    fn open() -> io::Result<Self> {
-        let terminal = io::stdout().is_terminal();
-        if terminal {
-            // The other screen, without a cursor.
-            io::stdout().lock().write_all(b"\x1b[?1049h\x1b[?25l")?;
-        }
-        Ok(Self { terminal })
-    }
-
-    fn show(&mut self, text: &str) -> io::Result<()> {
-        let mut out = io::stdout().lock();
-        if self.terminal {
-            let (rows, columns) = size();
-            out.write_all(frame(text, rows, columns).as_bytes())?;
-        } else {
-            writeln!(out, "{text}")?;
-        }
-        out.flush()
-    }
-}
-
-impl Drop for Screen {
-    fn drop(&mut self) {
-        if self.terminal {
-            // A terminal that is gone needs nothing back.
-            let _ = io::stdout().lock().write_all(b"\x1b[?25h\x1b[?1049l");
-        }
-    }
-}
-
-fn size() -> (usize, usize) {
-    let size = tcgetwinsize(io::stdout()).ok().filter(|size| size.ws_row > 0 && size.ws_col > 0);
-    size.map_or((24, 80), |size| (size.ws_row.into(), size.ws_col.into()))
-}
-
-/// The text as one picture from the upper left corner: cut to the screen, and over what was there before. Nothing is
-/// erased before it is written anew, so nothing flickers.
-fn frame(text: &str, rows: usize, columns: usize) -> String {
-    let lines: Vec<String> = text.lines().take(rows).map(|line| cut(line, columns)).collect();
-    format!("\x1b[H{}\x1b[K\x1b[J", lines.join("\x1b[K\n"))
-}
-
-/// A line without what is beyond so many columns. Colours take no columns, and are kept so that they end.
-fn cut(line: &str, columns: usize) -> String {
-    let mut kept = String::with_capacity(line.len());
-    let (mut left, mut escape) = (columns, false);
-    for c in line.chars() {
-        escape |= c == '\x1b';
-        if escape {
-            kept.push(c);
-            escape = c != 'm';
-        } else if left > 0 {
-            kept.push(c);
-            left -= 1;
-        }
-    }
-    kept
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_picture_fits_the_screen() {
-        assert_eq!(frame("one\ntwo\nthree\n", 2, 2), "\x1b[Hon\x1b[K\ntw\x1b[K\x1b[J");
-    }
-
-    #[test]
-    fn a_colour_that_is_cut_still_ends() {
-        assert_eq!(cut("\x1b[31mabcdef\x1b[0mgh", 3), "\x1b[31mabc\x1b[0m");
-    }
 }
