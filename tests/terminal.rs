@@ -1,4 +1,4 @@
-//! What the command line does on a terminal, and does not do elsewhere.
+//! What the command line does on a terminal, and does not do elsewhere: colour, the bar of a replay, `top --watch`.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -183,4 +183,50 @@ fn a_watch_without_a_shell_is_not_stopped() {
     terminal.wait_for_picture(2);
     terminal.press(b"q");
     assert!(terminal.end().success());
+}
+
+#[test]
+fn answers_are_coloured_on_a_terminal_and_nowhere_else() {
+    let daemon = daemon();
+    assert!(daemon.command(&["ban", "203.0.113.9", "--for", "1h"]).status.success());
+    let coloured = |words: &[&str], environment: &[(&str, &str)]| {
+        let configuration = daemon.configuration();
+        let words = [&[ANOMALY, "--config", &configuration], words].concat();
+        let mut terminal = Terminal::start(&words, environment, None);
+        terminal.end();
+        let shown = terminal.shown();
+        assert!(!shown.trim().is_empty(), "{words:?}");
+        shown.contains('\x1b')
+    };
+    for words in [&["status"][..], &["bans"], &["top"], &["explain", "203.0.113.9"], &["doctor"], &["--help"]] {
+        assert!(coloured(words, &[]), "{words:?}");
+        assert!(!coloured(words, &[("NO_COLOR", "1")]), "{words:?}");
+        let output = daemon.command(words);
+        assert!(!output.stdout.is_empty(), "{words:?}: {output:?}");
+        assert!(!output.stdout.contains(&b'\x1b'), "{words:?}");
+    }
+}
+
+#[test]
+fn a_replay_shows_how_far_it_is_on_a_terminal_and_nowhere_else() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (log, out) = (dir.path().join("access.json"), dir.path().join("out"));
+    std::fs::write(&log, history::quiet(clock::epoch_secs(), 60, 2)).expect("written");
+    let words = [ANOMALY, "replay", "--json", log.to_str().expect("a path")];
+    // The rows elsewhere, the bar on the terminal.
+    let mut terminal = Terminal::start(&words, &[], Some(File::create(&out).expect("a file")));
+    assert!(terminal.end().success());
+    let shown = terminal.shown();
+    assert!(shown.contains(" %, ") && shown.contains(" to go"), "{shown:?}");
+    let rows = std::fs::read_to_string(&out).expect("rows");
+    assert!(rows.ends_with("}\n") && !rows.contains('\x1b') && !rows.contains("to go"), "{rows}");
+    // Both on the terminal: the summary stands there, whole, when the bar is gone.
+    let mut terminal = Terminal::start(&words, &[], None);
+    assert!(terminal.end().success());
+    let shown = terminal.shown();
+    let last = shown.rsplit(['\r', '\n', 'K']).find(|line| !line.trim().is_empty()).expect("a line");
+    assert!(last.starts_with("{\"summary\"") && shown.contains(" to go"), "{shown:?}");
+
+    let output = Command::new(words[0]).args(&words[1..]).output().expect("started");
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
 }
