@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
@@ -24,6 +24,14 @@ impl DryRun {
     /// # Panics
     /// When it does not start.
     pub fn start(past: &str, more: &str) -> Self {
+        Self::start_with(past, more, &[])
+    }
+
+    /// As [`DryRun::start`], with more in its environment.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn start_with(past: &str, more: &str, environment: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::write(dir.path().join("access.json"), past).expect("written");
         let file = |name: &str| format!("{:?}", dir.path().join(name));
@@ -41,7 +49,7 @@ impl DryRun {
         std::fs::write(dir.path().join("anomaly.toml"), text).expect("written");
         let output = File::create(dir.path().join("output")).expect("a file");
         let mut command = Command::new(env!("CARGO_BIN_EXE_anomaly"));
-        command.arg("--config").arg(dir.path().join("anomaly.toml")).arg("run");
+        command.arg("--config").arg(dir.path().join("anomaly.toml")).arg("run").envs(environment.iter().copied());
         let process = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output).spawn().expect("started");
         let daemon = Self { process, dir };
         let lines = past.lines().count() as u64;
@@ -50,6 +58,11 @@ impl DryRun {
         })
         .unwrap_or_else(|error| panic!("{error}: {}", daemon.output()));
         daemon
+    }
+
+    /// Where everything that it writes is.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// The path of its configuration.

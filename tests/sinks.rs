@@ -1,6 +1,7 @@
 //! Slack and webhook against a local sink that answers 200, 429, 500, hangs or closes.
 
 mod burst;
+mod secret;
 mod server;
 mod words;
 
