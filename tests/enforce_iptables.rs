@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anomaly::enforce::iptables::{self, LONGEST_LIST, Removed};
-use anomaly::enforce::{Drop as Ban, EnforceError, Enforcer, Incident, reconcile};
+use anomaly::enforce::{Drop as Ban, EnforceError, Enforcer, Fault, Incident, reconcile};
 use ipnet::IpNet;
 
 use crate::lab::{self, clock, run};
@@ -336,13 +336,14 @@ fn without_ipset_the_list_grows_up_to_a_bound() {
     assert!(results[..most].iter().all(Result::is_ok));
     assert!(results[most..].iter().all(|r| matches!(r, Err(EnforceError::Full { capacity: 20 }))), "{results:?}");
     let announced = town.maintain(&mut enforcer);
-    let [Incident::Degraded { reason }] = &announced[..] else { panic!("{announced:?}") };
+    let [Incident::Degraded { fault: Fault::Overflow, reason }] = &announced[..] else { panic!("{announced:?}") };
     assert!(
         reason.contains("ipset is ") && reason.contains("apt-get install ipset") | reason.contains("PATH"),
         "{reason}"
     );
     assert_eq!(town.on_host(|| enforcer.banned()).unwrap().len(), most);
     town.unban(&mut enforcer, &crowd()[..30]);
+    assert_eq!(town.maintain(&mut enforcer), [Incident::Recovered { fault: Fault::Overflow }]);
     assert_eq!(ours(&town, &path), 0);
 }
 
@@ -452,7 +453,7 @@ fn a_missing_or_broken_iptables_is_named() {
     let path = town.path("nft", &[]);
     std::fs::remove_file(path.join("ip6tables")).unwrap();
     let (mut enforcer, incidents) = town.open(&settings(), &path).unwrap();
-    let [Incident::Degraded { reason }] = &incidents[..] else { panic!("{incidents:?}") };
+    let [Incident::Degraded { fault: Fault::Ipv6, reason }] = &incidents[..] else { panic!("{incidents:?}") };
     assert!(reason.contains("IPv6 clients cannot be dropped: ip6tables is "), "{reason}");
     let results = town.on_host(|| enforcer.ban(&[net(CLIENT6), net(CLIENT4)].map(|prefix| Ban { prefix, left: None })));
     assert!(matches!(&results[..], [Err(EnforceError::Command { .. }), Ok(())]), "{results:?}");
@@ -472,12 +473,14 @@ fn a_missing_or_broken_iptables_is_named() {
     wrap(&path, "iptables-save", "-c", &format!("[ -e {} ] && echo no netlink >&2 && exit 1", broken.display()));
     let incidents: Vec<Incident> = (0..30).flat_map(|_| town.maintain(&mut enforcer)).collect();
     assert!(
-        matches!(&incidents[..], [Incident::Degraded { reason }] if reason.contains("no netlink")),
+        matches!(&incidents[..], [Incident::Degraded { fault: Fault::Chains, reason }] if reason.contains("no netlink")),
         "{incidents:?}"
     );
     assert!(town.on_host(|| enforcer.banned()).is_err());
     std::fs::remove_file(broken).unwrap();
     assert_eq!(town.on_host(|| enforcer.banned()).unwrap().len(), 1);
+    let incidents: Vec<Incident> = (0..70).flat_map(|_| town.maintain(&mut enforcer)).collect();
+    assert_eq!(incidents, [Incident::Recovered { fault: Fault::Chains }]);
 }
 
 #[test]

@@ -356,7 +356,7 @@ impl Metrics {
             Incident::MapFull { gave_way, .. } => {
                 self.gave_way.inc_by(gave_way.len() as u64);
             }
-            Incident::Degraded { .. } => {}
+            Incident::Degraded { .. } | Incident::Recovered { .. } | Incident::Off => {}
         }
     }
 

@@ -2,14 +2,16 @@
 
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rusqlite::Connection;
 
+use super::operate::http;
 use super::{daemon, lab, wait_for_ban};
 use crate::lab::client::{Answer, Plan, Traffic};
-use crate::lab::daemon::{Config, Daemon};
+use crate::lab::daemon::{Config, Daemon, Start};
 use crate::lab::nginx::Nginx;
 use crate::lab::{ATTACKER, FRIEND, INTERFACE, Lab, clock, run};
 
@@ -24,6 +26,15 @@ fn wait_for_word(daemon: &Daemon<'_>, word: &str, there: bool) -> Result<()> {
     let what = format!("{word} to be {} what is degraded", if there { "in" } else { "out of" });
     clock::wait_until(&what, Duration::from_secs(20), || degraded(daemon).iter().any(|w| w == word) == there)
         .map_err(|e| e.context(format!("{:?}: {}", degraded(daemon), daemon.output())))
+}
+
+/// Waits for `/healthz` to answer so, with this in its text.
+pub(super) fn wait_for_health(lab: &Lab, daemon: &Daemon<'_>, status: u16, text: &str) -> Result<()> {
+    let ask = || http(lab, "GET", "/healthz", None, "");
+    clock::wait_until(&format!("health to be {status} {text:?}"), Duration::from_secs(70), || {
+        ask().is_ok_and(|(code, said)| code == status && said.contains(text))
+    })
+    .map_err(|e| e.context(format!("{:?}: {}", ask(), daemon.output())))
 }
 
 fn is_served(lab: &Lab) -> Result<bool> {
@@ -145,5 +156,75 @@ fn nginx_and_the_interface_may_go_and_come_back() -> Result<()> {
     clock::wait_until("to be served again", Duration::from_secs(10), || is_served(&lab).unwrap_or(false))?;
     flood_is_cut(&lab, &daemon)?;
     ensure!(daemon.status()?["enforcement_ratio"] == 1.0, "{}", daemon.status()?);
+    Ok(())
+}
+
+#[test]
+fn an_interface_that_nothing_covers_makes_it_unhealthy_until_it_is_back() -> Result<()> {
+    let Some(lab) = lab("an_interface_that_nothing_covers_makes_it_unhealthy_until_it_is_back")? else { return Ok(()) };
+    lab.server.ip("link add extra type veth peer name extrapeer")?;
+    let config = Config::new(&lab, "extra").with("enforcer", "backend", "\"xdp\"").with(
+        "enforcer",
+        "interfaces",
+        format!("[{INTERFACE:?}, \"extra\"]"),
+    );
+    let daemon = daemon(&lab, config)?;
+    wait_for_health(&lab, &daemon, 200, "")?;
+    lab.server.ip("link del extra")?;
+    wait_for_health(&lab, &daemon, 503, "extra is not protected")?;
+    wait_for_word(&daemon, "enforcement", true)?;
+    lab.server.ip("link add extra type veth peer name extrapeer")?;
+    wait_for_health(&lab, &daemon, 200, "")?;
+    wait_for_word(&daemon, "enforcement", false)?;
+    let told = daemon.audited("degraded", None)?;
+    ensure!(told.len() == 2 && told[0]["recovered"] == false && told[1]["recovered"] == true, "{told:?}");
+    Ok(())
+}
+
+/// iptables that cannot drop IPv6, and then not even say what it drops.
+#[test]
+fn a_firewall_that_does_not_answer_makes_it_unhealthy_until_it_does() -> Result<()> {
+    let Some(lab) = lab("a_firewall_that_does_not_answer_makes_it_unhealthy_until_it_does")? else { return Ok(()) };
+    let (programs, broken) = (lab.dir().join("programs"), lab.dir().join("broken"));
+    fs::create_dir(&programs)?;
+    let path = std::env::var("PATH")?;
+    let program = |name: &str, text: String| -> Result<()> {
+        let file = programs.join(name);
+        fs::write(&file, format!("#!/bin/sh\n{text}\n"))?;
+        Ok(fs::set_permissions(file, fs::Permissions::from_mode(0o755))?)
+    };
+    program("ip6tables", "echo no IPv6 in this kernel >&2; exit 3".into())?;
+    program(
+        "iptables-save",
+        format!(
+            "[ -e {} ] && echo no netlink >&2 && exit 1\nPATH='{path}' exec iptables-save \"$@\"",
+            broken.display()
+        ),
+    )?;
+    let through = ["env".to_owned(), format!("PATH={}:{path}", programs.display())];
+    let start = Start { through: through.into(), ..Start::default() };
+    let config = Config::new(&lab, "mute").with("enforcer", "backend", "\"iptables\"");
+    let mut daemon = Daemon::launch(&lab, super::binary(), config, &start)?;
+    daemon.wait_ready()?;
+    // Half of what it can do works, and stays said: the start's own reconciliation has found nothing wrong.
+    let row = |text: &str| -> Result<bool> {
+        let status = daemon.status()?;
+        let mut rows = status["degraded"].as_array().into_iter().flatten();
+        Ok(rows.any(|row| row["what"] == "enforcement" && row["reason"].as_str().is_some_and(|r| r.contains(text))))
+    };
+    ensure!(row("IPv6 clients cannot be dropped")?, "{}", daemon.status()?);
+    ensure!(daemon.command(&["ban", ATTACKER.v4, "--for", "1h"])?.status.success());
+    wait_for_health(&lab, &daemon, 200, "")?;
+    ensure!(daemon.status()?["enforcement_ratio"] == 1.0, "{}", daemon.status()?);
+
+    fs::write(&broken, "")?;
+    wait_for_health(&lab, &daemon, 503, "no netlink")?;
+    ensure!(daemon.status()?["enforcement_ratio"] == 0.0, "{}", daemon.status()?);
+    ensure!(row("no netlink")?, "{}", daemon.status()?);
+    fs::remove_file(&broken)?;
+    wait_for_health(&lab, &daemon, 200, "")?;
+    let gone = || row("no netlink").is_ok_and(|there| !there);
+    clock::wait_until("a reconciliation", Duration::from_secs(150), gone).map_err(|e| e.context(daemon.output()))?;
+    ensure!(row("IPv6 clients cannot be dropped")?, "another trouble that is over has ended it: {}", daemon.status()?);
     Ok(())
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use super::faults::wait_for_health;
 use super::{daemon, lab, wait_for_ban};
 use crate::interfaces;
 use crate::lab::client::{Answer, Plan, Traffic};
@@ -117,6 +118,10 @@ fn the_command_line_asks_and_steers_the_daemon() -> Result<()> {
         lab.attacker.get(ATTACKER.v4()).is_ok_and(|answer| answer == Answer::Status(200))
     })?;
     daemon.wait_for_audit("off", None, 1, Duration::from_secs(70))?;
+    wait_for_health(&lab, &daemon, 503, "switched off by `anomaly off`")?;
+    let status = daemon.status()?;
+    let words: Vec<_> = status["degraded"].as_array().into_iter().flatten().map(|row| &row["what"]).collect();
+    ensure!(words.contains(&&"off".into()) && !words.contains(&&"enforcement".into()), "said twice: {status}");
     ensure!(
         succeeds(&["ban", "203.0.113.200"])?.contains("dropping is off"),
         "a ban that drops nothing is not told so"
@@ -134,7 +139,7 @@ fn the_command_line_asks_and_steers_the_daemon() -> Result<()> {
 }
 
 /// `status, headers and body` of one HTTP request to the dashboard inside the server's namespace.
-fn http(lab: &Lab, method: &str, path: &str, token: Option<&str>, body: &str) -> Result<(u16, String)> {
+pub(super) fn http(lab: &Lab, method: &str, path: &str, token: Option<&str>, body: &str) -> Result<(u16, String)> {
     let authorization = token.map(|t| format!("Authorization: Bearer {t}\r\n")).unwrap_or_default();
     let request = format!(
         "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:8081\r\nConnection: close\r\n{authorization}Content-Type: application/json\r\n\

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anomaly::config::XdpMode;
-use anomaly::enforce::{Attachment, EnforceError, Enforcer, Incident};
+use anomaly::enforce::{Attachment, EnforceError, Enforcer, Fault, Incident};
 
 use super::rig::{Rig, ban, lift};
 
@@ -213,7 +213,8 @@ fn somebody_elses_program_is_named_and_left_alone() {
         assert_eq!(rig.on_host(|| ours.maintain()), [], "said once");
         // Theirs goes; ours comes without being asked.
         close(other);
-        rig.on_host(|| (0..10).for_each(|_| assert_eq!(ours.maintain(), [])));
+        let said: Vec<Incident> = rig.on_host(|| (0..10).flat_map(|_| ours.maintain()).collect());
+        assert_eq!(said, [Incident::Recovered { fault: Fault::Interface("va".into()) }]);
         let now = ours.coverage().attachments;
         assert!(now.iter().all(|a| a.mode == "native"), "{now:?}");
         close(ours);
@@ -228,11 +229,15 @@ fn an_interface_that_goes_and_comes_back_is_covered_again() {
     ban(&mut xdp, "10.77.0.2/32", None);
     rig.ip("link del va");
     let said = rig.on_host(|| xdp.maintain());
-    assert!(matches!(&said[..], [Incident::Degraded { reason }] if reason.contains("va")), "{said:?}");
+    assert!(
+        matches!(&said[..], [Incident::Degraded { fault: Fault::Interface(_), reason }] if reason.contains("va")),
+        "{said:?}"
+    );
     assert_eq!(modes(&mut xdp), [("va".to_owned(), "none")]);
     assert_eq!(rig.on_host(|| xdp.maintain()), []);
     rig.pair("va", "vb", 77);
-    assert_eq!(rig.on_host(|| xdp.maintain()), []);
+    let over = Incident::Recovered { fault: Fault::Interface("va".into()) };
+    assert_eq!(rig.on_host(|| xdp.maintain()), [over]);
     assert_eq!(modes(&mut xdp), [("va".to_owned(), "native")]);
     assert_eq!(rig.arrive("10.77.0.2", "10.77.0.1", 3), 0);
     // Recreated while no daemon was there: the pinned link leads nowhere.
@@ -260,8 +265,15 @@ fn auto_is_what_carries_a_default_route() {
     assert_eq!(modes(&mut xdp), [("va".to_owned(), "native"), ("vc".to_owned(), "native")]);
     ban(&mut xdp, "fd78::2/128", None);
     assert_eq!(rig.arrive("fd78::2", "fd78::1", 2), 0);
+    // It goes, and its route with it: it is told, and nobody waits for it.
+    rig.ip("link del vc");
+    let said = rig.on_host(|| xdp.maintain());
+    assert!(
+        matches!(&said[..], [Incident::Degraded { fault: gone, .. }, Incident::Recovered { fault: over }] if gone == over),
+        "{said:?}"
+    );
+    assert_eq!(modes(&mut xdp), [("va".to_owned(), "native")]);
     close(xdp);
-    rig.ip("-6 route del default");
     rig.ip("route del default");
     let none = rig.open(&settings).unwrap_err().to_string();
     assert!(none.contains("default route"), "{none}");
@@ -318,7 +330,7 @@ fn each_missing_capability_is_named() {
     }
     let (xdp, incidents) = with(&all[..2]).unwrap();
     assert!(
-        matches!(&incidents[..], [Incident::Degraded { reason }] if reason.contains("CAP_PERFMON")),
+        matches!(&incidents[..], [Incident::Degraded { fault: Fault::Slow, reason }] if reason.contains("CAP_PERFMON")),
         "{incidents:?}"
     );
     assert_eq!(rig.arrive("10.77.0.2", "10.77.0.1", 2), 0);

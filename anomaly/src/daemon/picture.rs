@@ -19,6 +19,9 @@ use crate::time::Timestamp;
 /// A thread that has shown nothing for this long hangs.
 pub const HANGS_AFTER: Duration = Duration::from_secs(15);
 
+/// Where a smaller share of the bans is enforced, the enforcer is lost.
+const LEAST_ENFORCED: f64 = 0.5;
+
 /// CPU and memory, of the daemon and of the host.
 pub struct Machine {
     /// None where `/proc` cannot be read; then the figures are 0.
@@ -150,7 +153,7 @@ pub fn live(sources: &Sources<'_>, memory: &mut Memory) -> Live {
         None => (Name::DryRun, Coverage::default(), 1.0, Arc::default()),
     };
     let mut found = hot.degraded.clone();
-    let mut lost = None;
+    let mut lost = apply.and_then(|apply| apply.lost.clone());
     if now.since(hot.at) > HANGS_AFTER {
         let reason = format!("no log has been read for {} s: the reading thread hangs", now.since(hot.at).as_secs());
         lost = Some(reason.clone());
@@ -171,8 +174,8 @@ pub fn live(sources: &Sources<'_>, memory: &mut Memory) -> Live {
     if lost.is_none() {
         lost = hot.degraded.iter().find(|trouble| trouble.word == "log_missing").map(|trouble| trouble.reason.clone());
     }
-    if lost.is_none() && !s.bans.is_empty() && ratio == 0.0 {
-        lost = Some("none of the bans is enforced".into());
+    if lost.is_none() && !s.bans.is_empty() && ratio < LEAST_ENFORCED {
+        lost = Some(format!("only {:.1} % of the bans are enforced", 100.0 * ratio));
     }
     if lost.is_none() && name == Name::Xdp {
         lost = unprotected(&coverage.attachments);
@@ -245,13 +248,11 @@ pub fn point(live: &Live, now: Timestamp) -> HistoryPoint {
     }
 }
 
-/// Why nothing would be dropped although nobody is banned: no interface has the program.
+/// Why what comes in by an interface is not dropped: it has no program, and nothing else covers it.
 fn unprotected(attachments: &[Attachment]) -> Option<String> {
-    let first = attachments.first()?;
-    attachments.iter().all(|a| a.mode == "none").then(|| {
-        let why = first.reason.as_deref().unwrap_or("the program is not attached");
-        format!("no interface is protected: {}: {why}", first.interface)
-    })
+    let open = attachments.iter().find(|a| a.mode == "none")?;
+    let why = open.reason.as_deref().unwrap_or("the program is not attached");
+    Some(format!("{} is not protected: {why}", open.interface))
 }
 
 fn dropped(totals: &Totals) -> u64 {
@@ -304,15 +305,15 @@ mod tests {
     }
 
     #[test]
-    fn an_enforcer_without_an_interface_is_lost() {
+    fn an_interface_without_a_program_is_not_protected() {
         let attachment = |mode, reason: Option<&str>| Attachment {
             interface: "eth0".into(),
             mode,
             reason: reason.map(str::to_owned),
         };
         assert_eq!(unprotected(&[]), None);
-        assert_eq!(unprotected(&[attachment("none", None), attachment("generic", None)]), None);
-        let lost = unprotected(&[attachment("none", Some("it is gone"))]).expect("lost");
-        assert_eq!(lost, "no interface is protected: eth0: it is gone");
+        assert_eq!(unprotected(&[attachment("native", None), attachment("generic", None)]), None);
+        let lost = unprotected(&[attachment("native", None), attachment("none", Some("it is gone"))]).expect("lost");
+        assert_eq!(lost, "eth0 is not protected: it is gone");
     }
 }

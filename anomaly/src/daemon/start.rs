@@ -137,7 +137,9 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
         wanted,
         counts: Arc::default(),
         held: 0,
+        unlisted: None,
         off: false,
+        not_effective: BTreeMap::new(),
         degraded: BTreeMap::new(),
         told: Told::default(),
     };

@@ -10,7 +10,7 @@ use std::collections::{HashMap, HashSet};
 
 use ipnet::IpNet;
 
-use super::{Coverage, Drop, EnforceError, Enforcer, Held, Incident, Name, Totals, iptables};
+use super::{Coverage, Drop, EnforceError, Enforcer, Fault, Held, Incident, Name, Totals, iptables};
 
 /// Opens the second rung when it is needed.
 pub type OpenLower = Box<dyn FnMut() -> Result<(Box<dyn Enforcer>, Vec<Incident>), EnforceError> + Send>;
@@ -33,6 +33,8 @@ pub struct Both {
     never_drop: Vec<IpNet>,
     incidents: Vec<Incident>,
     retry_in: u32,
+    /// That there is an interface which neither covers has been told.
+    gap_told: bool,
     clear_in: u32,
 }
 
@@ -48,6 +50,7 @@ impl Both {
             never_drop: Vec::new(),
             incidents: Vec::new(),
             retry_in: 0,
+            gap_told: false,
             clear_in: CLEAR_AFTER,
         };
         both.close_gaps();
@@ -68,6 +71,7 @@ impl Both {
         let gaps = self.gaps();
         if gaps.is_empty() {
             self.retry_in = 0;
+            self.gap_is_over();
             return;
         }
         if self.retry_in > 0 {
@@ -78,15 +82,24 @@ impl Both {
                 // The rules are in use from now on.
                 self.clear_in = 0;
                 self.incidents.extend(incidents);
+                self.gap_is_over();
                 tracing::info!(interfaces = ?gaps, "iptables covers the interfaces without XDP");
             }
             Err(error) => {
                 self.retry_in = RETRY_EVERY;
                 let reason = format!("{} without XDP, and iptables cannot cover them: {error}", gaps.join(", "));
-                if !self.incidents.iter().any(|i| matches!(i, Incident::Degraded { reason: r } if *r == reason)) {
-                    self.incidents.push(Incident::Degraded { reason });
+                self.gap_told = true;
+                let told = Incident::Degraded { fault: Fault::Gap, reason };
+                if !self.incidents.contains(&told) {
+                    self.incidents.push(told);
                 }
             }
+        }
+    }
+
+    fn gap_is_over(&mut self) {
+        if std::mem::take(&mut self.gap_told) {
+            self.incidents.push(Incident::Recovered { fault: Fault::Gap });
         }
     }
 
@@ -100,6 +113,7 @@ impl Both {
             Ok(removed) if removed == iptables::Removed::default() => {}
             Ok(removed) => tracing::info!(?removed, "removed what an earlier daemon left in iptables"),
             Err(error) => self.incidents.push(Incident::Degraded {
+                fault: Fault::Leftovers,
                 reason: format!("rules that an earlier daemon left may stay in force after an unban: {error}"),
             }),
         }
@@ -372,6 +386,7 @@ mod tests {
     #[test]
     fn a_second_rung_that_cannot_be_had_is_told_and_tried_again_later() {
         let upper = Fake::default();
+        let covered_again = upper.clone();
         upper.set_gap(true);
         let tries = Arc::new(Mutex::new(0));
         let count = tries.clone();
@@ -383,11 +398,14 @@ mod tests {
         both.clear_in = 0;
         let told = both.maintain();
         assert!(
-            matches!(&told[..], [Incident::Degraded { reason }] if reason.contains("eth0 without XDP") && reason.contains("apt-get install iptables")),
+            matches!(&told[..], [Incident::Degraded { fault: Fault::Gap, reason }] if reason.contains("eth0 without XDP") && reason.contains("apt-get install iptables")),
             "{told:?}"
         );
         assert!(both.ban(&[forever(net("192.0.2.1/32"))])[0].is_ok(), "XDP works on");
         let later: usize = (0..RETRY_EVERY).map(|_| both.maintain().len()).sum();
         assert_eq!((*tries.lock().unwrap(), later), (2, 1));
+        covered_again.set_gap(false);
+        assert_eq!(both.maintain(), [Incident::Recovered { fault: Fault::Gap }]);
+        assert_eq!(both.maintain(), [], "told once");
     }
 }

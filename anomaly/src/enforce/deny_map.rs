@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Coverage, Drop, EnforceError, Enforcer, Held, Incident, Name, covered_by};
+use super::{Coverage, Drop, EnforceError, Enforcer, Fault, Held, Incident, Name, covered_by};
 use crate::config;
 
 /// Calls of [`Enforcer::maintain`] (about seconds) between two reloads of Nginx: each one starts
@@ -93,13 +93,13 @@ impl List {
         match self.write() {
             Ok(()) => {
                 self.dirty = false;
-                self.failed = false;
-                None
+                std::mem::take(&mut self.failed).then_some(Incident::Recovered { fault: Fault::DenyMap })
             }
             Err(error) => {
                 tracing::warn!(%error, "the deny list for Nginx is not up to date");
                 let reason = format!("banned clients behind a proxy are not refused: {error}");
-                (!std::mem::replace(&mut self.failed, true)).then_some(Incident::Degraded { reason })
+                (!std::mem::replace(&mut self.failed, true))
+                    .then_some(Incident::Degraded { fault: Fault::DenyMap, reason })
             }
         }
     }
@@ -333,9 +333,12 @@ mod tests {
         let mut map = fixture.open();
         assert!(map.ban(&[forever("203.0.113.1/32")])[0].is_ok(), "the packets are dropped all the same");
         let told: Vec<Incident> = (0..20).flat_map(|_| map.maintain()).collect();
-        assert!(matches!(&told[..], [Incident::Degraded { reason }] if reason.contains("nginx.deny_map")), "{told:?}");
+        assert!(
+            matches!(&told[..], [Incident::Degraded { reason, .. }] if reason.contains("nginx.deny_map")),
+            "{told:?}"
+        );
         fs::create_dir_all(&gone).expect("made");
-        assert_eq!(settle(map.as_mut()), []);
+        assert_eq!(settle(map.as_mut()), [Incident::Recovered { fault: Fault::DenyMap }]);
         assert!(gone.join("deny.list").exists());
     }
 

@@ -22,7 +22,7 @@ use std::os::unix::net::UnixListener;
 
 use ipnet::IpNet;
 
-use super::{Coverage, Drop, EnforceError, Enforcer, Held, Incident, Name, covered_by};
+use super::{Coverage, Drop, EnforceError, Enforcer, Fault, Held, Incident, Name, covered_by};
 use crate::config;
 
 mod claim;
@@ -117,7 +117,7 @@ impl IptablesEnforcer {
             && std::path::Path::new("/proc/thread-self/net/if_inet6").exists()
         {
             let reason = format!("IPv6 clients cannot be dropped: {reason}");
-            enforcer.incidents.push(Incident::Degraded { reason });
+            enforcer.incidents.push(Incident::Degraded { fault: Fault::Ipv6, reason });
         }
         enforcer.take_over(config.iptables_raw_prerouting)?;
         if !config.grace.is_zero() {
@@ -291,6 +291,7 @@ impl IptablesEnforcer {
                 }
                 if self.ledger.announce_overflow() {
                     self.incidents.push(Incident::Degraded {
+                        fault: Fault::Overflow,
                         reason: format!(
                             "more than {rules} bans (enforcer.iptables_max_rules) and no ipset for further ones: \
                              {error}. Rules are set up to {capacity}, and every packet pays for each"
@@ -512,11 +513,14 @@ impl Enforcer for IptablesEnforcer {
 
     fn maintain(&mut self) -> Vec<Incident> {
         self.look_in = self.look_in.saturating_sub(1);
-        if self.look_in == 0 && !self.ledger.is_empty() {
+        if self.look_in == 0 && (!self.ledger.is_empty() || self.broken) {
             match self.repair() {
                 Ok(missing) => {
                     if !missing.is_empty() {
                         self.incidents.push(Incident::Repaired { missing, orphans: Vec::new() });
+                    }
+                    if self.broken {
+                        self.incidents.push(Incident::Recovered { fault: Fault::Chains });
                     }
                     (self.broken, self.look_in) = (false, LOOK_EVERY);
                 }
@@ -524,11 +528,14 @@ impl Enforcer for IptablesEnforcer {
                     tracing::warn!(%error, "the firewall cannot be looked at");
                     if !self.broken {
                         let reason = format!("the firewall cannot be looked at or repaired: {error}");
-                        self.incidents.push(Incident::Degraded { reason });
+                        self.incidents.push(Incident::Degraded { fault: Fault::Chains, reason });
                     }
                     (self.broken, self.look_in) = (true, LOOK_EVERY_WHEN_BROKEN);
                 }
             }
+        }
+        if self.ledger.overflow_is_over() {
+            self.incidents.push(Incident::Recovered { fault: Fault::Overflow });
         }
         std::mem::take(&mut self.incidents)
     }

@@ -158,11 +158,59 @@ pub enum Incident {
         /// Entries the map can hold.
         capacity: u32,
     },
-    /// Enforcement is on, but not as good as it should be (an interface lost, generic XDP).
+    /// Enforcement is on, but not as good as it should be.
     Degraded {
+        /// What it is; it may be told again, with a newer reason.
+        fault: Fault,
         /// What and why.
         reason: String,
     },
+    /// A fault is over.
+    Recovered {
+        /// Which.
+        fault: Fault,
+    },
+    /// `anomaly off` has reached the kernel: nothing is dropped.
+    Off,
+}
+
+/// What can be wrong with enforcing by itself, and ends by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// An interface is gone, or has lost its program.
+    Interface(String),
+    /// Interfaces without XDP that iptables cannot cover either.
+    Gap,
+    /// The kernel program cannot be told that the daemon lives.
+    Heartbeat,
+    /// The kernel program is slower than it need be.
+    Slow,
+    /// IPv6 cannot be dropped.
+    Ipv6,
+    /// The chains cannot be looked at or repaired.
+    Chains,
+    /// More bans than rules are good for.
+    Overflow,
+    /// Nginx's deny list is not up to date.
+    DenyMap,
+    /// What an earlier daemon left may go on dropping.
+    Leftovers,
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Interface(name) => return write!(f, "interface:{name}"),
+            Self::Gap => "gap",
+            Self::Heartbeat => "heartbeat",
+            Self::Slow => "slow",
+            Self::Ipv6 => "ipv6",
+            Self::Chains => "chains",
+            Self::Overflow => "overflow",
+            Self::DenyMap => "deny_map",
+            Self::Leftovers => "leftovers",
+        })
+    }
 }
 
 /// How an interface is covered.
@@ -313,6 +361,7 @@ fn open_iptables(config: &config::Enforcer) -> Result<(Box<dyn Enforcer>, Vec<In
         Ok(removed) => tracing::info!(?removed, "removed what an earlier daemon left in XDP"),
         Err(error @ EnforceError::InUse(..)) => return Err(error),
         Err(error) => incidents.push(Incident::Degraded {
+            fault: Fault::Leftovers,
             reason: format!("bans that an earlier daemon left in XDP may stay in force after an unban: {error}"),
         }),
     }

@@ -23,7 +23,7 @@ use aya_log::EbpfLogger;
 use ipnet::IpNet;
 use rustix::time::{ClockId, clock_gettime};
 
-use super::{Attachment, Coverage, Drop, EnforceError, Enforcer, Held, Incident, Name, Totals};
+use super::{Attachment, Coverage, Drop, EnforceError, Enforcer, Fault, Held, Incident, Name, Totals};
 use crate::config::{self, Backend};
 use attach::Attached;
 use needs::{check_capabilities, choose};
@@ -58,6 +58,8 @@ pub struct XdpEnforcer {
     /// Bans that gave way, with their ends: they do not push others out in turn.
     gave_way: HashMap<IpNet, u64>,
     switched_off: bool,
+    /// The kernel program could not be told that the daemon lives.
+    mute: bool,
     /// Calls of [`Enforcer::maintain`].
     rounds: u64,
 }
@@ -143,6 +145,7 @@ impl XdpEnforcer {
             next_to_go: HashMap::new(),
             gave_way: HashMap::new(),
             switched_off: false,
+            mute: false,
             rounds: 0,
         };
         enforcer
@@ -205,6 +208,9 @@ impl XdpEnforcer {
                     if attached.frags { " with frags" } else { "" },
                     if attached.taken_over { ", taken over from the daemon before" } else { "" },
                 );
+                if self.uncovered.remove(&name).is_some() {
+                    self.incidents.push(Incident::Recovered { fault: Fault::Interface(name.clone()) });
+                }
                 if let Some(reason) =
                     attached.reason.clone().filter(|_| self.settings.xdp_mode == config::XdpMode::Auto)
                 {
@@ -215,7 +221,6 @@ impl XdpEnforcer {
                         reason,
                     });
                 }
-                self.uncovered.remove(&name);
                 self.attached.push(attached);
                 Ok(())
             }
@@ -288,15 +293,23 @@ impl XdpEnforcer {
                 tracing::debug!("{name}: {e}");
             }
             self.uncovered.insert(name.clone(), "the interface is gone".into());
-            self.incidents
-                .push(Incident::Degraded { reason: format!("{name} is gone, or its XDP program was detached") });
+            let reason = format!("{name} is gone, or its XDP program was detached");
+            self.incidents.push(Incident::Degraded { fault: Fault::Interface(name), reason });
         }
         let Ok(present) = netlink::interfaces() else { return };
-        for interface in choose(&self.settings, &present) {
+        let chosen = choose(&self.settings, &present);
+        for interface in &chosen {
             if self.attached.iter().all(|a| a.interface != interface.name) {
                 // Filed by `cover`; tried again at the next change.
-                let _ = self.cover(&interface);
+                let _ = self.cover(interface);
             }
+        }
+        // The default route has moved to another interface: this one is no longer asked for. Where none is covered, the
+        // route may just be gone with it.
+        if !self.attached.is_empty() && self.settings.interfaces.iter().all(|name| name == "auto") {
+            let left = self.uncovered.extract_if(.., |name, _| chosen.iter().all(|i| i.name != *name));
+            let over = left.map(|(name, _)| Incident::Recovered { fault: Fault::Interface(name) });
+            self.incidents.extend(over);
         }
     }
 
@@ -515,15 +528,16 @@ impl Enforcer for XdpEnforcer {
     fn maintain(&mut self) -> Vec<Incident> {
         self.follow_interfaces();
         self.sweep_nets();
-        if let Err(e) = self.heartbeat() {
-            self.incidents.push(Incident::Degraded { reason: e.to_string() });
+        let beat = self.heartbeat();
+        if std::mem::replace(&mut self.mute, beat.is_err()) && beat.is_ok() {
+            self.incidents.push(Incident::Recovered { fault: Fault::Heartbeat });
+        }
+        if let Err(e) = beat {
+            self.incidents.push(Incident::Degraded { fault: Fault::Heartbeat, reason: e.to_string() });
         }
         let off = self.kernel.switch.get(&0, 0).is_ok_and(|value| value == switch::OFF);
         if off && !self.switched_off {
-            self.incidents.push(Incident::Degraded {
-                reason: "dropping was switched off by `anomaly off`; the next start of the daemon turns it on again"
-                    .into(),
-            });
+            self.incidents.push(Incident::Off);
         }
         self.switched_off = off;
         if let Some(logger) = &mut self.logger {

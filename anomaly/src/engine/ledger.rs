@@ -249,6 +249,10 @@ impl Ledger {
     /// Bans that were restored are in force again since `moment`: perhaps nobody enforced them before.
     pub fn enforced_from(&mut self, moment: Timestamp) {
         self.enforced_from = Some(moment);
+        // What came through then, now may not; and whoever is to tell of it anew has forgotten it.
+        for active in self.bans.values_mut() {
+            (active.through, active.reported) = (0, false);
+        }
     }
 
     /// Puts a ban in force as of `since`.
@@ -519,6 +523,11 @@ mod tests {
         ledger.enforced_from(Timestamp::from_secs(1105));
         assert_eq!(proof(&mut ledger, 1120, 1121), 0);
         assert_eq!(proof(&mut ledger, 1121, 1121), 1);
+        // It is told once in the life of a daemon.
+        assert_eq!(proof(&mut ledger, 1130, 1130), 0);
+        let mut next = ledger.clone();
+        next.enforced_from(Timestamp::from_secs(1200));
+        assert_eq!((proof(&mut next, 1215, 1215), proof(&mut next, 1216, 1216)), (0, 1));
         // A newer ban of the same prefix is proved by itself.
         let proofs = ledger.proofs(Timestamp::from_secs(1121));
         let mut ledger = Ledger::default();

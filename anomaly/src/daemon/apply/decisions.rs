@@ -7,7 +7,7 @@ use tracing::{error, info};
 
 use super::super::Event;
 use super::super::clock::now;
-use super::Apply;
+use super::{Apply, HELD};
 use crate::audit::{self, Change};
 use crate::enforce::{Drop, EnforceError};
 use crate::engine::{Ban, Origin, Unban};
@@ -89,7 +89,7 @@ impl Apply {
     /// Tells of the bans, and of the ends of others, that a crash kept from being told; the kernel holds what it should by
     /// now, or it is known why not.
     pub fn tell_late(&mut self, bans: &[Ban], ended: &[Recorded]) {
-        let error = self.degraded.get("enforcement").map(|(reason, _)| reason.clone());
+        let error = self.degraded.get(HELD).map(|(reason, _)| reason.clone());
         for Recorded { ban, state, ended, packets, bytes } in ended {
             let origin = if *state == BanState::Lifted { Origin::Operator } else { Origin::Detector };
             let at = ended.unwrap_or(ban.at);
@@ -128,6 +128,7 @@ impl Apply {
             return;
         }
         self.held = self.held.min(self.wanted.len());
+        self.forget_not_effective();
         let prefixes: Vec<IpNet> = lifted.iter().map(|(unban, ..)| unban.prefix).collect();
         let outcomes = self.enforcer.unban(&prefixes);
         let (mut changes, mut failed) = (Vec::new(), Failed::default());

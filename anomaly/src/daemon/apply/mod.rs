@@ -21,7 +21,7 @@ use super::{Event, RequestError};
 use crate::audit::{self, Audit, AuditError, Change, Snapshots};
 use crate::config::{self, Backend, Config, OnStop};
 use crate::enforce::{Coverage, Drop, Enforcer, Name};
-use crate::engine::{Ban, Decision, Output, Refusal, State};
+use crate::engine::{Ban, Decision, NotEffective, Output, Refusal, State};
 use crate::metrics::Metrics;
 use crate::notify::{Notice, Notifier};
 use crate::report::{BanRow, DecisionRow, Explanation, HistoryPoint, PastBan, TopRow, ip_text};
@@ -43,6 +43,11 @@ const STORE_COUNTS_EVERY: Duration = Duration::from_secs(60);
 const PRUNE_EVERY: Duration = Duration::from_secs(3600);
 /// Bans in an explanation.
 const MAX_EXPLAINED: usize = 50;
+
+/// Keys of [`Apply::degraded`]: what the enforcer holds is not what is wanted, or unknown.
+const HELD: &str = "enforcement:held";
+/// The allow-list is not in the kernel.
+const ALLOWLIST: &str = "enforcement:allowlist";
 
 /// What the hot thread hands over.
 pub enum Work {
@@ -113,6 +118,8 @@ pub struct ApplyPicture {
     pub enforcement_ratio: f64,
     /// Word, reason, since.
     pub degraded: Vec<(String, String, Timestamp)>,
+    /// Why nothing is dropped, or nobody knows what is.
+    pub lost: Option<String>,
     /// When this was made; an old picture means that the enforcer or the disk hangs.
     pub at: Timestamp,
 }
@@ -159,9 +166,14 @@ pub struct Apply {
     pub counts: Arc<HashMap<IpNet, (u64, u64)>>,
     /// Wanted bans that the enforcer held when it was last asked.
     pub held: usize,
+    /// Why the enforcer did not say what it holds when it was last asked.
+    pub unlisted: Option<String>,
     /// `anomaly off` was said: nothing is dropped until the next start.
     pub off: bool,
-    /// What is not as it should be: word -> reason, since.
+    /// Bans in force whose clients still come through.
+    pub not_effective: BTreeMap<IpNet, NotEffective>,
+    /// What is not as it should be: key -> reason, since. A key is a word, or a word, a colon and which of several causes:
+    /// each ends by itself.
     pub degraded: BTreeMap<String, (String, Timestamp)>,
     /// What others found and this thread has told, as [`Apply::degraded`]; they show it themselves, with fresher words.
     pub told: Told,
@@ -221,6 +233,7 @@ impl Apply {
             }
             Work::Reconcile(bans) => {
                 self.wanted = wanted(bans.iter().map(Arc::as_ref));
+                self.forget_not_effective();
                 self.reconcile(true);
             }
             Work::Explain { prefix, client, allowlisted_by, active, reply } => {
@@ -315,7 +328,7 @@ impl Apply {
                 let reason = super::log_watch::why_not_effective(proof);
                 warn!("the ban of {} does not hold: {reason}", ip_text(&proof.prefix));
                 self.write(&audit::Event::NotEffective { proof, reason: &reason });
-                self.degrade("not_effective", Some(format!("{}: {reason}", ip_text(&proof.prefix))));
+                self.show_not_effective(proof);
                 self.notifier.send(Notice::NotEffective { proof: proof.clone(), reason });
             }
             Output::LevelAccepted(accepted) => {

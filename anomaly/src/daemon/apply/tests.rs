@@ -3,11 +3,11 @@
 use std::fs::File;
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::*;
 use crate::enforce::dry_run::DryRun;
-use crate::enforce::{EnforceError, Held, Incident};
+use crate::enforce::{EnforceError, Fault, Held, Incident};
 use crate::engine::{Origin, Unban};
 
 /// Drops nothing, and counts its calls.
@@ -22,6 +22,10 @@ struct Calls {
     listings: AtomicUsize,
     bans: AtomicUsize,
     unbans: AtomicUsize,
+    /// It cannot be asked.
+    mute: AtomicBool,
+    /// It has no room for one more.
+    full: AtomicBool,
 }
 
 impl Enforcer for Counting {
@@ -31,6 +35,9 @@ impl Enforcer for Counting {
 
     fn ban(&mut self, drops: &[Drop]) -> Vec<Result<(), EnforceError>> {
         self.calls.bans.fetch_add(1, Ordering::Relaxed);
+        if self.calls.full.load(Ordering::Relaxed) {
+            return drops.iter().map(|_| Err(EnforceError::Full { capacity: 1 })).collect();
+        }
         self.inner.ban(drops)
     }
 
@@ -41,6 +48,9 @@ impl Enforcer for Counting {
 
     fn banned(&mut self) -> Result<Vec<Held>, EnforceError> {
         self.calls.listings.fetch_add(1, Ordering::Relaxed);
+        if self.calls.mute.load(Ordering::Relaxed) {
+            return Err(EnforceError::Command { command: "iptables-save".into(), message: "no answer".into() });
+        }
         self.inner.banned()
     }
 
@@ -87,7 +97,9 @@ fn apply(dir: &Path) -> (Apply, Arc<Calls>) {
         wanted: Wanted::default(),
         counts: Arc::default(),
         held: 0,
+        unlisted: None,
         off: false,
+        not_effective: BTreeMap::new(),
         degraded: BTreeMap::new(),
         told: Told::default(),
     };
@@ -117,8 +129,12 @@ fn bans(count: u32) -> Vec<Output> {
 }
 
 fn unbans(count: u32) -> Vec<Output> {
-    let unban = |n| Unban { prefix: prefix(n), at: now(), offence: 1, origin: Origin::Detector, ban: Arc::new(ban(n)) };
-    (0..count).map(|n| Output::Decision(Decision::Unban(unban(n)))).collect()
+    (0..count).map(|n| unban(n, Origin::Detector)).collect()
+}
+
+fn unban(n: u32, origin: Origin) -> Output {
+    let ban = Arc::new(ban(n));
+    Output::Decision(Decision::Unban(Unban { prefix: ban.prefix, at: now(), offence: 1, origin, ban }))
 }
 
 /// What is written to the daemon's log meanwhile, by way of a file in `dir`.
@@ -221,4 +237,145 @@ fn a_sink_is_degraded_once_nothing_has_got_through_for_ten_seconds() {
         assert!(apply.degraded["webhook"].0.starts_with("nothing delivered for 1"), "{:?}", apply.degraded);
         assert_eq!(audited(dir.path()), [("degraded".to_owned(), String::new())]);
     });
+}
+
+/// What is shown as degraded, with its reasons.
+fn shown(apply: &mut Apply) -> Vec<(String, String)> {
+    apply.publish();
+    let picture = apply.picture.lock().unwrap().clone().unwrap();
+    picture.degraded.iter().map(|(word, reason, _)| (word.clone(), reason.clone())).collect()
+}
+
+/// As long ago as nobody would remember by himself.
+fn make_old(apply: &mut Apply) {
+    for (_, since) in apply.degraded.values_mut() {
+        *since = since.minus(Duration::from_secs(86_400));
+    }
+}
+
+#[test]
+fn each_fault_of_the_enforcer_ends_by_itself_and_not_with_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut apply, calls) = apply(dir.path());
+    let lost = |name: &str| Fault::Interface(name.into());
+    let degraded = |fault, reason: &str| Incident::Degraded { fault, reason: reason.into() };
+    apply.incidents(vec![degraded(Fault::Ipv6, "no IPv6"), degraded(lost("a"), "a"), degraded(lost("b"), "b")]);
+    // What the kernel holds is right, which says nothing of the three.
+    apply.reconcile(true);
+    apply.look_after_sinks();
+    let word = |reason: &str| ("enforcement".to_owned(), reason.to_owned());
+    assert_eq!(shown(&mut apply), [word("a"), word("b"), word("no IPv6")]);
+    let told = audited(dir.path()).len();
+    apply.incidents(vec![degraded(lost("a"), "still a")]);
+    assert_eq!(audited(dir.path()).len(), told, "it is no news");
+    apply.incidents(vec![Incident::Recovered { fault: lost("a") }]);
+    assert_eq!(shown(&mut apply), [word("b"), word("no IPv6")]);
+    // A listing that fails ends with a comparison that succeeds, and nothing else does.
+    calls.mute.store(true, Ordering::Relaxed);
+    apply.reconcile(true);
+    assert_eq!(shown(&mut apply), [word("iptables-save: no answer"), word("b"), word("no IPv6")]);
+    calls.mute.store(false, Ordering::Relaxed);
+    apply.reconcile(true);
+    assert_eq!(shown(&mut apply), [word("b"), word("no IPv6")]);
+    let (in_all, recovered) = told_degraded(dir.path());
+    assert_eq!((in_all, recovered), (6, 2), "each once, and its end once");
+}
+
+/// Lines of the audit log that say that something is degraded, or was; and how many of them say that it was.
+fn told_degraded(dir: &Path) -> (usize, usize) {
+    let text = std::fs::read_to_string(dir.join("audit.jsonl")).unwrap();
+    let lines: Vec<&str> = text.lines().filter(|line| line.contains(r#""event":"degraded""#)).collect();
+    (lines.len(), lines.iter().filter(|line| line.contains(r#""recovered":true"#)).count())
+}
+
+#[test]
+fn an_interface_that_is_covered_again_ends_its_fallback_and_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut apply, _) = apply(dir.path());
+    let fallback = |interface: Option<&str>, from: &str| Incident::Fallback {
+        interface: interface.map(str::to_owned),
+        from: from.into(),
+        to: "iptables".into(),
+        reason: "why".into(),
+    };
+    apply.incidents(vec![fallback(Some("a"), "xdp"), fallback(None, "xdp"), fallback(None, "iptables")]);
+    assert_eq!(shown(&mut apply).len(), 3);
+    apply.incidents(vec![Incident::Recovered { fault: Fault::Interface("a".into()) }]);
+    apply.incidents(vec![Incident::Recovered { fault: Fault::Overflow }]);
+    let left: Vec<String> = shown(&mut apply).into_iter().map(|(_, reason)| reason).collect();
+    assert_eq!(left, ["xdp cannot be used, iptables is: why"]);
+}
+
+#[test]
+fn a_ban_without_effect_is_shown_until_it_ends_and_never_said_to_have_recovered() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut apply, _) = apply(dir.path());
+    apply.outputs(bans(3), None);
+    let proof = |n| {
+        let at = now().plus(Duration::from_secs(u64::from(n)));
+        let client = prefix(n).addr();
+        Output::NotEffective(NotEffective { prefix: prefix(n), client, peer: None, banned_at: now(), at, records: 5 })
+    };
+    apply.outputs(vec![proof(0), proof(1)], None);
+    make_old(&mut apply);
+    apply.look_after_sinks();
+    let reasons = |apply: &mut Apply| {
+        let shown = shown(apply);
+        assert!(shown.iter().all(|(word, _)| word == "not_effective"), "{shown:?}");
+        shown.into_iter().map(|(_, reason)| reason).collect::<Vec<_>>()
+    };
+    let both = reasons(&mut apply);
+    assert!(
+        both.len() == 1 && both[0].starts_with("20.0.0.1: ") && both[0].ends_with("; and one more ban"),
+        "{both:?}"
+    );
+    apply.outputs(vec![unban(2, Origin::Operator), unban(1, Origin::Operator)], None);
+    let one = reasons(&mut apply);
+    assert!(one.len() == 1 && one[0].starts_with("20.0.0.0: ") && !one[0].contains("more"), "{one:?}");
+    // Its ban has gone without a word, as where the queue to this thread was too short.
+    apply.work(Work::Reconcile(Arc::new([])));
+    assert_eq!(reasons(&mut apply), [""; 0]);
+    assert_eq!(told_degraded(dir.path()), (0, 0));
+}
+
+#[test]
+fn a_full_map_is_shown_until_every_ban_is_held() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut apply, calls) = apply(dir.path());
+    calls.full.store(true, Ordering::Relaxed);
+    apply.outputs(bans(1), None);
+    apply.incidents(vec![Incident::MapFull { gave_way: vec![prefix(0)], capacity: 1 }]);
+    make_old(&mut apply);
+    apply.reconcile(true);
+    apply.look_after_sinks();
+    let words = |apply: &mut Apply| shown(apply).into_iter().map(|(word, _)| word).collect::<Vec<_>>();
+    assert_eq!(words(&mut apply), ["enforcement", "map_full"]);
+    calls.full.store(false, Ordering::Relaxed);
+    apply.reconcile(true);
+    assert_eq!(words(&mut apply), [""; 0]);
+}
+
+#[test]
+fn what_cannot_be_asked_or_was_switched_off_enforces_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut apply, calls) = apply(dir.path());
+    let health = |apply: &mut Apply| {
+        apply.publish();
+        let picture = apply.picture.lock().unwrap().clone().unwrap();
+        (picture.enforcement_ratio, picture.lost.clone())
+    };
+    apply.outputs(bans(2), None);
+    assert_eq!(health(&mut apply), (1.0, None));
+    calls.mute.store(true, Ordering::Relaxed);
+    apply.count();
+    let (ratio, lost) = health(&mut apply);
+    assert!(ratio == 0.0 && lost.as_ref().is_some_and(|why| why.contains("iptables-save: no answer")), "{lost:?}");
+    calls.mute.store(false, Ordering::Relaxed);
+    apply.count();
+    assert_eq!(health(&mut apply), (1.0, None));
+    // The kernel's switch and the mark that `anomaly off` leaves are the same thing, told once.
+    apply.incidents(vec![Incident::Off, Incident::Off]);
+    let (ratio, lost) = health(&mut apply);
+    assert!(ratio == 0.0 && lost.is_some_and(|why| why.contains("anomaly off")));
+    assert_eq!(audited(dir.path()).iter().filter(|(event, _)| event == "off").count(), 1);
 }

@@ -8,13 +8,16 @@ use tracing::{error, info, warn};
 
 use super::super::clock::now;
 use super::super::hot::publish;
+use super::super::log_watch::why_not_effective;
 use super::super::off;
 use super::super::trouble::Trouble;
-use super::{Apply, ApplyPicture};
+use super::{ALLOWLIST, Apply, ApplyPicture, HELD};
 use crate::audit;
 use crate::config::Config;
-use crate::enforce::{Drop, Incident, Name, reconcile};
+use crate::enforce::{Drop, Fault, Incident, Name, reconcile};
+use crate::engine::NotEffective;
 use crate::notify::Notice;
+use crate::report::ip_text;
 use crate::time::Timestamp;
 use ipnet::IpNet;
 
@@ -37,8 +40,8 @@ impl Apply {
                         to: &to,
                         reason: &reason,
                     });
-                    let word = format!("fallback{}", interface.as_deref().map(|i| format!(":{i}")).unwrap_or_default());
-                    self.degraded.insert(word, (format!("{place}{from} cannot be used, {to} is: {reason}"), at));
+                    let key = fallback_key(interface.as_deref().unwrap_or(&from));
+                    self.mark(&key, format!("{place}{from} cannot be used, {to} is: {reason}"));
                     self.notifier.send(Notice::Fallback { at, interface, from, to, reason });
                 }
                 Incident::Repaired { missing, orphans } => self.repaired(&missing, &orphans),
@@ -46,11 +49,23 @@ impl Apply {
                     let text = format!("the ban map is full ({capacity}); {} bans gave way", gave_way.len());
                     error!("{text}");
                     self.write(&audit::Event::MapFull { gave_way: &gave_way, capacity });
-                    self.degrade("map_full", Some(text.clone()));
+                    self.mark("map_full", text.clone());
                     self.notifier.send(Notice::Other { at, event: "map_full".into(), text });
                 }
-                Incident::Degraded { reason } => self.degrade("enforcement", Some(reason)),
+                Incident::Degraded { fault, reason } => self.degrade(&format!("enforcement:{fault}"), Some(reason)),
+                Incident::Recovered { fault } => self.recovered(&fault),
+                Incident::Off => self.switched_off(),
             }
+        }
+    }
+
+    /// What was stepped down from because of it is in use again, too.
+    fn recovered(&mut self, fault: &Fault) {
+        self.degrade(&format!("enforcement:{fault}"), None);
+        match fault {
+            Fault::Interface(name) => self.degrade(&fallback_key(name), None),
+            Fault::Overflow => self.degrade(&fallback_key(Name::Iptables.as_str()), None),
+            _ => {}
         }
     }
 
@@ -71,6 +86,9 @@ impl Apply {
         if self.passes_all() {
             return;
         }
+        if self.degraded.contains_key(ALLOWLIST) {
+            self.set_never_drop();
+        }
         let wall = now();
         let wanted: Vec<Drop> = (self.wanted.iter())
             .filter(|(_, until)| until.is_none_or(|until| until > wall))
@@ -79,6 +97,7 @@ impl Apply {
         match reconcile(self.enforcer.as_mut(), &wanted) {
             Ok(done) => {
                 self.held = done.enforced;
+                self.unlisted = None;
                 if tell && !(done.missing.is_empty() && done.orphans.is_empty()) {
                     self.repaired(&done.missing, &done.orphans);
                 }
@@ -87,14 +106,18 @@ impl Apply {
                     error!("{} of {} bans are NOT enforced: {failure}", done.wanted - done.enforced, done.wanted);
                     self.write(&audit::Event::EnforceFailed { prefix: None, error: failure });
                 }
-                self.degrade("enforcement", failed);
+                if failed.is_none() {
+                    // What had given way is held again, or no longer wanted.
+                    self.degrade("map_full", None);
+                }
+                self.degrade(HELD, failed);
             }
             Err(failure) => {
                 let failure = failure.to_string();
                 error!("the enforcer cannot be compared with what is wanted: {failure}");
                 self.metrics.enforcer_errors.inc();
                 self.write(&audit::Event::EnforceFailed { prefix: None, error: &failure });
-                self.degrade("enforcement", Some(failure));
+                self.degrade(HELD, Some(failure));
             }
         }
         self.maintain();
@@ -115,14 +138,21 @@ impl Apply {
     }
 
     pub(super) fn notice_off(&mut self) {
-        if self.off || !off::is_off(&self.config.dashboard.socket) {
+        if !self.off && off::is_off(&self.config.dashboard.socket) {
+            self.switched_off();
+        }
+    }
+
+    /// `anomaly off` was said, as its mark or the kernel shows: whichever is seen first tells.
+    fn switched_off(&mut self) {
+        if self.off {
             return;
         }
         self.off = true;
         error!("`anomaly off` was said: nothing is dropped until `anomaly run` is started again");
         self.write(&audit::Event::Off);
         let reason = "dropping was switched off by `anomaly off`; restart the daemon to drop again".to_owned();
-        self.degrade_quietly("off", reason.clone());
+        self.mark("off", reason.clone());
         self.notifier.send(Notice::Other { at: now(), event: "off".into(), text: reason });
     }
 
@@ -130,30 +160,31 @@ impl Apply {
     pub(super) fn count(&mut self) {
         match self.enforcer.banned() {
             Ok(held) => {
+                self.unlisted = None;
                 self.held = held.iter().filter(|h| self.wanted.contains_key(&h.prefix)).count();
                 self.counts = Arc::new(held.into_iter().map(|h| (h.prefix, (h.packets, h.bytes))).collect());
             }
             Err(failure) => {
                 self.metrics.enforcer_errors.inc();
-                self.degrade("enforcement", Some(failure.to_string()));
+                self.unlisted = Some(failure.to_string());
+                // The next reconciliation that succeeds says that it is over.
+                self.degrade(HELD, Some(failure.to_string()));
             }
         }
     }
 
-    /// Marks `what` as degraded with a reason, or as good again with none. Only changes are logged and told.
-    pub fn degrade(&mut self, what: &str, reason: Option<String>) {
+    /// Marks a key of [`Apply::degraded`] as degraded with a reason, or as good again with none. Only changes are logged
+    /// and told.
+    pub fn degrade(&mut self, key: &str, reason: Option<String>) {
         match reason {
             Some(reason) => {
-                if !self.degraded.contains_key(what) {
-                    self.degrade_quietly(what, reason.clone());
-                    self.tell_degraded(what, reason);
-                } else if let Some(known) = self.degraded.get_mut(what) {
-                    known.0 = reason;
+                if self.degrade_quietly(key, reason.clone()) {
+                    self.tell_degraded(word(key), reason);
                 }
             }
             None => {
-                if let Some((reason, since)) = self.degraded.remove(what) {
-                    self.tell_recovered(what, &reason, since);
+                if let Some((reason, since)) = self.degraded.remove(key) {
+                    self.tell_recovered(word(key), &reason, since);
                 }
             }
         }
@@ -183,13 +214,44 @@ impl Apply {
         self.notifier.send(Notice::Recovered { at: now(), what: what.to_owned(), reason: reason.to_owned(), after });
     }
 
-    /// As [`Apply::degrade`], for what cannot be written to the audit log because that is what fails.
-    pub(super) fn degrade_quietly(&mut self, what: &str, reason: String) {
-        if !self.degraded.contains_key(what) {
-            error!("{what}: {reason}");
+    /// As [`Apply::degrade`], for what cannot be written to the audit log because that is what fails; true when it is new.
+    pub(super) fn degrade_quietly(&mut self, key: &str, reason: String) -> bool {
+        let new = !self.degraded.contains_key(key);
+        if new {
+            error!("{}: {reason}", word(key));
         }
-        let since = self.degraded.get(what).map_or_else(now, |(_, since)| *since);
-        self.degraded.insert(what.to_owned(), (reason, since));
+        self.mark(key, reason);
+        new
+    }
+
+    /// Shows what is told in another way.
+    pub(super) fn mark(&mut self, key: &str, reason: String) {
+        let since = self.degraded.get(key).map_or_else(now, |(_, since)| *since);
+        self.degraded.insert(key.to_owned(), (reason, since));
+    }
+
+    /// Shows that requests of a banned client keep arriving, for as long as such a ban is in force.
+    pub(super) fn show_not_effective(&mut self, proof: &NotEffective) {
+        self.not_effective.insert(proof.prefix, proof.clone());
+        let more = match self.not_effective.len() - 1 {
+            0 => String::new(),
+            1 => "; and one more ban".into(),
+            more => format!("; and {more} more bans"),
+        };
+        self.mark("not_effective", format!("{}: {}{more}", ip_text(&proof.prefix), why_not_effective(proof)));
+    }
+
+    /// Bans have ended. No recovery is told of: what let these clients through is still there.
+    pub(super) fn forget_not_effective(&mut self) {
+        let known = self.not_effective.len();
+        self.not_effective.retain(|prefix, _| self.wanted.contains_key(prefix));
+        if self.not_effective.len() == known {
+            return;
+        }
+        match self.not_effective.values().max_by_key(|proof| proof.at).cloned() {
+            Some(newest) => self.show_not_effective(&newest),
+            None => drop(self.degraded.remove("not_effective")),
+        }
     }
 
     pub(super) fn look_after_sinks(&mut self) {
@@ -203,12 +265,6 @@ impl Apply {
             let reason = failing.map(|(lasts, why)| format!("nothing delivered for {} s: {why}", lasts.as_secs()));
             self.degrade(sink.name, reason);
         }
-        let forget = |since: &Timestamp| now().since(*since) > Duration::from_secs(600);
-        for what in ["not_effective", "map_full"] {
-            if self.degraded.get(what).is_some_and(|(_, since)| forget(since)) {
-                self.degrade(what, None);
-            }
-        }
     }
 
     /// Renews the picture.
@@ -216,7 +272,7 @@ impl Apply {
         let wanted = self.wanted.len();
         let ratio = match wanted {
             0 => 1.0,
-            _ if self.off => 0.0,
+            _ if self.off || self.unlisted.is_some() => 0.0,
             _ => self.held.min(wanted) as f64 / wanted as f64,
         };
         publish(
@@ -227,13 +283,21 @@ impl Apply {
                 counts: Arc::clone(&self.counts),
                 enforcement_ratio: ratio,
                 degraded: (self.degraded.iter())
-                    .map(|(what, (reason, since))| {
-                        (what.split(':').next().unwrap_or(what).to_owned(), reason.clone(), *since)
-                    })
+                    .map(|(what, (reason, since))| (word(what).to_owned(), reason.clone(), *since))
                     .collect(),
+                lost: self.lost(),
                 at: now(),
             },
         );
+    }
+
+    /// Why nothing is dropped, or nobody knows.
+    fn lost(&self) -> Option<String> {
+        if self.off {
+            return Some("dropping was switched off by `anomaly off`".into());
+        }
+        let failure = self.unlisted.as_ref()?;
+        Some(format!("{} does not say what it drops: {failure}", self.enforcer.name().as_str()))
     }
 
     /// Hands the allow-list and the guarded addresses to the enforcer.
@@ -243,9 +307,8 @@ impl Apply {
         prefixes.extend(&self.config.trusted_proxies);
         prefixes.sort();
         prefixes.dedup();
-        if let Err(failure) = self.enforcer.set_never_drop(&prefixes) {
-            self.degrade("enforcement", Some(format!("the allow-list could not be set: {failure}")));
-        }
+        let failure = self.enforcer.set_never_drop(&prefixes).err();
+        self.degrade(ALLOWLIST, failure.map(|failure| format!("the allow-list could not be set: {failure}")));
     }
 
     pub(super) fn reloaded(&mut self, outcome: Result<Box<Config>, String>) {
@@ -268,4 +331,13 @@ impl Apply {
             }
         }
     }
+}
+
+fn fallback_key(from: &str) -> String {
+    format!("fallback:{from}")
+}
+
+/// The word that people know a key by.
+fn word(key: &str) -> &str {
+    key.split(':').next().unwrap_or(key)
 }

@@ -27,6 +27,8 @@ pub(super) struct Ledger {
     /// Rules beyond which bans go elsewhere.
     pub max_rules: u32,
     overflow_announced: bool,
+    /// The announced one is over, and nobody has been told.
+    overflow_ended: bool,
     last: HashMap<IpNet, Count>,
     retired: Totals,
 }
@@ -39,6 +41,7 @@ impl Ledger {
             in_sets: [0; 2],
             max_rules,
             overflow_announced: false,
+            overflow_ended: false,
             last: HashMap::new(),
             retired: Totals::default(),
         }
@@ -89,13 +92,19 @@ impl Ledger {
             *self.number(place, prefix) -= 1;
         }
         if !self.is_full() && !Family::BOTH.iter().any(|family| self.uses_set(*family)) {
-            self.overflow_announced = false;
+            self.overflow_ended |= std::mem::take(&mut self.overflow_announced);
         }
     }
 
     /// True the first time since there was no overflow.
     pub fn announce_overflow(&mut self) -> bool {
+        self.overflow_ended = false;
         !std::mem::replace(&mut self.overflow_announced, true)
+    }
+
+    /// True once after the end of an overflow.
+    pub fn overflow_is_over(&mut self) -> bool {
+        std::mem::take(&mut self.overflow_ended)
     }
 
     /// The bans in the family's set.
@@ -190,9 +199,10 @@ mod tests {
         assert_eq!(ledger.rules(Family::V6), [What::Set(Family::V6)]);
         ledger.remove(&net("192.0.2.1/32"));
         assert!(!ledger.is_full());
-        assert!(!ledger.announce_overflow(), "the set is still in use");
+        assert!(!ledger.announce_overflow() && !ledger.overflow_is_over(), "the set is still in use");
         ledger.remove(&net("2001:db8::/64"));
-        assert!(ledger.is_empty() && ledger.announce_overflow());
+        assert!(ledger.is_empty() && ledger.overflow_is_over() && !ledger.overflow_is_over());
+        assert!(ledger.announce_overflow());
     }
 
     #[test]

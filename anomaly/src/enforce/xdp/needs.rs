@@ -4,7 +4,7 @@ use rustix::thread::CapabilitySet;
 
 use super::netlink::{self, Interface};
 use crate::config;
-use crate::enforce::{EnforceError, Incident};
+use crate::enforce::{EnforceError, Fault, Incident};
 
 /// The interfaces that the configuration means, as they are now.
 pub fn choose(settings: &config::Enforcer, present: &[Interface]) -> Vec<Interface> {
@@ -106,6 +106,7 @@ pub fn check_capabilities() -> Result<Option<Incident>, EnforceError> {
     let slow = !admin && !have.contains(CapabilitySet::PERFMON);
     if missing.is_empty() {
         return Ok(slow.then(|| Incident::Degraded {
+            fault: Fault::Slow,
             reason: "CAP_PERFMON is missing: the kernel program runs with speculation barriers, 2 to 3 times slower"
                 .into(),
         }));
