@@ -56,6 +56,7 @@ pub const STATUS: &[&str] = &[
     "active_bans",
     "global_rate",
     "baseline",
+    "unhealthy",
     "degraded",
 ];
 const AUDIT: &[&str] = &["ts", "event", "enforcer", "ok", "error"];
@@ -64,7 +65,7 @@ const AUDIT: &[&str] = &["ts", "event", "enforcer", "ok", "error"];
 const COMMANDS: &[(&str, &[&str])] = &[
     ("run", &["--log", "--interface", "--backend"]),
     ("replay", &["--json", "--baseline", "--learn"]),
-    ("status", &["--json"]),
+    ("status", &["--json", "--check"]),
     ("bans", &["--json"]),
     ("top", &["--json", "--watch"]),
     ("ban", &["--for", "--reason", "--json"]),

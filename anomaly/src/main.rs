@@ -65,7 +65,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
     match &cli.command {
         Command::Run(args) => run(cli, args),
         Command::Replay(args) => cli::replay::run(load(cli.config.as_deref())?.config, args),
-        Command::Status(args) => get(cli, "/api/v1/status", args.json, |p, v| p.status(v)),
+        Command::Status(args) => status(cli, args),
         Command::Bans(args) => get(cli, "/api/v1/bans", args.json, |p, v| p.bans(v, daemon::now())),
         Command::Top(args) if args.watch => {
             cli::watch::top(&settings(cli)?.dashboard.socket)?;
@@ -145,6 +145,14 @@ fn get(
     let value = ask(&config.dashboard.socket, Method::GET, path, None)?.ok()?;
     show(&if as_json { format!("{value}\n") } else { print(&Printer::new(), &value) })?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn status(cli: &Cli, args: &args::Status) -> Result<ExitCode> {
+    let config = settings(cli)?;
+    let status = ask(&config.dashboard.socket, Method::GET, "/api/v1/status", None)?.ok()?;
+    show(&if args.json { format!("{status}\n") } else { Printer::new().status(&status) })?;
+    let lost = args.check && status["unhealthy"].is_string();
+    Ok(if lost { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// Fails when some check does.

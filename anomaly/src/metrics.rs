@@ -430,7 +430,7 @@ impl Metrics {
         if (self.start_time.get() - started).abs() > 2.0 {
             self.start_time.set(started);
         }
-        self.healthy.set(if live.healthy.is_ok() { 1.0 } else { 0.0 });
+        self.healthy.set(if status.unhealthy.is_none() { 1.0 } else { 0.0 });
         self.last_record.set(status.log_time.as_deref().map_or(0.0, seconds));
         raise(&self.records, status.records);
         raise(&self.late_records, status.late);

@@ -423,6 +423,8 @@ pub struct Status {
     pub host_cpu: f64,
     /// Memory in use on the host, 0 to 1.
     pub host_memory: f64,
+    /// Why `/healthz` answers 503: the log or the enforcer is lost; null when neither is.
+    pub unhealthy: Option<String>,
     /// Everything that is not as it should be; empty is good.
     pub degraded: Vec<Degraded>,
 }

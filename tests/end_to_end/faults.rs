@@ -34,7 +34,13 @@ pub(super) fn wait_for_health(lab: &Lab, daemon: &Daemon<'_>, status: u16, text:
     clock::wait_until(&format!("health to be {status} {text:?}"), Duration::from_secs(70), || {
         ask().is_ok_and(|(code, said)| code == status && said.contains(text))
     })
-    .map_err(|e| e.context(format!("{:?}: {}", ask(), daemon.output())))
+    .map_err(|e| e.context(format!("{:?}: {}", ask(), daemon.output())))?;
+    // The command line says the same, and fails where it is asked to.
+    let (checked, shown) = (daemon.command(&["status", "--check"])?, daemon.command(&["status"])?);
+    ensure!(checked.status.success() == (status == 200) && shown.status.success(), "{checked:?} {shown:?}");
+    let said = String::from_utf8_lossy(&checked.stdout).into_owned();
+    ensure!(said.contains("! unhealthy: ") == (status != 200), "{said}");
+    Ok(())
 }
 
 fn is_served(lab: &Lab) -> Result<bool> {

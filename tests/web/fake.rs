@@ -321,6 +321,7 @@ pub fn picture() -> Live {
             memory_bytes: 48 << 20,
             host_cpu: 0.31,
             host_memory: 0.42,
+            unhealthy: None,
             degraded: vec![Degraded {
                 what: "rejected".into(),
                 reason: "3 of the last 1000 lines gave no record".into(),
@@ -335,6 +336,5 @@ pub fn picture() -> Live {
             warmup_left_secs: 0,
             hours: (0..24).map(|h| (h % 3 != 0).then(|| LevelRow::new(&global, 64.0))).collect(),
         },
-        healthy: Ok(()),
     }
 }

@@ -115,13 +115,13 @@ fn everything_else_is_a_problem_document_too() {
 fn health_follows_the_daemon_and_tells_strangers_little() {
     let server = Server::start(Options::default());
     assert_eq!((get(&server, "/healthz").status, get(&server, "/healthz").body.as_str()), (200, "ok\n"));
-    server.show(|live| live.healthy = Err("the log /var/log/nginx/access.json is gone".into()));
+    server.show(|live| live.status.unhealthy = Some("the log /var/log/nginx/access.json is gone".into()));
     let sick = get(&server, "/healthz");
     assert_eq!(sick.status, 503);
     assert!(sick.body.contains("access.json is gone"));
 
     let abroad = Server::start(Options { beyond_loopback: true, token: Some("secret"), ..Options::default() });
-    abroad.show(|live| live.healthy = Err("the log /var/log/nginx/access.json is gone".into()));
+    abroad.show(|live| live.status.unhealthy = Some("the log /var/log/nginx/access.json is gone".into()));
     let sick = get(&abroad, "/healthz");
     assert_eq!((sick.status, sick.body.as_str()), (503, "unhealthy\n"));
 }

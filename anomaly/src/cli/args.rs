@@ -31,7 +31,7 @@ pub enum Command {
     /// Run the detector over past logs, enforcing nothing: who would have been banned, and why
     Replay(Replay),
     /// How the running daemon is doing
-    Status(Show),
+    Status(Status),
     /// Who is banned now
     Bans(Show),
     /// The busiest clients in the window
@@ -124,6 +124,17 @@ pub struct Show {
     /// As JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `status`.
+#[derive(Debug, clap::Args)]
+pub struct Status {
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Fail where the log or the enforcer is lost, as /healthz does
+    #[arg(long)]
+    pub check: bool,
 }
 
 /// Arguments of `top`.

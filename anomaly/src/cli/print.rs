@@ -110,6 +110,10 @@ impl Printer {
     /// `anomaly status`.
     pub fn status(&self, status: &Value) -> String {
         let mut out = String::new();
+        if status["unhealthy"].is_string() {
+            let line = format!("! unhealthy: {}", text(&status["unhealthy"]));
+            let _ = writeln!(out, "{}", self.paint(&line, Tone::Bad));
+        }
         let degraded = status["degraded"].as_array().map(Vec::as_slice).unwrap_or_default();
         for row in degraded {
             let line = format!("! {}: {} (since {})", text(&row["what"]), text(&row["reason"]), text(&row["since"]));
@@ -456,6 +460,8 @@ mod tests {
         let status = |enforcer| PLAIN.status(&json!({"enforcer": enforcer, "enforcement_ratio": 1.0}));
         assert!(status("dry-run").contains("drops nothing") && !status("dry-run").contains("enforced"));
         assert!(status("xdp").contains("xdp, 100.0 % of the bans enforced"));
+        let lost = PLAIN.status(&json!({"enforcer": "xdp", "unhealthy": "eth1 is not protected"}));
+        assert!(lost.starts_with("! unhealthy: eth1 is not protected\n") && !status("xdp").contains("unhealthy"));
         let ban = |enforcer| json!({"ip": "192.0.2.1", "until": null, "enforcer": enforcer});
         let bans = |enforcer| PLAIN.bans(&json!([ban(enforcer)]), NOW);
         assert!(bans("dry-run").contains("not dropped") && !bans("xdp").contains("not dropped"));

@@ -44,8 +44,6 @@ pub struct Live {
     pub top: Vec<TopRow>,
     /// `GET /api/v1/baseline`.
     pub baseline: BaselineRow,
-    /// False when the log or the enforcer is lost; then `/healthz` answers 503 with the reason.
-    pub healthy: Result<(), String>,
 }
 
 /// An event for those who watch: a decision (`ban`, `unban`) or a global anomaly.

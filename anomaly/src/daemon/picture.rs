@@ -217,6 +217,7 @@ pub fn live(sources: &Sources<'_>, memory: &mut Memory) -> Live {
         memory_bytes,
         host_cpu: round(host_cpu),
         host_memory: round(host_memory),
+        unhealthy: lost,
         degraded,
     };
     Live {
@@ -229,7 +230,6 @@ pub fn live(sources: &Sources<'_>, memory: &mut Memory) -> Live {
             warmup_left_secs: s.warmup_left_secs,
             hours: s.hours.iter().map(|h| h.as_ref().map(|level| LevelRow::new(level, 0.0))).collect(),
         },
-        healthy: lost.map_or(Ok(()), Err),
     }
 }
 

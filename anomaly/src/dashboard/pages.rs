@@ -64,11 +64,11 @@ pub async fn ip(ip: Result<Path<String>, PathRejection>) -> Result<Redirect, Pro
 
 /// 200 while log and enforcer are there, else 503 with the reason.
 pub async fn healthz(State(app): State<App>, peer: Option<Extension<Peer>>, headers: HeaderMap) -> Response {
-    let healthy = app.handle.live.borrow().healthy.clone();
+    let unhealthy = app.handle.live.borrow().status.unhealthy.clone();
     let peer = peer.map_or(Peer::Network, |p| p.0);
-    match healthy {
-        Ok(()) => text_response("text/plain; charset=utf-8", Bytes::from_static(b"ok\n")),
-        Err(reason) => {
+    match unhealthy {
+        None => text_response("text/plain; charset=utf-8", Bytes::from_static(b"ok\n")),
+        Some(reason) => {
             // Strangers learn that something is wrong, not what.
             let reason = if app.gate.may_read(peer, &headers) { reason } else { "unhealthy".into() };
             let mut response = text_response("text/plain; charset=utf-8", format!("{reason}\n").into());
