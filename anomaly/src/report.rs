@@ -457,9 +457,11 @@ pub struct Explanation {
     pub ip: String,
     /// Bans in force that cover it.
     pub active: Vec<BanRow>,
+    /// Of a prefix: the newest bans in force of addresses and prefixes inside it, at most 50. It is not banned by them.
+    pub inside: Vec<BanRow>,
     /// Its figures in the window now; null when it is not followed.
     pub now: Option<TopRow>,
-    /// Every ban on record that covers it, newest first.
+    /// The newest bans on record that cover it or lie inside it, at most 50, newest first.
     pub bans: Vec<PastBan>,
     /// The entry of the allow-list that covers it, if any.
     pub allowlisted_by: Option<String>,

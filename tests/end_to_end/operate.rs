@@ -89,6 +89,12 @@ fn the_command_line_asks_and_steers_the_daemon() -> Result<()> {
     }
     let explained = daemon.json(&["explain", ATTACKER.v4])?;
     ensure!(explained["active"][0]["ip"] == ATTACKER.v4, "{explained}");
+    ensure!(explained["inside"].as_array().is_some_and(Vec::is_empty), "{explained}");
+    // What only holds a banned address is not banned: nothing could be lifted.
+    let explained = daemon.json(&["explain", "203.0.113.0/24"])?;
+    ensure!(explained["active"].as_array().is_some_and(Vec::is_empty), "{explained}");
+    ensure!(explained["inside"][0]["ip"] == ATTACKER.v4, "{explained}");
+    ensure!(daemon.command(&["unban", "203.0.113.0/24"])?.status.code() == Some(1));
 
     // A prefix is exactly what is written; a refusal is exit code 1 with its reason.
     succeeds(&["ban", "203.0.113.128/25"])?;

@@ -216,10 +216,15 @@ fn answer_one(request: Request, live: &watch::Sender<Arc<Live>>, events: &broadc
         Request::Explain { prefix, reply } => {
             let live = live.borrow().clone();
             let active: Vec<BanRow> = live.bans.iter().filter(|row| covers(row, &prefix)).cloned().collect();
+            let lies_inside = |row: &&BanRow| {
+                let ban = row.decision.ip.as_deref().and_then(anomaly::report::parse_ip);
+                ban.is_some_and(|ban| prefix.contains(&ban) && ban != prefix)
+            };
+            let inside = live.bans.iter().filter(lies_inside).cloned().collect();
             let bans = if active.is_empty() { Vec::new() } else { vec![past_ban(prefix)] };
             let ip = anomaly::report::ip_text(&prefix);
             let now = live.top.iter().find(|row| row.ip == ip).cloned();
-            drop(reply.send(Ok(Explanation { ip, active, now, bans, allowlisted_by: None })));
+            drop(reply.send(Ok(Explanation { ip, active, inside, now, bans, allowlisted_by: None })));
         }
         Request::LogWritten | Request::Enforced(_) | Request::Configure { .. } | Request::Stop => {
             unreachable!("not for the dashboard to ask")

@@ -300,6 +300,15 @@ impl Printer {
         if active.is_empty() {
             let _ = writeln!(out, "{}", self.paint(&format!("{ip} is not banned."), Tone::Good));
         }
+        let inside = card["inside"].as_array().map(Vec::as_slice).unwrap_or_default();
+        if !inside.is_empty() {
+            let title = format!("Inside it {} banned:", if inside.len() == 1 { "is" } else { "are" });
+            let _ = writeln!(out, "{}", self.paint(&title, Tone::Warn));
+        }
+        for ban in inside {
+            let ends = left(&ban["until"], now).map_or_else(|| "permanent".to_owned(), |l| format!("for another {l}"));
+            let _ = writeln!(out, "  {} {ends}", text(&ban["ip"]));
+        }
         let entry = text(&card["allowlisted_by"]);
         if !entry.is_empty() {
             let _ = writeln!(out, "{ip} is on the allow-list ({entry}): it is never banned.");
@@ -452,6 +461,12 @@ mod tests {
         let card = json!({"ip": "192.0.2.1", "active": [{"ip": "192.0.2.0/24", "until": until}]});
         assert!(
             PLAIN.explain(&card, NOW).starts_with("192.0.2.1 is banned as part of 192.0.2.0/24 for another 1m 35s.\n")
+        );
+        let card = json!({"ip": "192.0.2.0/24", "active": [], "inside": [{"ip": "192.0.2.1", "until": until}]});
+        assert!(
+            PLAIN
+                .explain(&card, NOW)
+                .starts_with("192.0.2.0/24 is not banned.\nInside it is banned:\n  192.0.2.1 for another 1m 35s\n")
         );
     }
 

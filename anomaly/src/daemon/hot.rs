@@ -11,7 +11,7 @@ use tracing::{error, info, warn};
 
 use super::Request;
 use super::alert::Alert;
-use super::apply::{Progress, Reply, Work};
+use super::apply::{MAX_EXPLAINED, Progress, Reply, Work};
 use super::clock::{now, stopwatch};
 use super::line_counts::LineCounts;
 use super::log_watch::LogWatch;
@@ -19,8 +19,8 @@ use super::outbox::Outbox;
 use super::saves::Saves;
 use super::trouble::Trouble;
 use crate::config::Config;
-use crate::enforce::{covered_by, overlaps};
-use crate::engine::{BadState, Command, Engine, Input, Output, Snapshot, State};
+use crate::enforce::covered_by;
+use crate::engine::{BadState, Ban, Command, Engine, Input, Output, Snapshot, State};
 use crate::metrics::reject_word;
 use crate::record::{Parsed, Parser, Record, Reject};
 use crate::report::{TopRow, inert};
@@ -417,8 +417,10 @@ impl Hot {
                 let Snapshot { global_rate, bans, .. } = self.engine.snapshot(0);
                 let client = self.engine.client(prefix.addr()).map(|c| TopRow::new(&c, global_rate));
                 let allowlisted_by = covered_by(&prefix, &self.config.allowlist);
-                let active = bans.iter().filter(|b| overlaps(&b.prefix, &prefix)).cloned().collect();
-                self.outbox.send(Work::Explain { prefix, client, allowlisted_by, active, reply });
+                let active = bans.iter().filter(|b| b.prefix.contains(&prefix)).cloned().collect();
+                let lies_inside = |b: &&Arc<Ban>| prefix.contains(&b.prefix) && b.prefix != prefix;
+                let inside = bans.iter().rev().filter(lies_inside).take(MAX_EXPLAINED).cloned().collect();
+                self.outbox.send(Work::Explain { prefix, client, allowlisted_by, active, inside, reply });
             }
             Request::Configure { config, reply } => {
                 let outcome = self.configure(*config);

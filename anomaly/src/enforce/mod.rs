@@ -411,14 +411,9 @@ pub struct Reconciled {
     pub failed: Option<EnforceError>,
 }
 
-/// True when `prefix` and `other` share an address.
-pub fn overlaps(prefix: &IpNet, other: &IpNet) -> bool {
-    prefix.contains(other) || other.contains(prefix)
-}
-
 /// The first of `entries` that shares an address with `prefix`.
 pub fn covered_by(prefix: &IpNet, entries: &[IpNet]) -> Option<IpNet> {
-    entries.iter().find(|entry| overlaps(prefix, entry)).copied()
+    entries.iter().find(|entry| prefix.contains(*entry) || entry.contains(prefix)).copied()
 }
 
 /// The prefix of one address: /32 or /128.

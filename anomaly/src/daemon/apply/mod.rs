@@ -41,8 +41,8 @@ const COUNT_EVERY: Duration = Duration::from_secs(60);
 /// Counts of active bans reach the store this often.
 const STORE_COUNTS_EVERY: Duration = Duration::from_secs(60);
 const PRUNE_EVERY: Duration = Duration::from_secs(3600);
-/// Bans in an explanation.
-const MAX_EXPLAINED: usize = 50;
+/// Bans in an explanation, of each kind.
+pub const MAX_EXPLAINED: usize = 50;
 
 /// Keys of [`Apply::degraded`]: what the enforcer holds is not what is wanted, or unknown.
 const HELD: &str = "enforcement:held";
@@ -72,6 +72,8 @@ pub enum Work {
         allowlisted_by: Option<IpNet>,
         /// Active bans that cover it.
         active: Vec<Arc<Ban>>,
+        /// Active bans of what lies inside it, newest first.
+        inside: Vec<Arc<Ban>>,
         /// Who asked.
         reply: oneshot::Sender<Result<Explanation, RequestError>>,
     },
@@ -236,8 +238,8 @@ impl Apply {
                 self.forget_not_effective();
                 self.reconcile(true);
             }
-            Work::Explain { prefix, client, allowlisted_by, active, reply } => {
-                let _ = reply.send(self.explain(&prefix, client, allowlisted_by, &active));
+            Work::Explain { prefix, client, allowlisted_by, active, inside, reply } => {
+                let _ = reply.send(self.explain(&prefix, client, allowlisted_by, [&active, &inside]));
             }
             Work::Guard(prefixes) => {
                 self.guarded = prefixes;
@@ -355,7 +357,7 @@ impl Apply {
         prefix: &IpNet,
         now: Option<TopRow>,
         allowlisted_by: Option<IpNet>,
-        active: &[Arc<Ban>],
+        [active, inside]: [&[Arc<Ban>]; 2],
     ) -> Result<Explanation, RequestError> {
         let name = self.enforcer.name().as_str();
         let counts = Arc::clone(&self.counts);
@@ -366,14 +368,14 @@ impl Apply {
                 if r.state == BanState::Active { count(&r.ban.prefix) } else { (r.packets, r.bytes) };
             PastBan::new(&r.ban, r.state.as_str(), r.ended, packets.max(r.packets), bytes.max(r.bytes))
         });
+        let row = |ban: &Arc<Ban>| {
+            let (packets, bytes) = count(&ban.prefix);
+            BanRow::new(ban, name, packets, bytes)
+        };
         Ok(Explanation {
             ip: ip_text(prefix),
-            active: (active.iter())
-                .map(|ban| {
-                    let (packets, bytes) = count(&ban.prefix);
-                    BanRow::new(ban, name, packets, bytes)
-                })
-                .collect(),
+            active: active.iter().map(row).collect(),
+            inside: inside.iter().map(row).collect(),
             now,
             bans: bans.collect(),
             allowlisted_by: allowlisted_by.map(|p| ip_text(&p)),
