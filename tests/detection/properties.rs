@@ -468,6 +468,27 @@ fn a_configuration_is_taken_without_losing_a_window_or_a_ban() {
 }
 
 #[test]
+fn the_busiest_clients_are_banned_where_a_ban_covers_all_of_them() {
+    let mut run = warm(Settings::default());
+    (1..=4).for_each(|n| flood(&mut run, n, 50, 50));
+    let banned = |run: &Run| {
+        let top = run.engine.snapshot(10).top;
+        top.iter().filter(|c| c.banned).map(|c| c.prefix.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!((run.engine.snapshot(10).top.len(), banned(&run)), (4, vec![]));
+    let now = Timestamp::from_secs(run.time);
+    for prefix in ["192.0.2.0/30", "2001:db8::5/128"] {
+        let (prefix, length) = (prefix.parse().expect("a prefix"), None);
+        let ban = Command::Ban { prefix, length, reason: String::new(), force: false };
+        run.engine.handle(now, Input::Command(ban), &mut run.out);
+    }
+    // Another address of that /64 goes on.
+    flood(&mut run, 4, 50, 50);
+    assert_eq!(run.engine.snapshot(10).top.len(), 4);
+    assert_eq!(banned(&run), ["192.0.2.1/32", "192.0.2.2/32", "192.0.2.3/32"]);
+}
+
+#[test]
 fn a_ban_says_why() {
     let mut run = warm(Settings::default());
     for i in 0..40u8 {

@@ -123,6 +123,13 @@ impl Ledger {
         })
     }
 
+    /// Whether a ban covers all of `prefix`.
+    pub fn covers(&self, prefix: &IpNet) -> bool {
+        let lengths = if prefix.addr().is_ipv4() { &self.lengths.v4 } else { &self.lengths.v6 };
+        let mut wider = lengths.range(..=prefix.prefix_len()).map(|(len, _)| IpNet::new(prefix.addr(), *len));
+        wider.any(|wider| wider.is_ok_and(|wider| self.bans.contains_key(&wider.trunc())))
+    }
+
     /// Whether an address lies in a ban that was over when it was decided, and log time has not passed it yet.
     pub fn in_past(&mut self, prefix: &IpNet, at: Timestamp) -> bool {
         match self.past.get(prefix) {
@@ -545,6 +552,11 @@ mod tests {
         ledger.ban(net("192.0.2.1/32"), request(1000), now, &s);
         ledger.ban(net("192.0.2.0/24"), request(1000), now, &s);
         ledger.ban(net("192.0.2.2/32"), request(1000), now, &s);
+        let covers = |ledger: &Ledger, prefix| ledger.covers(&net(prefix));
+        assert!(
+            covers(&ledger, "192.0.2.7/32") && covers(&ledger, "192.0.2.0/24") && covers(&ledger, "192.0.2.128/25")
+        );
+        assert!(!covers(&ledger, "192.0.2.0/23") && !covers(&ledger, "192.0.3.1/32") && !covers(&ledger, "::/96"));
         let lifted = ledger.lift(&net("192.0.2.1/32"), now, &s);
         assert_eq!(lifted.iter().map(|u| u.prefix).collect::<Vec<_>>(), [net("192.0.2.0/24"), net("192.0.2.1/32")]);
         assert_eq!(ledger.covering("192.0.2.1".parse().expect("an address")), None);

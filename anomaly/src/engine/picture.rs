@@ -52,22 +52,24 @@ impl Engine {
 
     fn client_at(&self, index: u32) -> Client {
         let client = self.table.get(index);
+        let prefix = client.key().prefix();
         let (requests, errors) = client.window.since(self.oldest());
         let rate = f64::from(requests) / f64::from(self.settings.window_secs);
         Client {
-            prefix: client.key().prefix(),
+            prefix,
             requests: u64::from(requests),
             errors: u64::from(errors),
             rate,
             z_score: (rate - self.level.mean) / self.level.stddev,
             limit: self.limit_rps(self.known.limit(&client.key())),
-            banned: false,
+            banned: self.ledger.covers(&prefix),
         }
     }
 
     /// The newest figures of one client; `None` when it is not followed.
     pub fn client(&self, address: IpAddr) -> Option<Client> {
         let index = self.table.find(&self.exempt.key(&address))?;
+        // An address of an IPv6 client may be banned without the rest of it.
         Some(Client { banned: self.ledger.covering(address).is_some(), ..self.client_at(index) })
     }
 
