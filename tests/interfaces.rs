@@ -364,3 +364,27 @@ fn status_bans_audit_and_api_have_their_keys_and_the_stream_its_events() {
     exactly(line("unban"), &[UNBAN, AUDIT, &["origin", "reason", "packets", "bytes"]]);
     assert_eq!(line("started")["ok"], true);
 }
+
+#[test]
+fn status_says_that_the_brake_holds() {
+    let now = clock::epoch_secs();
+    let daemon = DryRun::start(&history::quiet(now, 30, 2), "bans.brake_per_minute = 2\n");
+    let words = || {
+        let status = daemon.json(&["status"])?;
+        let rows = status["degraded"].as_array()?.clone();
+        Some(rows.iter().filter_map(|row| Some(row["what"].as_str()?.to_owned())).collect::<Vec<_>>())
+    };
+    let crowd = |clients: std::ops::Range<u32>| {
+        let second = clock::epoch_secs();
+        let lines: String = clients.map(|n| flood(second, 3, &format!("203.0.113.{n}"))).collect();
+        daemon.log().write_all(lines.as_bytes()).expect("written");
+    };
+    crowd(1..3);
+    let bans = || daemon.json(&["bans"]).and_then(|rows| Some(rows.as_array()?.len()));
+    clock::wait_until("two bans", Duration::from_secs(10), || bans() == Some(2)).expect("banned");
+    assert_eq!(words(), Some(vec![]));
+    crowd(3..5);
+    clock::wait_until("the brake", Duration::from_secs(10), || words() == Some(vec!["braked".into()]))
+        .unwrap_or_else(|e| panic!("{e}: {:?} {:?}", words(), bans()));
+    assert_eq!(bans(), Some(2));
+}

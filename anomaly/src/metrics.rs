@@ -239,6 +239,7 @@ pub const DEGRADED_WORDS: &[&str] = &[
     "not_effective",
     "enforcement",
     "map_full",
+    "braked",
     "off",
 ];
 

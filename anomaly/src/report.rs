@@ -7,7 +7,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{Ban, BanLength, Finding, Level, Origin, Rule, Scope, Signal, Source, Unban};
+use crate::engine::{
+    Ban, BanLength, Braked, Finding, Level, LevelAccepted, Origin, Rule, Scope, Signal, Source, Unban,
+};
 use crate::time::Timestamp;
 
 /// An address where the prefix is one address, else the prefix.
@@ -93,15 +95,15 @@ impl From<&Level> for BaselineFigures {
 pub struct DecisionRow {
     /// RFC 3339, UTC.
     pub time: String,
-    /// `ban`, `unban` or `global_anomaly`.
+    /// `ban`, `unban` or `global_anomaly`; among the events also `braked` and `level_accepted`.
     pub action: String,
-    /// Address, or prefix where a prefix is banned; absent for global anomalies.
+    /// Address, or prefix where a prefix is banned; absent for what concerns the whole site.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub ip: Option<String>,
     /// The numbers; absent for unbans and for bans by hand of unknown clients.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub numbers: Option<Numbers>,
-    /// The nth ban of this prefix; absent for global anomalies.
+    /// The nth ban of this prefix; only of bans and unbans.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub offence: Option<u32>,
     /// Length of a ban; null when permanent; absent for the rest.
@@ -172,11 +174,25 @@ impl DecisionRow {
 
     /// The row of a global anomaly.
     pub fn global_anomaly(finding: &Finding) -> Self {
+        Self::event("global_anomaly", finding.at, None, Some(finding))
+    }
+
+    /// The row of a ban that the brake held back.
+    pub fn braked(braked: &Braked) -> Self {
+        Self::event("braked", braked.finding.at, Some(&braked.prefix), Some(&braked.finding))
+    }
+
+    /// The row of a level that has become normal.
+    pub fn level_accepted(accepted: &LevelAccepted) -> Self {
+        Self::event("level_accepted", accepted.at, None, None)
+    }
+
+    fn event(action: &str, at: Timestamp, prefix: Option<&IpNet>, finding: Option<&Finding>) -> Self {
         Self {
-            time: finding.at.to_string(),
-            action: "global_anomaly".into(),
-            ip: None,
-            numbers: Some(finding.into()),
+            time: at.to_string(),
+            action: action.into(),
+            ip: prefix.map(ip_text),
+            numbers: finding.map(Numbers::from),
             offence: None,
             duration_secs: None,
         }

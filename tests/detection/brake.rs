@@ -78,6 +78,24 @@ fn from_the_twentieth_ban_a_minute_on_the_rest_is_alerted_once_each() {
     assert_eq!(site.crowd(20, 10), (10, 0));
 }
 
+/// Also while those who are held back are known: each is told once, but the brake goes on holding.
+#[test]
+fn how_long_the_brake_holds_is_known() {
+    let mut site = Site::new(Settings::default());
+    let began = site.now;
+    site.crowd(0, 20);
+    assert_eq!(site.engine.snapshot(0).braked, None, "everybody was banned");
+    site.crowd(20, 10);
+    site.now += 5;
+    site.ask(client(25), 40);
+    let held = |site: &Site| site.engine.snapshot(0).braked.map(|(since, last)| [since, last].map(|t| t.as_secs()));
+    assert_eq!(held(&site), Some([began, began + 5]));
+    // More than a minute later it begins anew.
+    site.now += 61;
+    site.crowd(100, 30);
+    assert_eq!(held(&site), Some([began + 66; 2]));
+}
+
 #[test]
 fn over_three_times_the_limit_and_over_the_hard_limit_bans_go_on() {
     let mut site = Site::new(Settings::default());

@@ -37,8 +37,12 @@ fn decisions_and_anomalies_come_as_they_happen_and_are_told_to_those_who_come_la
     assert_eq!(ban["reason"], HOSTILE);
     send("global_anomaly");
     assert_eq!(events.wait("anomaly")["action"], "global_anomaly");
+    for action in ["braked", "level_accepted"] {
+        send(action);
+        assert_eq!(events.wait("anomaly")["action"], action);
+    }
     let late = Events::open(tcp(&server)).wait("recent");
-    assert_eq!(late.as_array().map(Vec::len), Some(2));
+    assert_eq!(late.as_array().map(Vec::len), Some(4));
     assert_eq!(late[1]["action"], "global_anomaly");
 }
 

@@ -46,12 +46,12 @@ pub struct Live {
     pub baseline: BaselineRow,
 }
 
-/// An event for those who watch: a decision (`ban`, `unban`) or a global anomaly.
+/// An event for those who watch: a decision (`ban`, `unban`), or something else that happened.
 #[derive(Clone, Debug)]
 pub struct Event {
     /// What was decided.
     pub row: DecisionRow,
-    /// In words.
+    /// In words; of an unban `expired` or `lifted`.
     pub reason: String,
 }
 

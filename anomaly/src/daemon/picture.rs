@@ -19,6 +19,9 @@ use crate::time::Timestamp;
 /// A thread that has shown nothing for this long hangs.
 pub const HANGS_AFTER: Duration = Duration::from_secs(15);
 
+/// The brake is shown for so long after it last held a ban back.
+const BRAKED_FOR: Duration = Duration::from_secs(60);
+
 /// Where a smaller share of the bans is enforced, the enforcer is lost.
 const LEAST_ENFORCED: f64 = 0.5;
 
@@ -184,6 +187,7 @@ pub fn live(sources: &Sources<'_>, memory: &mut Memory) -> Live {
         .map(|(what, reason, since)| Degraded { what: what.clone(), reason: reason.clone(), since: since.to_string() })
         .collect();
     degraded.extend(memory.mark(*now, found));
+    degraded.extend(brake(s.braked, *now));
     let global = LevelRow::new(&s.global, s.global_limit);
     let rejected: u64 =
         hot.rejected.iter().filter(|(r, _)| *r != crate::record::Reject::Empty).map(|(_, count)| count).sum();
@@ -248,6 +252,13 @@ pub fn point(live: &Live, now: Timestamp) -> HistoryPoint {
     }
 }
 
+/// The mass-ban brake holds, or did within the last minute. Whom it holds back is told one by one, so this is only shown.
+fn brake(braked: Option<(Timestamp, Timestamp)>, now: Timestamp) -> Option<Degraded> {
+    let (since, _) = braked.filter(|(_, last)| now.since(*last) <= BRAKED_FOR)?;
+    let reason = "so many clients crossed their limits at once that only the worst are banned (bans.brake_per_minute, bans.brake_share); is it an attack, or did a deployment break the site?";
+    Some(Degraded { what: "braked".into(), reason: reason.into(), since: since.to_string() })
+}
+
 /// Why what comes in by an interface is not dropped: it has no program, and nothing else covers it.
 fn unprotected(attachments: &[Attachment]) -> Option<String> {
     let open = attachments.iter().find(|a| a.mode == "none")?;
@@ -302,6 +313,15 @@ mod tests {
         memory.told();
         memory.mark(later, vec![missing("a")]);
         assert_eq!(memory.news(), Some(vec![missing("a")]), "the same word, but another log");
+    }
+
+    #[test]
+    fn the_brake_is_shown_for_a_minute_after_it_last_held() {
+        let at = |secs| NOW.plus(Duration::from_secs(secs));
+        assert_eq!(brake(None, NOW), None);
+        let shown = brake(Some((NOW, at(30))), at(90)).expect("shown");
+        assert_eq!((shown.what, shown.since), ("braked".into(), NOW.to_string()));
+        assert_eq!(brake(Some((NOW, at(30))), at(91)), None);
     }
 
     #[test]

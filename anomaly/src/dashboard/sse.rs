@@ -26,13 +26,14 @@ const RECENT: usize = 50;
 /// A comment is sent after this long without anything else, so that proxies keep the connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
-/// A decision or an anomaly with its reason: the data of `decision` and `anomaly` events.
+/// What happened, with its reason: the data of `decision` events (bans and unbans) and of `anomaly` events (global
+/// anomalies, bans that the brake held back, new levels that were accepted).
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct EventRow {
     /// What was decided.
     #[serde(flatten)]
     pub row: DecisionRow,
-    /// Why, in words.
+    /// Why, in words; of an unban how the ban ended: `expired` or `lifted`.
     pub reason: String,
 }
 
@@ -103,7 +104,7 @@ impl Hub {
     }
 
     fn publish(&self, event: Event) {
-        let name = if event.row.action == "global_anomaly" { "anomaly" } else { "decision" };
+        let name = if matches!(&*event.row.action, "ban" | "unban") { "decision" } else { "anomaly" };
         let row = EventRow { row: event.row, reason: event.reason };
         let mut text = Vec::with_capacity(512);
         frame(name, &row, &mut text);

@@ -358,6 +358,8 @@ pub struct Snapshot {
     pub tracked_ips_peak: usize,
     /// Addresses dropped from the table because it was full.
     pub evicted: u64,
+    /// The brake has held bans back, without a pause of a minute: since when, and when last.
+    pub braked: Option<(Timestamp, Timestamp)>,
     /// Busiest clients in the window, busiest first.
     pub top: Vec<Client>,
     /// Active bans, oldest first.

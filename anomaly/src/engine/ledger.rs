@@ -18,7 +18,7 @@ use super::settings::Settings;
 use crate::time::Timestamp;
 
 /// The brake counts automatic bans over this span.
-const BRAKE_SPAN: Duration = Duration::from_secs(60);
+pub const BRAKE_SPAN: Duration = Duration::from_secs(60);
 
 /// What is dropped but was under way when a ban came into force may be logged for this long.
 const GRACE: Duration = Duration::from_secs(15);

@@ -96,6 +96,8 @@ pub struct Engine {
     late: u64,
     early: u64,
     blocked: u64,
+    /// The brake has held a ban back: since when, and when last, without a pause of a minute.
+    braked: Option<(Timestamp, Timestamp)>,
     /// Outputs of a call that had nowhere to put them.
     owed: Vec<Output>,
     /// Bytes of the windows when they were last saved.
@@ -135,6 +137,7 @@ impl Engine {
             late: 0,
             early: 0,
             blocked: 0,
+            braked: None,
             owed: Vec::new(),
             saved_bytes: Cell::new(0),
             site,
@@ -520,6 +523,8 @@ impl Engine {
         }
         let bans_last_minute = self.ledger.bans_last_minute(self.clock);
         if !hard && verdict.excess < 3.0 && self.brake_holds(bans_last_minute) {
+            let goes_on = self.braked.filter(|(_, last)| now.since(*last) <= ledger::BRAKE_SPAN);
+            self.braked = Some((goes_on.map_or(now, |(since, _)| since), now));
             if !self.table.get(index).is(table::Client::BRAKED) {
                 let finding = self.finding(index, verdict, record);
                 self.table.get_mut(index).flags |= table::Client::BRAKED;

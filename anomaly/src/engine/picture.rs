@@ -39,6 +39,7 @@ impl Engine {
             tracked_ips: self.table.len(),
             tracked_ips_peak: self.table.peak(),
             evicted: self.table.evicted(),
+            braked: self.braked,
             top: clients,
             bans: self.ledger.bans(),
         }

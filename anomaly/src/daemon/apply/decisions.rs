@@ -5,7 +5,6 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use tracing::{error, info};
 
-use super::super::Event;
 use super::super::clock::now;
 use super::{Apply, HELD};
 use crate::audit::{self, Change};
@@ -81,7 +80,7 @@ impl Apply {
     /// Tells everybody of a ban, and why it is not enforced.
     fn tell_ban(&mut self, ban: &Ban, error: Option<String>) {
         self.write(&audit::Event::Ban { ban, error: error.as_deref() });
-        let _ = self.events.send(Event { row: DecisionRow::ban(ban), reason: ban.reason() });
+        self.show(DecisionRow::ban(ban), ban.reason());
         let enforcer = self.enforcer.name().as_str().to_owned();
         self.notifier.send(Notice::Ban { ban: Box::new(ban.clone()), enforcer, error });
     }
@@ -106,7 +105,8 @@ impl Apply {
     /// Tells everybody of an unban, and why the kernel drops it all the same.
     fn tell_unban(&mut self, unban: Unban, packets: u64, bytes: u64, error: Option<String>) {
         self.write(&audit::Event::Unban { unban: &unban, packets, bytes, error: error.as_deref() });
-        let _ = self.events.send(Event { row: DecisionRow::unban(&unban), reason: String::new() });
+        let ended = if unban.origin == Origin::Operator { BanState::Lifted } else { BanState::Expired };
+        self.show(DecisionRow::unban(&unban), ended.as_str().into());
         self.notifier.send(Notice::Unban { unban, packets, bytes, error });
     }
 

@@ -21,7 +21,7 @@ use super::{Event, RequestError};
 use crate::audit::{self, Audit, AuditError, Change, Snapshots};
 use crate::config::{self, Backend, Config, OnStop};
 use crate::enforce::{Coverage, Drop, Enforcer, Name};
-use crate::engine::{Ban, Decision, NotEffective, Output, Refusal, State};
+use crate::engine::{Ban, Decision, LevelAccepted, NotEffective, Output, Refusal, State};
 use crate::metrics::Metrics;
 use crate::notify::{Notice, Notifier};
 use crate::report::{BanRow, DecisionRow, Explanation, HistoryPoint, PastBan, TopRow, ip_text};
@@ -322,7 +322,7 @@ impl Apply {
             Output::GlobalAnomaly(finding) => {
                 warn!("the whole site is unusual: {}", finding.reason());
                 self.write(&audit::Event::GlobalAnomaly(finding));
-                let _ = self.events.send(Event { row: DecisionRow::global_anomaly(finding), reason: finding.reason() });
+                self.show(DecisionRow::global_anomaly(finding), finding.reason());
                 self.notifier.send(Notice::GlobalAnomaly(Box::new(finding.clone())));
             }
             Output::Baseline(update) => self.write(&audit::Event::Baseline(update)),
@@ -334,22 +334,27 @@ impl Apply {
                 self.notifier.send(Notice::NotEffective { proof: proof.clone(), reason });
             }
             Output::LevelAccepted(accepted) => {
-                info!(
-                    "a new level of the {} is normal now: {:.2} req/s (was {:.2})",
-                    accepted.scope.as_str(),
-                    accepted.after.mean,
-                    accepted.before.mean
-                );
+                let LevelAccepted { scope, before, after, .. } = accepted;
+                let reason =
+                    format!("{}: {:.2} req/s is normal now (was {:.2})", scope.as_str(), after.mean, before.mean);
+                info!("a new level is accepted: {reason}");
                 self.write(&audit::Event::LevelAccepted(accepted));
+                self.show(DecisionRow::level_accepted(accepted), reason);
                 self.notifier.send(Notice::LevelAccepted(accepted.clone()));
             }
             Output::Braked(braked) => {
                 warn!("the brake holds: {} is not banned ({})", ip_text(&braked.prefix), braked.finding.reason());
                 self.write(&audit::Event::Braked(braked));
+                self.show(DecisionRow::braked(braked), braked.finding.reason());
                 self.notifier.send(Notice::Braked(Box::new(braked.clone())));
             }
             Output::Decision(_) | Output::Refused(_) => {}
         }
+    }
+
+    /// For those who watch; nobody need.
+    fn show(&self, row: DecisionRow, reason: String) {
+        let _ = self.events.send(Event { row, reason });
     }
 
     fn explain(

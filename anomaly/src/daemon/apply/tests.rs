@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use super::*;
 use crate::enforce::dry_run::DryRun;
 use crate::enforce::{EnforceError, Fault, Held, Incident};
-use crate::engine::{Origin, Unban};
+use crate::engine::{Braked, Finding, Level, Origin, Rule, Scope, Source, Unban};
 
 /// Drops nothing, and counts its calls.
 #[derive(Default)]
@@ -378,4 +378,49 @@ fn what_cannot_be_asked_or_was_switched_off_enforces_nothing() {
     let (ratio, lost) = health(&mut apply);
     assert!(ratio == 0.0 && lost.is_some_and(|why| why.contains("anomaly off")));
     assert_eq!(audited(dir.path()).iter().filter(|(event, _)| event == "off").count(), 1);
+}
+
+#[test]
+fn who_watches_hears_how_a_ban_ended_and_what_the_brake_held_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut apply, _) = apply(dir.path());
+    let mut events = apply.events.subscribe();
+    apply.outputs(bans(2), None);
+    apply.outputs(vec![unban(0, Origin::Detector), unban(1, Origin::Operator)], None);
+    let level =
+        Level { scope: Scope::Ip, mean: 1.0, stddev: 0.5, error_rate: 0.01, samples: 9, source: Source::Rolling };
+    let finding = Finding {
+        at: now(),
+        rule: Rule::ZScore,
+        error_surge: false,
+        rate: 9.0,
+        baseline: level,
+        z_score: 16.0,
+        signal: None,
+        limit: 150.0,
+        requests: 540,
+        errors: 0,
+        samples: Vec::new(),
+    };
+    let why = finding.reason();
+    let before = Level { scope: Scope::Global, ..level };
+    let after = Level { mean: 2.5, ..before };
+    apply.outputs(
+        vec![
+            Output::Braked(Braked { prefix: prefix(7), finding, bans_last_minute: 20 }),
+            Output::LevelAccepted(LevelAccepted { at: now(), scope: Scope::Global, before, after }),
+        ],
+        None,
+    );
+    let heard: Vec<_> = std::iter::from_fn(|| events.try_recv().ok())
+        .map(|Event { row, reason }| (row.action, row.ip.unwrap_or_default(), reason))
+        .filter(|(action, ..)| action != "ban")
+        .collect();
+    let wanted = [
+        ("unban", "20.0.0.0", "expired"),
+        ("unban", "20.0.0.1", "lifted"),
+        ("braked", "20.0.0.7", &*why),
+        ("level_accepted", "", "global: 2.50 req/s is normal now (was 1.00)"),
+    ];
+    assert_eq!(heard, wanted.map(|(action, ip, reason)| (action.to_owned(), ip.to_owned(), reason.to_owned())));
 }

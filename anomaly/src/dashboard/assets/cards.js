@@ -26,6 +26,7 @@ const DEGRADED = {
   not_effective: "A ban has no effect",
   enforcement: "Bans are not all enforced",
   map_full: "The ban map is full",
+  braked: "The brake holds bans back",
   off: "Nothing is dropped",
 };
 const SERIOUS = new Set(["log_silent", "log_missing", "not_effective", "enforcement", "store", "store_damaged", "off"]);

@@ -171,6 +171,8 @@ export class Feed {
       ban: ["ban", `banned, ${format.length(row.duration_secs)}${row.offence > 1 ? `, offence ${row.offence}` : ""}`],
       unban: ["unban", "unbanned"],
       global_anomaly: ["anomaly", "site anomaly"],
+      braked: ["anomaly", "held back by the brake"],
+      level_accepted: ["other", "new level accepted"],
     }[row.action] ?? ["other", row.action];
     const item = el(
       "li",
