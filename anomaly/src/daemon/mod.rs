@@ -122,7 +122,9 @@ fn refusal_text(refusal: &Refusal) -> String {
                 "{prefix} is not banned: {entry} must never be dropped (own address, gateway, resolver, proxy or SSH peer)"
             )
         }
-        Refusal::TooWide { prefix } => format!("{prefix} is wider than /16 (IPv6: /32); say --force if you mean it"),
+        Refusal::TooWide { prefix } => {
+            format!("{prefix} is wider than /16 (IPv6: /32): such a ban must be forced (`--force`, in the API `force`)")
+        }
         Refusal::NotBanned { prefix } => format!("no ban covers {prefix}"),
     }
 }
