@@ -366,6 +366,29 @@ fn status_bans_audit_and_api_have_their_keys_and_the_stream_its_events() {
 }
 
 #[test]
+fn status_says_what_the_daemon_costs_its_host() {
+    let now = clock::epoch_secs();
+    let daemon = DryRun::start(&history::quiet(now, 30, 2), "");
+    let cost = || {
+        // An idle daemon uses less than a thousandth of a core.
+        daemon
+            .log()
+            .write_all(history::line(clock::epoch_secs(), "198.51.100.7", "/app.css", 200).repeat(2000).as_bytes())
+            .ok()?;
+        let status = daemon.json(&["status"])?;
+        let [cpu, host_cpu, host_memory] = ["cpu", "host_cpu", "host_memory"].map(|key| status[key].as_f64());
+        Some((cpu?, host_cpu?, host_memory?, status["memory_bytes"].as_u64()?))
+    };
+    let known = || cost().filter(|(cpu, host_cpu, ..)| *cpu > 0.0 && *host_cpu > 0.0);
+    let (cpu, host_cpu, host_memory, memory) =
+        clock::wait_for("figures of the machine", Duration::from_secs(30), known)
+            .unwrap_or_else(|e| panic!("{e}: {:?}", cost()));
+    assert!(cpu < 64.0 && host_cpu <= 1.0, "{cpu} {host_cpu}");
+    assert!(host_memory > 0.0 && host_memory < 1.0, "{host_memory}");
+    assert!((1 << 20..1 << 32).contains(&memory), "{memory}");
+}
+
+#[test]
 fn status_says_that_the_brake_holds() {
     let now = clock::epoch_secs();
     let daemon = DryRun::start(&history::quiet(now, 30, 2), "bans.brake_per_minute = 2\n");
