@@ -12,13 +12,13 @@ use tokio::sync::oneshot;
 use tracing::{error, warn};
 
 use super::Request;
-use super::apply::{Wanted, Work, wanted};
+use super::apply::{Wanted, Work, never_drop, still_to_drop, wanted};
 use super::clock::now;
 use super::hot::{Hot, HotPicture, Parts, Shared};
 use super::logins::Logins;
 use crate::audit;
 use crate::config::Config;
-use crate::enforce::guard;
+use crate::enforce::{Drop, EnforceError, Enforcer, Reconciled, guard, reconcile};
 use crate::engine::{Ban, Engine, State};
 use crate::report::HistoryPoint;
 use crate::store::{self, Store};
@@ -73,23 +73,77 @@ pub(super) struct Begun {
     pub(super) hot_ended: oneshot::Receiver<()>,
 }
 
-/// Reads what was saved and starts the hot thread with it. `counted` is told how many bans were saved, before they are read,
-/// where that is known.
+/// Who must never be banned.
+struct Protected {
+    host: Vec<IpNet>,
+    logins: Logins,
+    /// Both of them.
+    guarded: Vec<IpNet>,
+}
+
+impl Protected {
+    /// Waits until they are found; nothing where that failed.
+    fn found(guard: Guard) -> Option<Self> {
+        let (found, present) = guard.join().ok()?;
+        // Without the trusted proxies, which a new configuration may name no longer; `config` has the present ones. And
+        // without the logins, which end.
+        let host: Vec<IpNet> = found.iter().filter(|g| g.why != guard::Why::LoggedIn).map(|g| g.prefix).collect();
+        let mut logins = Logins::default();
+        logins.look(now(), present);
+        let guarded = host.iter().copied().chain(logins.exempt()).collect();
+        Some(Self { host, logins, guarded })
+    }
+}
+
+/// What can be enforced before everything is read.
+pub(super) enum Early {
+    /// So many IPv4 prefixes, probably.
+    Count(usize),
+    /// What must never be dropped, and what is to be.
+    Bans { never_drop: Vec<IpNet>, drops: Vec<Drop> },
+}
+
+/// Lets the enforcer drop who was banned, as soon as that is known, and not who must never be; how it went, where it was
+/// known at all.
+pub(super) fn enforce_early(
+    enforcer: &mut dyn Enforcer,
+    told: &Receiver<Early>,
+) -> Option<Result<Reconciled, EnforceError>> {
+    told.iter().find_map(|early| match early {
+        Early::Count(bans) => {
+            enforcer.reserve(bans);
+            None
+        }
+        Early::Bans { never_drop, drops } => {
+            // It is set again when all is read, and a failure told.
+            let _ = enforcer.set_never_drop(&never_drop);
+            Some(reconcile(enforcer, &drops))
+        }
+    })
+}
+
+/// Reads what was saved and starts the hot thread with it. `tell` is told of the bans before the rest is read.
 ///
 /// # Errors
 /// When the database or a log cannot be opened.
-pub(super) fn begin(beginning: Beginning, counted: impl FnMut(usize)) -> Result<Begun> {
+pub(super) fn begin(beginning: Beginning, mut tell: impl FnMut(Early)) -> Result<Begun> {
     let Beginning { mut config, guard, requests, wake, work, picture } = beginning;
-    let Opened { store, state, checkpoints, history, trouble } = open_store(&config.store_path, counted)?;
-    let Ok((found, present)) = guard.join() else {
+    let (mut looked_for, mut found) = (Some(guard), None);
+    let mut look = || looked_for.take().and_then(Protected::found);
+    let Opened { store, state, checkpoints, history, trouble } =
+        open_store(&config.store_path, &mut |early| match early {
+            store::Early::Count(bans) => tell(Early::Count(bans)),
+            store::Early::Bans(bans) => {
+                found = found.take().or_else(&mut look);
+                if let Some(Protected { guarded, .. }) = &found {
+                    let drops = still_to_drop(bans.iter().map(|ban| (&ban.prefix, ban.until)));
+                    tell(Early::Bans { never_drop: never_drop(guarded, &config), drops });
+                }
+            }
+        })?;
+    let Some(Protected { host, logins, guarded }) = found.or_else(look) else {
         bail!("who must never be banned could not be found out: see the fault above");
     };
-    // Without the trusted proxies, which a new configuration may name no longer; `config` has the present ones. And
-    // without the logins, which end.
-    let host: Vec<IpNet> = found.iter().filter(|g| g.why != guard::Why::LoggedIn).map(|g| g.prefix).collect();
-    let mut logins = Logins::default();
-    logins.look(now(), present);
-    let guarded: Vec<IpNet> = host.iter().copied().chain(logins.exempt()).collect();
     config.engine.never_ban.extend(&guarded);
     let newest_lines = audit::Newest::read(&config.audit.path);
     let untold = newest_lines.untold_bans(&state.bans);
@@ -144,10 +198,9 @@ struct Opened {
 }
 
 /// Opens the database. One that cannot be written does not keep the daemon from protecting the host; one
-/// that cannot be read does, because whoever starts without it lifts every ban. `counted` as in [`Store::open_counting`].
-fn open_store(path: &Path, mut counted: impl FnMut(usize)) -> Result<Opened> {
-    let opened =
-        Store::open_counting(path, now(), &mut counted).with_context(|| format!("store.path = {}", path.display()))?;
+/// that cannot be read does, because whoever starts without it lifts every ban. `tell` as in [`Store::open_telling`].
+fn open_store(path: &Path, tell: &mut dyn FnMut(store::Early<'_>)) -> Result<Opened> {
+    let opened = Store::open_telling(path, now(), tell).with_context(|| format!("store.path = {}", path.display()))?;
     let store::Opened { store, loaded, quarantined, trouble } = opened;
     let mut trouble = trouble.map(|t| ("store", t.to_string()));
     if let Some(q) = quarantined {

@@ -89,30 +89,28 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
     });
     // What was banned is read and the logs are begun with while the XDP program is loaded, which takes longest; but not
     // before it is sure that no other daemon is at work with them.
-    let (mut begun, (counted, count)) = (None, channel());
+    let (mut begun, (teller, told)) = (None, channel());
     let opened = enforce::open(&config.enforcer, prepared, &mut || {
-        let counted = counted.clone();
-        let told = move |bans| {
+        let teller = teller.clone();
+        let tell = move |early| {
             // Nobody listens where the enforcer could not be opened.
-            let _ = counted.send(bans);
+            let _ = teller.send(early);
         };
         if let Some(beginning) = beginning.take() {
-            begun = Some(std::thread::spawn(|| begin::begin(beginning, told)));
+            begun = Some(std::thread::spawn(|| begin::begin(beginning, tell)));
         }
     });
-    drop(counted);
-    let opened = opened.map(|(mut enforcer, incidents)| {
-        // While what was banned is read; nothing comes where that is not done on a thread, or fails.
-        if let Ok(bans) = count.recv() {
-            enforcer.reserve(bans);
-        }
-        (enforcer, incidents)
+    drop(teller);
+    let opened = opened.map(|(enforcer, incidents)| {
+        let mut enforcer = enforce::deny_map::wrap(enforcer, &config.nginx);
+        off::clear(&config.dashboard.socket);
+        // While the rest is read; nothing comes where that is not done on a thread, or fails.
+        let early = begin::enforce_early(enforcer.as_mut(), &told);
+        (enforcer, incidents, early)
     });
     // Also where the enforcer could not be opened: a damaged database that is just being moved away must be told of.
     let begun = begun.map(std::thread::JoinHandle::join);
-    let (enforcer, incidents) = opened?;
-    let enforcer = enforce::deny_map::wrap(enforcer, &config.nginx);
-    off::clear(&config.dashboard.socket);
+    let (enforcer, incidents, early) = opened?;
     let begun = match beginning {
         Some(beginning) => begin::begin(beginning, |_| {})?,
         None => begun.and_then(Result::ok).context("nothing was begun: see the fault above")??,
@@ -146,11 +144,16 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
     let started = audit::Event::Started { version: env!("CARGO_PKG_VERSION"), restored_bans: restored };
     apply.write(&started);
     apply.incidents(incidents);
+    // What a damaged database has told is not what is wanted.
+    let early = early.filter(|_| trouble.is_none());
     if let Some((word, reason)) = trouble {
         apply.degrade(word, Some(reason));
     }
     apply.set_never_drop();
-    apply.reconcile(false);
+    match early {
+        Some(early) => apply.reconciled(early, false),
+        None => apply.reconcile(false),
+    }
     // It only fails where the hot thread has ended, which is noticed below.
     let _ = request_sender.send(Request::Enforced(now()));
     let newest_lines = begun.newest_lines;

@@ -134,6 +134,16 @@ pub struct Quarantined {
     pub problem: String,
 }
 
+/// What is known of the bans before everything is loaded.
+#[derive(Clone, Copy, Debug)]
+pub enum Early<'a> {
+    /// So many IPv4 prefixes are probably banned still: those that were when progress was last saved. Not told where that is
+    /// long ago.
+    Count(usize),
+    /// All bans that were in force, some of which have ended since.
+    Bans(&'a [Ban]),
+}
+
 /// What [`Store::open`] gives.
 #[derive(Debug)]
 pub struct Opened {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use rusqlite::{Connection, OptionalExtension as _};
 
-use super::{BUSY_TIMEOUT, Loaded, Recorded, StoreError, rows, schema};
+use super::{BUSY_TIMEOUT, Early, Loaded, Recorded, StoreError, rows, schema};
 use crate::engine::Offence;
 use crate::report::HistoryPoint;
 use crate::time::Timestamp;
@@ -162,13 +162,13 @@ pub(super) fn learned(conn: &Connection, name: &str) -> Result<Vec<u8>, rusqlite
 /// How lately progress must have been saved for bans that are active on record to be still running, most of them.
 const LATELY: Duration = Duration::from_secs(600);
 
-/// Everything a restart needs, as of one moment; `counted` as in [`Store::open_counting`].
+/// Everything a restart needs, as of one moment; `tell` as in [`Store::open_telling`].
 ///
-/// [`Store::open_counting`]: super::Store::open_counting
+/// [`Store::open_telling`]: super::Store::open_telling
 pub(super) fn load(
     conn: &Connection,
     now: Timestamp,
-    counted: &mut dyn FnMut(usize),
+    tell: &mut dyn FnMut(Early<'_>),
 ) -> Result<Loaded, rusqlite::Error> {
     use std::os::unix::ffi::OsStringExt as _;
     let tx = conn.unchecked_transaction()?;
@@ -183,7 +183,7 @@ pub(super) fn load(
     // Only the index is read. Keys of IPv4 begin with a 4; hardly any is of more than one address.
     let v4 = count("SELECT count(*) FROM bans WHERE state = 'active' AND prefix < x'05'")?;
     if loaded.saved_at.is_some_and(|at| now.since(at) < LATELY) {
-        counted(v4);
+        tell(Early::Count(v4));
     }
     let v6 = count("SELECT count(*) FROM bans WHERE state = 'active' AND prefix >= x'05'")?;
     loaded.state.bans.reserve_exact(v4 + v6);
@@ -194,6 +194,7 @@ pub(super) fn load(
     while let Some(row) = found.next()? {
         loaded.state.bans.extend(rows::ban(row)?);
     }
+    tell(Early::Bans(&loaded.state.bans));
     loaded.state.bans.sort_by_cached_key(|b| b.at);
     loaded.state.offences.reserve_exact(count("SELECT count(*) FROM offences")?);
     let mut statement = tx.prepare("SELECT prefix, count, last FROM offences")?;

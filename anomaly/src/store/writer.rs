@@ -11,7 +11,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use super::quarantine::quarantine;
 use super::reader::{self, Reader};
 use super::transaction::{Decision, Plan, Unwritten, hash, prune, sum_of, write_checkpoints, write_learned};
-use super::{BUSY_TIMEOUT, Loaded, MAX_UNWRITTEN, OPEN_TIMEOUT, Opened, StoreError, rows, schema};
+use super::{BUSY_TIMEOUT, Early, Loaded, MAX_UNWRITTEN, OPEN_TIMEOUT, Opened, StoreError, rows, schema};
 use crate::engine::{Ban, Origin, State, Unban};
 use crate::report::HistoryPoint;
 use crate::time::Timestamp;
@@ -82,15 +82,15 @@ impl Store {
     /// [`StoreError::TooNew`] and [`StoreError::Foreign`], and whatever keeps an existing database from being
     /// read: starting without it would lift every ban.
     pub fn open(path: &Path, now: Timestamp) -> Result<Opened, StoreError> {
-        Self::open_counting(path, now, &mut |_| {})
+        Self::open_telling(path, now, &mut |_| {})
     }
 
-    /// The same; before bans are read, `counted` is told how many IPv4 prefixes are probably banned still: those that were
-    /// when progress was last saved, if that is not long ago.
+    /// The same; `tell` is told of the bans as soon as something is known of them. Where the database turns out to be damaged
+    /// after that, it was told of bans that are lost.
     ///
     /// # Errors
     /// As [`Store::open`].
-    pub fn open_counting(path: &Path, now: Timestamp, counted: &mut dyn FnMut(usize)) -> Result<Opened, StoreError> {
+    pub fn open_telling(path: &Path, now: Timestamp, tell: &mut dyn FnMut(Early<'_>)) -> Result<Opened, StoreError> {
         let mut store = Self {
             path: path.to_owned(),
             conn: None,
@@ -109,12 +109,12 @@ impl Store {
             folded: Ok(()),
             now,
         };
-        let (loaded, quarantined, trouble) = match store.open_and_load(counted) {
+        let (loaded, quarantined, trouble) = match store.open_and_load(tell) {
             Ok(loaded) => (loaded, None, None),
             Err(StoreError::Corrupt(problem)) => {
                 store.conn = None;
                 let quarantined = quarantine(path, now, problem)?;
-                match store.open_and_load(counted) {
+                match store.open_and_load(tell) {
                     Ok(loaded) => (loaded, Some(quarantined), None),
                     Err(error) => (Loaded::default(), Some(quarantined), Some(error)),
                 }
@@ -124,7 +124,7 @@ impl Store {
                 store.conn = None;
                 if schema::identity(path).is_some_and(|_| std::fs::metadata(path).is_ok_and(|m| m.len() > 0)) {
                     let conn = schema::open_reader(path, OPEN_TIMEOUT)?;
-                    let loaded = reader::load(&conn, now, counted).map_err(|e| StoreError::from_sqlite(path, e))?;
+                    let loaded = reader::load(&conn, now, tell).map_err(|e| StoreError::from_sqlite(path, e))?;
                     store.identity = schema::identity(path);
                     (loaded, None, Some(error))
                 } else {
@@ -141,10 +141,10 @@ impl Store {
         Ok(Opened { store, loaded, quarantined, trouble })
     }
 
-    fn open_and_load(&mut self, counted: &mut dyn FnMut(usize)) -> Result<Loaded, StoreError> {
+    fn open_and_load(&mut self, tell: &mut dyn FnMut(Early<'_>)) -> Result<Loaded, StoreError> {
         self.connect(OPEN_TIMEOUT)?;
         let Some(conn) = &self.conn else { return Err(StoreError::Busy) };
-        let loaded = reader::load(conn, self.now, counted).map_err(|e| StoreError::from_sqlite(&self.path, e))?;
+        let loaded = reader::load(conn, self.now, tell).map_err(|e| StoreError::from_sqlite(&self.path, e))?;
         conn.busy_timeout(BUSY_TIMEOUT).map_err(|e| StoreError::from_sqlite(&self.path, e))?;
         Ok(loaded)
     }

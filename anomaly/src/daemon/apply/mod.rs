@@ -136,6 +136,22 @@ pub fn wanted<'a>(bans: impl ExactSizeIterator<Item = &'a Ban>) -> Wanted {
     wanted
 }
 
+/// Bans that have not ended, with the time that they have left.
+pub fn still_to_drop<'a>(bans: impl Iterator<Item = (&'a IpNet, Option<Timestamp>)>) -> Vec<Drop> {
+    let wall = now();
+    bans.filter(|(_, until)| until.is_none_or(|until| until > wall))
+        .map(|(prefix, until)| Drop { prefix: *prefix, left: until.map(|until| until.since(wall)) })
+        .collect()
+}
+
+/// What must never be dropped: who is guarded, the allow-list and the proxies.
+pub fn never_drop(guarded: &[IpNet], config: &Config) -> Vec<IpNet> {
+    let mut prefixes = [guarded, &config.allowlist, &config.trusted_proxies].concat();
+    prefixes.sort();
+    prefixes.dedup();
+    prefixes
+}
+
 /// Everything the apply thread owns.
 pub struct Apply {
     /// Bans and progress.

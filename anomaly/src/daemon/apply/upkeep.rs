@@ -11,10 +11,10 @@ use super::super::hot::publish;
 use super::super::log_watch::why_not_effective;
 use super::super::off;
 use super::super::trouble::Trouble;
-use super::{ALLOWLIST, Apply, ApplyPicture, HELD};
+use super::{ALLOWLIST, Apply, ApplyPicture, HELD, never_drop, still_to_drop};
 use crate::audit;
 use crate::config::Config;
-use crate::enforce::{Drop, Fault, Incident, Name, reconcile};
+use crate::enforce::{EnforceError, Fault, Incident, Name, Reconciled, reconcile};
 use crate::engine::NotEffective;
 use crate::notify::Notice;
 use crate::report::ip_text;
@@ -89,12 +89,14 @@ impl Apply {
         if self.degraded.contains_key(ALLOWLIST) {
             self.set_never_drop();
         }
-        let wall = now();
-        let wanted: Vec<Drop> = (self.wanted.iter())
-            .filter(|(_, until)| until.is_none_or(|until| until > wall))
-            .map(|(prefix, until)| Drop { prefix: *prefix, left: until.map(|until| until.since(wall)) })
-            .collect();
-        match reconcile(self.enforcer.as_mut(), &wanted) {
+        let wanted = still_to_drop(self.wanted.iter().map(|(prefix, until)| (prefix, *until)));
+        let outcome = reconcile(self.enforcer.as_mut(), &wanted);
+        self.reconciled(outcome, tell);
+    }
+
+    /// Takes note of how that went.
+    pub fn reconciled(&mut self, outcome: Result<Reconciled, EnforceError>, tell: bool) {
+        match outcome {
             Ok(done) => {
                 self.held = done.enforced;
                 self.unlisted = None;
@@ -302,12 +304,7 @@ impl Apply {
 
     /// Hands the allow-list and the guarded addresses to the enforcer.
     pub fn set_never_drop(&mut self) {
-        let mut prefixes = self.guarded.clone();
-        prefixes.extend(&self.config.allowlist);
-        prefixes.extend(&self.config.trusted_proxies);
-        prefixes.sort();
-        prefixes.dedup();
-        let failure = self.enforcer.set_never_drop(&prefixes).err();
+        let failure = self.enforcer.set_never_drop(&never_drop(&self.guarded, &self.config)).err();
         self.degrade(ALLOWLIST, failure.map(|failure| format!("the allow-list could not be set: {failure}")));
     }
 
