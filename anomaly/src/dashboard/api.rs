@@ -1,6 +1,6 @@
 //! The JSON API: every handler reads the newest picture, or asks the daemon and waits for its answer.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, to_bytes};
@@ -10,10 +10,11 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
 use super::App;
+use super::connection::closed;
 use super::history::Range;
 use super::problem::Problem;
 use crate::daemon::{Live, Request as Ask, RequestError};
@@ -49,21 +50,67 @@ fn json_bytes(status: StatusCode, body: Bytes) -> Response {
     response
 }
 
-/// The list of bans as JSON, made once per picture however many ask for it.
+/// A list that is made by the first who asks for it, while the others wait for that.
+type List = Arc<OnceLock<Result<Bytes, String>>>;
+
+/// How many lengths of the list of bans are kept: the page asks for one, the command line for all.
+const LISTS: usize = 4;
+
+/// The list of bans as JSON, made once however many ask for it, and forgotten when nobody has asked for a while.
 #[derive(Debug, Default)]
-pub struct BansCache(Mutex<Option<(Arc<Live>, Bytes)>>);
+pub struct BansCache(Mutex<Made>);
+
+#[derive(Debug, Default)]
+struct Made {
+    /// What the lists were made of: held so that no other can take its place in memory, but not kept alive.
+    of: Weak<Vec<BanRow>>,
+    lists: Vec<(Option<usize>, List)>,
+    used: bool,
+}
 
 impl BansCache {
-    fn get(&self, live: &Arc<Live>) -> Result<Bytes, serde_json::Error> {
+    /// The newest so many, or all. May take long where there are many.
+    fn get(&self, bans: &Arc<Vec<BanRow>>, limit: Option<usize>) -> Result<Bytes, String> {
+        let limit = limit.filter(|limit| *limit < bans.len());
+        let list = self.list(bans, limit);
+        let first = limit.map_or(0, |limit| bans.len() - limit);
+        let rows = bans.get(first..).unwrap_or_default();
+        list.get_or_init(|| serde_json::to_vec(rows).map(Bytes::from).map_err(|e| e.to_string())).clone()
+    }
+
+    fn list(&self, bans: &Arc<Vec<BanRow>>, limit: Option<usize>) -> List {
         let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((of, bytes)) = &*made
-            && Arc::ptr_eq(of, live)
-        {
-            return Ok(bytes.clone());
+        if !std::ptr::eq(made.of.as_ptr(), Arc::as_ptr(bans)) {
+            *made = Made { of: Arc::downgrade(bans), ..Made::default() };
         }
-        let bytes = Bytes::from(serde_json::to_vec(&*live.bans)?);
-        *made = Some((live.clone(), bytes.clone()));
-        Ok(bytes)
+        made.used = true;
+        if let Some((_, list)) = made.lists.iter().find(|(of, _)| *of == limit) {
+            return Arc::clone(list);
+        }
+        if made.lists.len() == LISTS {
+            made.lists.remove(0);
+        }
+        let list = List::default();
+        made.lists.push((limit, Arc::clone(&list)));
+        list
+    }
+
+    /// Forgets lists that nobody has asked for since the last time, with each new picture until `closing`.
+    pub async fn forget(&self, mut live: watch::Receiver<Arc<Live>>, mut closing: watch::Receiver<bool>) {
+        loop {
+            tokio::select! {
+                changed = live.changed() => if changed.is_err() { break },
+                () = closed(&mut closing) => break,
+            }
+            self.tick();
+        }
+    }
+
+    fn tick(&self) {
+        let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !std::mem::take(&mut made.used) {
+            *made = Made::default();
+        }
     }
 }
 
@@ -91,15 +138,12 @@ pub async fn bans(
     query: Result<Query<BansQuery>, QueryRejection>,
 ) -> Result<Response, Problem> {
     let limit = limit(query?.0.limit, 1_000_000)?;
-    let live = app.handle.live.borrow().clone();
-    if let Some(limit) = limit {
-        let first = live.bans.len().saturating_sub(limit);
-        return Ok(json(&live.bans.get(first..).unwrap_or_default()));
-    }
-    let made = tokio::task::spawn_blocking(move || app.bans.get(&live)).await;
+    let bans = app.handle.live.borrow().bans.clone();
+    // Not on the thread that serves everybody: there may be a million.
+    let made = tokio::task::spawn_blocking(move || app.bans.get(&bans, limit)).await;
     match made {
         Ok(Ok(bytes)) => Ok(json_bytes(StatusCode::OK, bytes)),
-        Ok(Err(error)) => Err(Problem::busy(error.to_string())),
+        Ok(Err(error)) => Err(Problem::busy(error)),
         Err(_) => Err(Problem::busy("the daemon is stopping")),
     }
 }
@@ -159,7 +203,8 @@ pub async fn history(
 
 /// Follow what happens: `status` and `top` at once and every second, `decision` and `anomaly` as they happen.
 ///
-/// The stream starts with `recent`, the newest decisions and anomalies; `lagged` says that a slow reader missed some.
+/// `top` has the 20 busiest clients. The stream starts with `recent`, the newest decisions and anomalies; `lagged` says
+/// that a slow reader missed some, and is followed by `recent` again.
 #[utoipa::path(get, path = "/api/v1/events", tag = "read",
     responses((status = 200, description = "Server-sent events; data is JSON", body = String, content_type = "text/event-stream")))]
 pub async fn events(State(app): State<App>) -> Response {
@@ -303,5 +348,63 @@ impl From<QueryRejection> for Problem {
 impl From<PathRejection> for Problem {
     fn from(rejection: PathRejection) -> Self {
         Self::bad_request(inert(rejection.body_text().as_bytes()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{Ban, Origin};
+    use crate::time::Timestamp;
+
+    fn bans(count: u32) -> Arc<Vec<BanRow>> {
+        let row = |n: u32| {
+            let ban = Ban {
+                prefix: IpNet::from(std::net::IpAddr::from(n.to_be_bytes())),
+                at: Timestamp::from_secs(1_777_280_000),
+                until: None,
+                offence: 1,
+                origin: Origin::Operator,
+                finding: None,
+                note: String::new(),
+                in_past: false,
+            };
+            BanRow::new(&ban, "dry-run", 0, 0)
+        };
+        Arc::new((0..count).map(row).collect())
+    }
+
+    fn rows(list: &Bytes) -> usize {
+        serde_json::from_slice::<Vec<BanRow>>(list).expect("rows").len()
+    }
+
+    #[test]
+    fn a_list_of_bans_is_made_once_for_all_who_ask() {
+        let (cache, three) = (BansCache::default(), bans(3));
+        let two = cache.get(&three, Some(2)).expect("a list");
+        assert_eq!(rows(&two), 2);
+        assert_eq!(cache.get(&three, Some(2)).expect("a list").as_ptr(), two.as_ptr());
+        let all = cache.get(&three, None).expect("a list");
+        assert_eq!(rows(&all), 3);
+        assert_eq!(cache.get(&three, Some(1_000_000)).expect("a list").as_ptr(), all.as_ptr());
+        assert_eq!(rows(&cache.get(&bans(1), Some(2)).expect("a list")), 1, "another picture");
+    }
+
+    #[test]
+    fn lists_that_nobody_asks_for_are_forgotten() {
+        let (cache, three) = (BansCache::default(), bans(3));
+        for limit in 1..3 {
+            cache.get(&three, Some(limit)).expect("a list");
+        }
+        let kept = || cache.0.lock().expect("not poisoned").lists.len();
+        cache.tick();
+        assert_eq!(kept(), 2, "they were asked for in this second");
+        cache.tick();
+        assert_eq!(kept(), 0);
+        let many = bans(100);
+        for limit in 1..100 {
+            cache.get(&many, Some(limit)).expect("a list");
+        }
+        assert_eq!(kept(), LISTS);
     }
 }

@@ -57,11 +57,16 @@ pub async fn serve(
         async move { hub.run(live, events).await }
     };
     let metrics = handle.metrics.clone();
+    let bans: Arc<api::BansCache> = Arc::default();
+    let forget = {
+        let (bans, live, closing) = (bans.clone(), handle.live.clone(), closing.clone());
+        async move { bans.forget(live, closing).await }
+    };
     let app = App {
         gate: Arc::new(Gate::new(handle.token.as_ref(), handle.public_url.as_deref())),
         handle,
         hub: hub.clone(),
-        bans: Arc::default(),
+        bans,
     };
     let shared = connection::Shared { router: router(app), metrics, closing };
     let over_tcp = async {
@@ -83,7 +88,7 @@ pub async fn serve(
         hub.close();
         close.send_replace(true);
     };
-    tokio::join!(over_tcp, over_unix, feed, end);
+    tokio::join!(over_tcp, over_unix, feed, forget, end);
 }
 
 fn router(app: App) -> Router {
