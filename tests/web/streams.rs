@@ -72,6 +72,19 @@ fn a_slow_follower_is_told_what_it_missed_and_holds_nobody_up() {
     }
     let missed = slow.wait("lagged")["missed"].as_u64();
     assert!(missed.is_some_and(|n| n > 0), "{missed:?}");
+    // And what the newest were, in place of what it missed.
+    let recent = slow.wait("recent");
+    let newest = recent.as_array().and_then(|rows| rows.last()).map(|row| row["reason"].clone());
+    assert!(newest.as_ref().and_then(|r| r.as_str()).is_some_and(|r| r.starts_with("9999 ")), "{newest:?}");
+}
+
+#[test]
+fn the_stream_names_no_more_clients_than_a_page_shows() {
+    let server = Server::start(Options::default());
+    server.show(|live| live.top = vec![live.top[0].clone(); 100]);
+    let mut events = Events::open(tcp(&server));
+    assert_eq!(events.wait("top").as_array().map(Vec::len), Some(20));
+    assert_eq!(get(&server, "/api/v1/top").json().as_array().map(Vec::len), Some(100));
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! Server-sent events: every frame is made once and shared by all who follow.
 //!
 //! A `status` and a `top` frame come at once and then every second, `decision` and `anomaly` as they happen. A
-//! follower that is too slow misses status frames silently (the next one says it all) and is told how many
-//! decisions it missed (`lagged`), so that it can ask for the list again.
+//! follower that is too slow misses status frames silently (the next one says it all); of decisions it is told how many it
+//! missed (`lagged`), and which were the newest (`recent`), as at its start.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,6 +23,8 @@ use crate::report::DecisionRow;
 const BEHIND: usize = 1024;
 /// Decisions that a new follower is told of at once.
 const RECENT: usize = 50;
+/// The busiest clients that a `top` frame names: more than a page shows, every second.
+const TOP: usize = 20;
 /// A comment is sent after this long without anything else, so that proxies keep the connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
@@ -60,7 +62,7 @@ fn frame(event: &str, data: &impl Serialize, into: &mut Vec<u8>) {
 fn live_frames(live: &Live) -> Bytes {
     let mut text = Vec::with_capacity(4096);
     frame("status", &live.status, &mut text);
-    frame("top", &live.top, &mut text);
+    frame("top", &live.top.iter().take(TOP).collect::<Vec<_>>(), &mut text);
     text.into()
 }
 
@@ -108,15 +110,20 @@ impl Hub {
         let row = EventRow { row: event.row, reason: event.reason };
         let mut text = Vec::with_capacity(512);
         frame(name, &row, &mut text);
-        {
-            let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-            if recent.len() == RECENT {
-                recent.pop_front();
-            }
-            recent.push_back(row);
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if recent.len() == RECENT {
+            recent.pop_front();
         }
-        // An error only says that nobody listens.
+        recent.push_back(row);
+        // Under the lock, as in `decisions`. An error only says that nobody listens.
         let _ = self.decisions.send(text.into());
+    }
+
+    /// The newest decisions as a `recent` frame, and those that come after them: none is in both, none in neither.
+    fn decisions(&self, into: &mut Vec<u8>) -> broadcast::Receiver<Bytes> {
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        frame("recent", &*recent, into);
+        self.decisions.subscribe()
     }
 
     /// Ends every stream.
@@ -126,18 +133,15 @@ impl Hub {
 
     /// A new follower's stream.
     pub fn follow(self: &Arc<Self>, handle: &Handle) -> Response {
+        let mut first = b"retry: 1000\n\n".to_vec();
         let mut follower = Follower {
             newest: self.newest.subscribe(),
-            decisions: self.decisions.subscribe(),
+            decisions: self.decisions(&mut first),
             closing: self.closing.subscribe(),
+            hub: self.clone(),
             _counted: Counted::new(handle.metrics.clone()),
         };
         follower.newest.mark_unchanged();
-        let mut first = b"retry: 1000\n\n".to_vec();
-        {
-            let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-            frame("recent", &*recent, &mut first);
-        }
         first.extend_from_slice(&live_frames(&handle.live.borrow()));
         let stream =
             futures_util::stream::unfold((Some(Bytes::from(first)), follower), |(first, mut follower)| async {
@@ -165,6 +169,7 @@ struct Follower {
     newest: watch::Receiver<Bytes>,
     decisions: broadcast::Receiver<Bytes>,
     closing: watch::Receiver<bool>,
+    hub: Arc<Hub>,
     _counted: Counted,
 }
 
@@ -179,6 +184,7 @@ impl Follower {
                 Err(broadcast::error::RecvError::Lagged(missed)) => {
                     let mut text = Vec::new();
                     frame("lagged", &Lagged { missed }, &mut text);
+                    self.decisions = self.hub.decisions(&mut text);
                     Some(text.into())
                 }
                 Err(broadcast::error::RecvError::Closed) => None,
