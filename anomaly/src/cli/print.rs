@@ -350,6 +350,9 @@ impl Printer {
                     text(&ban["baseline"]["source"]),
                     number(&ban["z_score"])
                 );
+                let what = ban["signal"].as_str().unwrap_or("requests").replace('_', " ");
+                let _ =
+                    writeln!(out, "  limit     {:.0} {} in the window", number(&ban["limit"]), inert(what.as_bytes()));
             }
             let _ = writeln!(out, "  dropped   {} packets, {} bytes", text(&ban["packets"]), text(&ban["bytes"]));
             if !ban["ended"].is_null() {
@@ -468,6 +471,15 @@ mod tests {
                 .explain(&card, NOW)
                 .starts_with("192.0.2.0/24 is not banned.\nInside it is banned:\n  192.0.2.1 for another 1m 35s\n")
         );
+    }
+
+    #[test]
+    fn the_evidence_of_a_ban_names_the_limit_that_was_crossed() {
+        let card = |signal| json!({"ip": "192.0.2.1", "bans": [{"ip": "192.0.2.1", "rule": "z_score", "signal": signal, "limit": 94.0}]});
+        assert!(
+            PLAIN.explain(&card(Some("error_paths")), NOW).contains("\n  limit     94 error paths in the window\n")
+        );
+        assert!(PLAIN.explain(&card(None), NOW).contains("\n  limit     94 requests in the window\n"));
     }
 
     #[test]
