@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | Unix socket | yes: the file's mode (0660) decides who can connect | yes |
 //! | TCP, bound to loopback | yes, under a name of this host only (DNS rebinding) | with the token |
+//! | TCP, bound to loopback, under the host of `notify.dashboard_url` | as beyond loopback: a proxy sends the world there | with the token |
 //! | TCP, bound beyond loopback | with the token; page and `/healthz` without | with the token |
 //!
 //! Where no token is configured, writes over TCP are 403. A token that is sent is judged even where none
@@ -29,9 +30,9 @@ use crate::config::Secret;
 pub enum Peer {
     /// The Unix socket.
     Unix,
-    /// TCP on a listener that only this host can reach.
+    /// TCP on a listener that only this host can reach, under a name of this host.
     Loopback,
-    /// TCP on any other listener.
+    /// TCP on any other listener, or through a proxy under its public name.
     Network,
 }
 
@@ -60,16 +61,18 @@ impl Gate {
         self.token.is_some()
     }
 
-    /// Lets a request through, or says why not.
+    /// Lets a request through, or says why not. Gives who asks: for a proxy on this host that is the world.
     ///
     /// # Errors
     /// 401 for a missing or wrong token, 403 for the rest.
-    fn check(&self, peer: Peer, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
+    fn check(&self, peer: Peer, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<Peer, Problem> {
         if peer == Peer::Unix {
-            return Ok(());
+            return Ok(peer);
         }
         let host = host_name(uri, headers);
-        if peer == Peer::Loopback && host.as_deref().is_some_and(|h| !self.is_this_host(h)) {
+        let named = host.as_deref().filter(|name| peer == Peer::Loopback && !is_this_host(name));
+        let peer = if named.is_some() { Peer::Network } else { peer };
+        if named.is_some() && named != self.public_host.as_deref() {
             return Err(Problem::new(
                 StatusCode::FORBIDDEN,
                 "host_not_allowed",
@@ -102,7 +105,7 @@ impl Gate {
             None if needed => Err(unauthorized("send the token of dashboard.token as `Authorization: Bearer …`")),
             // Beyond loopback the configuration demands a token; should it be missing, nothing is open.
             _ if needed && self.token.is_none() => Err(unauthorized("no token is configured")),
-            _ => Ok(()),
+            _ => Ok(peer),
         }
     }
 
@@ -115,13 +118,10 @@ impl Gate {
         let digest: [u8; 32] = Sha256::digest(sent).into();
         self.token.is_some_and(|token| token.ct_eq(&digest).into())
     }
+}
 
-    fn is_this_host(&self, name: &str) -> bool {
-        name == "localhost"
-            || name.ends_with(".localhost")
-            || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
-            || self.public_host.as_deref() == Some(name)
-    }
+fn is_this_host(name: &str) -> bool {
+    name == "localhost" || name.ends_with(".localhost") || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 fn unauthorized(detail: &str) -> Problem {
@@ -168,11 +168,14 @@ fn from_another_site(headers: &HeaderMap, host: Option<&str>, public_host: Optio
 }
 
 /// The middleware around every route.
-pub async fn guard(State(gate): State<Arc<Gate>>, request: Request<Body>, next: Next) -> Response {
+pub async fn guard(State(gate): State<Arc<Gate>>, mut request: Request<Body>, next: Next) -> Response {
     // A request that no connection of ours marked is treated as coming from farthest away.
     let peer = request.extensions().get::<Peer>().copied().unwrap_or(Peer::Network);
     match gate.check(peer, request.method(), request.uri(), request.headers()) {
-        Ok(()) => next.run(request).await,
+        Ok(peer) => {
+            request.extensions_mut().insert(peer);
+            next.run(request).await
+        }
         Err(problem) => problem.into_response(),
     }
 }
@@ -189,7 +192,7 @@ mod tests {
                 value.parse().expect("a header value"),
             );
         }
-        gate.check(peer, &method, &path.parse().expect("a path"), &map).map_or_else(|p| p.status, |()| 200)
+        gate.check(peer, &method, &path.parse().expect("a path"), &map).map_or_else(|p| p.status, |_| 200)
     }
 
     #[test]
@@ -217,6 +220,29 @@ mod tests {
         // The request line's own host counts more than the header.
         let absolute = ask(&gate, Peer::Loopback, Method::GET, "http://evil.example/", &[("host", "localhost")]);
         assert_eq!(absolute, 403);
+    }
+
+    #[test]
+    fn through_a_proxy_under_the_public_name_reading_needs_the_token() {
+        let token = Secret::new("right");
+        let url = Some("https://anomaly.example.org/ops");
+        let (with, without) = (Gate::new(Some(&token), url), Gate::new(None, url));
+        let host = ("host", "anomaly.example.org");
+        let right = ("authorization", "Bearer right");
+        let read =
+            |gate: &Gate, path: &str, headers: &[(&str, &str)]| ask(gate, Peer::Loopback, Method::GET, path, headers);
+        for path in ["/api/v1/status", "/api/v1/events", "/metrics"] {
+            assert_eq!(read(&with, path, &[host]), 401, "{path}");
+            assert_eq!(read(&with, path, &[host, right]), 200, "{path}");
+            assert_eq!(read(&without, path, &[host, right]), 401, "{path}");
+            // An ssh tunnel ends under the name of this host.
+            assert_eq!(read(&with, path, &[("host", "localhost:8081")]), 200, "{path}");
+        }
+        for path in ["/", "/healthz", "/assets/app.js"] {
+            assert_eq!(read(&with, path, &[host]), 200, "{path}");
+        }
+        let local = Gate::new(Some(&token), Some("http://localhost:8081"));
+        assert_eq!(read(&local, "/api/v1/status", &[("host", "localhost:8081")]), 200);
     }
 
     #[test]
