@@ -18,9 +18,12 @@ export async function launch() {
   });
 }
 
-/** A page that remembers every complaint and every request; `leave()` asserts that there was none to complain about. */
+/**
+ * A page that remembers every complaint and every request; `leave()` asserts that there was none to complain about.
+ * `expect` are complaints that belong to the test, `prepare(page)` is done before anything is asked for.
+ */
 export async function visit(browser, url, options = {}) {
-  const { expect = [], ...rest } = options;
+  const { expect = [], prepare, ...rest } = options;
   const context = await browser.newContext({ viewport: { width: 1440, height: 900 }, bypassCSP: false, ...rest });
   const page = await context.newPage();
   const complaints = [];
@@ -33,6 +36,7 @@ export async function visit(browser, url, options = {}) {
   page.on("request", (request) => {
     if (new URL(request.url()).origin !== origin) complaints.push(`request to ${request.url()}`);
   });
+  await prepare?.(page);
   await page.goto(url);
   page.leave = async () => {
     const pwned = await page.evaluate(() => window.pwned);

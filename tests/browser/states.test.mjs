@@ -98,3 +98,62 @@ test("whatever is wrong is on top of the page, the worst first, and goes when it
     await daemon.stop();
   }
 });
+
+test("what is awaited, or did not come, is neither nothing nor nobody", async () => {
+  const daemon = await Daemon.start();
+  const ip = "203.0.113.88";
+  try {
+    daemon.flood(ip, 50);
+    await until("the ban", async () => (await daemon.get("bans")).some((b) => b.ip === ip));
+    daemon.flood(ip, 0);
+    let answer;
+    const answered = new Promise((resolve) => (answer = resolve));
+    const busy = { status: 503, contentType: "application/problem+json", body: JSON.stringify({ status: 503, detail: "the daemon is busy" }) };
+    const page = await visit(browser, daemon.base, {
+      expect: [/503/],
+      prepare: (page) =>
+        page.route(/\/api\/v1\/(bans|history|baseline)/, async (route) => {
+          await answered;
+          await route.fulfill(busy);
+        }),
+    });
+    const row = page.locator("#bans tr", { has: page.getByRole("link", { name: ip, exact: true }) });
+    const card = (place) => page.locator(`${place} .empty`);
+    await page.waitForFunction(() => document.querySelector("#v-bans").textContent === "1");
+    for (const place of ["#bans", "#chart", ".baseline-card"]) assert.equal(await card(place).innerText(), "Loading", place);
+    assert.equal(await page.locator(".plot .grid").isVisible(), false, "axes of nothing");
+    await picture(page, "loading");
+
+    answer();
+    await card("#bans").getByText("The bans could not be loaded: the daemon is busy").waitFor();
+    await card("#chart").getByText("The graph could not be loaded: the daemon is busy").waitFor();
+    await card(".baseline-card").getByText("The baseline could not be loaded: the daemon is busy").waitFor();
+    // Seconds that go by change none of it.
+    const clocks = new Set();
+    await until("four seconds to go by", async () => clocks.add(await page.textContent("#clock")).size > 4);
+    await card("#chart").getByText("The graph could not be loaded").waitFor();
+    assert.doesNotMatch(await page.textContent("body"), /Nobody is banned|Collecting the first points/);
+    await accessible(page, "the page without its cards");
+    await picture(page, "failed");
+
+    await page.unroute(/\/api\/v1\/(bans|history|baseline)/);
+    await card("#bans").getByRole("button", { name: "Try again" }).click();
+    await row.waitFor({ timeout: 2000 });
+    // The rest comes by itself.
+    await card("#chart").waitFor({ state: "hidden", timeout: 40_000 });
+    await page.locator("#hours li").first().waitFor({ timeout: 40_000 });
+    await page.leave();
+
+    // The page of an address, too: what it shows stays, and says that it is old.
+    const other = await visit(browser, `${daemon.base}/#/ip/${ip}`, { expect: [/503/] });
+    await other.getByRole("button", { name: "Unban" }).waitFor();
+    await other.route("**/api/v1/bans/*", (route) => route.fulfill(busy));
+    await other.getByText("Not up to date: the daemon is busy").waitFor();
+    assert.ok(await other.getByRole("button", { name: "Unban" }).isVisible());
+    await other.unroute("**/api/v1/bans/*");
+    await other.getByText("Not up to date").waitFor({ state: "detached" });
+    await other.leave();
+  } finally {
+    await daemon.stop();
+  }
+});

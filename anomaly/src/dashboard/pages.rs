@@ -29,6 +29,8 @@ const ASSETS: &[(&str, &str, &str)] = assets! {
     "dom.js" "text/javascript; charset=utf-8"
     "format.js" "text/javascript; charset=utf-8"
     "ip.js" "text/javascript; charset=utf-8"
+    "keep.js" "text/javascript; charset=utf-8"
+    "load.js" "text/javascript; charset=utf-8"
     "tables.js" "text/javascript; charset=utf-8"
     "icon.svg" "image/svg+xml"
 };

@@ -1,6 +1,6 @@
 // Talks to the daemon: JSON requests, the event stream, and the token that may be needed for them.
 
-const KEY = "anomaly-token";
+import { Kept } from "./keep.js";
 
 /** A request that was answered with a problem document, or not at all (status 0). */
 export class Problem extends Error {
@@ -11,35 +11,32 @@ export class Problem extends Error {
 }
 
 /** The token of this tab: kept while the tab is open, sent as a header, never in a URL. */
-export const token = {
-  get: () => sessionStorage.getItem(KEY),
-  set: (value) => sessionStorage.setItem(KEY, value),
-  forget: () => sessionStorage.removeItem(KEY),
-};
+export const token = new Kept("sessionStorage", "anomaly-token");
 
-/** Whether reading needs the token (bound beyond loopback), and whether writing is possible over this address. */
+/** Whether reading needs the token (reached from beyond this host), and whether writing is possible over this address. */
 export const needs = {
   read: document.documentElement.dataset.reads === "token",
   write: document.documentElement.dataset.writes === "token",
 };
 
-function headers(extra) {
-  const sent = { ...extra };
-  if (token.get()) sent.Authorization = `Bearer ${token.get()}`;
-  return sent;
-}
-
-async function send(path, options = {}) {
+/** Sends a request with the token, or with the `candidate` that somebody has just typed. */
+async function send(path, options = {}, candidate = null) {
+  const proof = candidate ?? token.get();
   let response;
   try {
     response = await fetch(`api/v1/${path}`, {
       cache: "no-store",
       ...options,
-      headers: headers(options.headers),
+      headers: proof ? { ...options.headers, Authorization: `Bearer ${proof}` } : options.headers,
       signal: options.signal ?? AbortSignal.timeout(15_000),
     });
   } catch {
     throw new Problem(0, "The daemon does not answer.");
+  }
+  if (response.status === 401 && token.get() && !candidate && !needs.read && !options.method) {
+    // Reading is open here: it is refused only because of a token that is not the one any more.
+    token.forget();
+    return send(path, options);
   }
   if (!response.ok) {
     const body = await response.json().catch(() => null);
@@ -49,40 +46,67 @@ async function send(path, options = {}) {
 }
 
 /** Reads JSON. */
-export async function get(path) {
-  return (await send(path)).json();
+export async function get(path, candidate) {
+  return (await send(path, {}, candidate)).json();
 }
 
 /** Bans; answers the ban's row. */
-export async function ban(request) {
+export async function ban(request, candidate) {
   const options = {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify(request),
   };
-  return (await send("bans", options)).json();
+  return (await send("bans", options, candidate)).json();
 }
 
 /** Lifts every ban that covers the address; answers their rows. */
-export async function unban(ip) {
-  return (await send(`bans/${encodeURIComponent(ip)}`, { method: "DELETE" })).json();
+export async function unban(ip, candidate) {
+  return (await send(`bans/${encodeURIComponent(ip)}`, { method: "DELETE" }, candidate)).json();
 }
 
 /** Silence after which a stream is given up: the daemon speaks every second. */
 const SILENCE_MS = 12_000;
+/**
+ * How long a hidden tab keeps its stream. A browser opens six connections to a host: six forgotten tabs would leave none
+ * for the one that is looked at.
+ */
+const HIDDEN_MS = 5000;
+
+/** Ready when somebody looks at the page. */
+function seen() {
+  if (!document.hidden) return null;
+  return new Promise((resolve) => {
+    document.addEventListener("visibilitychange", function shown() {
+      if (document.hidden) return;
+      document.removeEventListener("visibilitychange", shown);
+      resolve();
+    });
+  });
+}
 
 /**
- * Follows the event stream for ever. `on.open`, `on.event(name, data)`, `on.lost(problem, waitMs)`; it is not an
- * EventSource because that cannot send a header.
+ * Follows the event stream for ever, while somebody looks. `on.open`, `on.event(name, data)`, `on.lost(problem, waitMs)`,
+ * `on.paused` for a hidden tab; it is not an EventSource because that cannot send a header.
  */
 export async function follow(on) {
   for (let failures = 0; ; ) {
+    await seen();
     const abort = new AbortController();
-    let watch = 0;
+    let [watch, hide, paused] = [0, 0, false];
     const alive = () => {
       clearTimeout(watch);
       watch = setTimeout(() => abort.abort(), SILENCE_MS);
     };
+    const hidden = () => {
+      clearTimeout(hide);
+      if (!document.hidden) return;
+      hide = setTimeout(() => {
+        paused = true;
+        abort.abort();
+      }, HIDDEN_MS);
+    };
+    document.addEventListener("visibilitychange", hidden);
     let problem = new Problem(0, "The connection was closed.");
     try {
       alive();
@@ -103,7 +127,14 @@ export async function follow(on) {
       if (error instanceof Problem) problem = error;
     } finally {
       clearTimeout(watch);
+      clearTimeout(hide);
+      document.removeEventListener("visibilitychange", hidden);
       abort.abort();
+    }
+    if (paused) {
+      failures = 0;
+      on.paused();
+      continue;
     }
     const wait = Math.min(1000 * 2 ** failures, 10_000);
     failures += 1;

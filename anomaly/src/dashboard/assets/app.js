@@ -3,9 +3,12 @@
 import * as api from "./api.js";
 import { Banners, Baseline, enforcerWords, system, Vitals } from "./cards.js";
 import { Chart } from "./chart.js";
-import { announce, attr, byId, el, ipHref, text } from "./dom.js";
+import { signIn } from "./dialogs.js";
+import { attr, byId, ipHref, text } from "./dom.js";
 import * as format from "./format.js";
 import { IpPage } from "./ip.js";
+import { Kept } from "./keep.js";
+import { Loader } from "./load.js";
 import { Bans, Feed, Top } from "./tables.js";
 
 /** How many bans the page holds; the filter looks through these. */
@@ -22,7 +25,7 @@ const banners = new Banners(clock);
 const top = new Top();
 const bans = new Bans(clock);
 const feed = new Feed(clock);
-const page = new IpPage(clock);
+const page = new IpPage(clock, signIn);
 
 let status = null;
 let lastHeard = 0;
@@ -74,66 +77,54 @@ function theme(name) {
   attr(document.documentElement, "data-theme", name === "auto" ? null : name);
   text(byId("theme-name"), name);
 }
+const kept = new Kept("localStorage", "anomaly-theme");
 function storedTheme() {
-  const name = localStorage.getItem("anomaly-theme");
+  const name = kept.get();
   return THEMES.includes(name) ? name : "auto";
 }
 byId("theme").onclick = () => {
   const next = THEMES[(THEMES.indexOf(storedTheme()) + 1) % THEMES.length];
-  localStorage.setItem("anomaly-theme", next);
+  kept.set(next);
   theme(next);
 };
 
 // ---- what is asked for
 
-/** Runs `job` now or, where one is running, once more after it: never two at a time. */
-function single(job) {
-  let [running, again] = [false, false];
-  return async function run() {
-    if (running) {
-      again = true;
-      return;
-    }
-    running = true;
-    try {
-      await job();
-    } catch (problem) {
-      if (problem.status === 401) signIn();
-    } finally {
-      running = false;
-    }
-    if (again) {
-      again = false;
-      run();
-    }
+/** Loads for a card, which is told where that fails, and how to try again. */
+function loader(card, job) {
+  const load = new Loader(job, (problem) => {
+    if (problem.status === 401) signIn();
+    else card.failed(problem, () => load.run(true));
+  });
+  return load;
+}
+
+const loadBans = loader(bans, async () => bans.show(await api.get(`bans?limit=${MOST_BANS}`)));
+
+const loadBaseline = loader(baseline, async () => baseline.show(await api.get("baseline"), clock()));
+
+let range = "5m";
+const loadHistory = loader(chart, async () => {
+  const asked = range;
+  const points = await api.get(`history?range=${asked}`);
+  if (asked === range) chart.load(points);
+});
+
+for (const button of byId("ranges").children) {
+  button.onclick = () => {
+    range = button.dataset.range;
+    for (const other of byId("ranges").children) attr(other, "aria-pressed", other === button);
+    chart.choose(range);
+    loadHistory.run(true);
   };
 }
 
-const loadBans = single(async () => {
-  const rows = await api.get(`bans?limit=${MOST_BANS}`);
-  bans.show(rows, status?.active_bans ?? rows.length);
-});
-
-const loadBaseline = single(async () => baseline.show(await api.get("baseline"), clock()));
-
-const loadHistory = single(async () => {
-  const range = chosen;
-  try {
-    const points = await api.get(`history?range=${range}`);
-    if (range === chosen) chart.load(range, points);
-  } catch (problem) {
-    chart.fail("The graph could not be loaded.");
-    throw problem;
-  }
-});
-
-let chosen = "5m";
-for (const button of byId("ranges").children) {
-  button.onclick = () => {
-    chosen = button.dataset.range;
-    for (const other of byId("ranges").children) attr(other, "aria-pressed", other === button);
-    loadHistory();
-  };
+/** Everything that the stream does not bring. */
+function loadAll() {
+  loadHistory.run(true);
+  loadBaseline.run(true);
+  loadBans.run(true);
+  page.refresh(true);
 }
 
 // ---- what is told
@@ -142,9 +133,7 @@ const on = {
   open() {
     lastHeard = Date.now();
     connected(true);
-    loadHistory();
-    loadBaseline();
-    loadBans();
+    loadAll();
   },
 
   event(name, data) {
@@ -154,15 +143,19 @@ const on = {
     else if (name === "recent") feed.reset(data);
     else if (name === "decision") {
       feed.add(data);
-      loadBans();
-      page.refresh();
+      loadBans.run();
+      if (page.concerns(data.ip)) page.refresh();
     } else if (name === "anomaly") feed.add(data);
-    else if (name === "lagged") loadBans();
+    else if (name === "lagged") loadBans.run();
+  },
+
+  paused() {
+    connection("wait", "Paused");
   },
 
   async lost(problem, wait) {
     if (problem.status === 401) {
-      connected(false);
+      connection("wait", "Needs its token");
       await signIn();
       return true;
     }
@@ -208,97 +201,65 @@ function second(next) {
     bans: next.active_bans,
     dropped: next.dropped_packets,
   });
-  if (before && before.active_bans !== next.active_bans) loadBans();
+  const unknown = bans.count(next.active_bans);
+  if (unknown || (before && before.active_bans !== next.active_bans)) loadBans.run();
+}
+
+/** The pill, and whether what is shown is of now. */
+function connection(state, words) {
+  const pill = byId("connection");
+  attr(pill, "data-state", state);
+  text(pill, words);
+  attr(document.body, "data-stale", state === "live" ? null : "yes");
 }
 
 function connected(yes, problem) {
-  const pill = byId("connection");
-  attr(pill, "data-state", yes ? "live" : "lost");
-  text(pill, yes ? "Live" : "Disconnected");
-  attr(document.body, "data-stale", yes ? null : "yes");
-  if (yes) {
-    banners.set("connection", null);
-    return;
-  }
-  const since = new Date(lastHeard || Date.now()).toISOString();
-  banners.set("connection", {
+  connection(yes ? "live" : "lost", yes ? "Live" : "Disconnected");
+  banners.set("connection", !yes && {
     level: "bad",
     title: "No connection to the daemon.",
     detail: status ? `${problem?.message ?? ""} What you see is old.` : (problem?.message ?? ""),
-    since: lastHeard ? since : null,
+    since: lastHeard ? new Date(lastHeard).toISOString() : null,
     action: { name: "Try now", run: () => retry() },
   });
-  announce("The connection to the daemon is lost");
 }
 
-// ---- the token, where reading needs it
+// ---- the token
 
-let signingIn = null;
-function signIn() {
-  signingIn ??= new Promise((resolve) => {
-    const wrong = api.token.get() != null;
-    api.token.forget();
-    const dialog = byId("dialog");
-    const field = el("input", { type: "password", id: "sign-in", autocomplete: "off", required: true });
-    const form = el(
-      "form",
-      { method: "dialog" },
-      el("h2", { id: "dialog-title" }, "This dashboard needs its token"),
-      el("p", {}, "It listens beyond this host. The token is dashboard.token of its configuration; this tab keeps it until it is closed."),
-      wrong && el("p", { className: "error", role: "alert" }, "That token is not the one."),
-      el("div", { className: "field" }, el("label", { htmlFor: "sign-in" }, "Token"), field),
-      el("div", { className: "actions" }, el("button", { type: "submit", className: "primary" }, "Open")),
-    );
-    dialog.replaceChildren(form);
-    dialog.onclose = () => {
-      if (!field.value.trim()) return dialog.showModal();
-      api.token.set(field.value.trim());
-      signingIn = null;
-      tokenKnown();
-      resolve();
-    };
-    if (!dialog.open) dialog.showModal();
-  });
-  return signingIn;
-}
-
-function tokenKnown() {
+api.token.changed = () => {
   byId("forget").hidden = !api.token.get();
-}
+};
 byId("forget").onclick = () => {
   api.token.forget();
-  tokenKnown();
   if (api.needs.read) location.reload();
 };
-byId("dialog").addEventListener("close", tokenKnown);
 
 // ---- go
 
 theme(storedTheme());
-tokenKnown();
+api.token.changed();
 addEventListener("hashchange", go);
 go();
 
 setInterval(() => {
   bans.tick();
   page.tick();
-  text(byId("clock"), status ? `${format.stamp(clock()).slice(11, 19)} UTC` : "");
+  text(byId("clock"), status ? `${format.clock(clock())} UTC` : "");
 }, 500);
 // Counters of drops and the page of an address move without a decision; a hidden tab asks for nothing.
 setInterval(() => {
   if (document.hidden || document.body.dataset.stale) return;
   if (route) page.refresh();
-  else if (status?.active_bans) loadBans();
+  else if (status?.active_bans) loadBans.run();
 }, 2000);
 setInterval(() => {
   if (document.hidden || document.body.dataset.stale) return;
-  loadBaseline();
-  if (chosen !== "5m") loadHistory();
+  loadBaseline.run();
+  if (range !== "5m") loadHistory.run();
 }, 30_000);
 document.addEventListener("visibilitychange", () => {
-  if (document.hidden) return;
-  loadHistory();
-  loadBans();
+  if (document.hidden || document.body.dataset.stale) return;
+  loadAll();
 });
 
 if (api.needs.read && !api.token.get()) await signIn();

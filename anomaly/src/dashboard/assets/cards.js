@@ -1,6 +1,6 @@
 // Figures of now, the baseline, the daemon, and what is not as it should be.
 
-import { attr, byId, el, text } from "./dom.js";
+import { alarm, attr, byId, el, Placeholder, text } from "./dom.js";
 import * as format from "./format.js";
 
 const SOURCES = {
@@ -34,7 +34,8 @@ const SERIOUS = new Set(["log_silent", "log_missing", "not_effective", "enforcem
 /** Six figures that say how it is. */
 export class Vitals {
   constructor() {
-    this.before = null;
+    /** Dropped packets of the newest seconds, oldest first. */
+    this.dropped = [];
     this.pps = 0;
   }
 
@@ -54,12 +55,17 @@ export class Vitals {
     this.set("cpu", format.percent(status.cpu), `of a core · ${format.bytes(status.memory_bytes)}`);
   }
 
+  /** Packets/s over at least a second: pictures come every 100 ms when much happens, and counters move once a second. */
   drops(status) {
-    const now = Date.parse(status.time);
-    if (this.before && now > this.before.now && status.dropped_packets >= this.before.packets) {
-      this.pps = ((status.dropped_packets - this.before.packets) * 1000) / (now - this.before.now);
-    }
-    this.before = { now, packets: status.dropped_packets };
+    const sample = { at: Date.parse(status.time), packets: status.dropped_packets };
+    const last = this.dropped.at(-1);
+    // Another daemon, or a clock that was set.
+    if (last && (sample.at < last.at || sample.packets < last.packets)) this.dropped = [];
+    this.dropped.push(sample);
+    while (this.dropped.length > 1 && sample.at - this.dropped[1].at >= 1000) this.dropped.shift();
+    const [first] = this.dropped;
+    const seconds = (sample.at - first.at) / 1000;
+    if (seconds >= 1) this.pps = (sample.packets - first.packets) / seconds;
   }
 
   set(name, figure, note) {
@@ -78,9 +84,18 @@ export class Baseline {
     this.levels = byId("levels");
     this.hours = byId("hours");
     this.note = byId("hours-note");
+    this.host = byId("baseline");
+    this.placeholder = new Placeholder(byId("baseline-placeholder"));
+  }
+
+  /** It did not come. What is shown of a minute ago is as good. */
+  failed(problem, retry) {
+    if (this.host.hidden) this.placeholder.failed(`The baseline could not be loaded: ${problem.message}`, retry);
   }
 
   show(baseline, now) {
+    this.host.hidden = false;
+    this.placeholder.clear();
     const left = baseline.warmup_left_secs;
     text(byId("baseline-hint"), left > 0 ? `learning for another ${format.countdown(left)}` : "");
     this.levels.replaceChildren(this.level("The site", baseline.global), this.level("A client", baseline.ip));
@@ -150,46 +165,67 @@ export class Banners {
     this.host = byId("banners");
     this.own = new Map();
     this.degraded = [];
-    this.drawn = "";
+    this.shown = new Map();
   }
 
   /** A banner of the page itself (connection, warm-up); null takes it away. */
   set(name, banner) {
-    if (banner) this.own.set(name, banner);
+    if (banner) this.own.set(name, { key: name, ...banner });
     else this.own.delete(name);
     this.draw();
   }
 
   show(degraded) {
-    this.degraded = degraded;
-    this.draw();
-  }
-
-  draw() {
-    const rows = [...this.own.values()];
-    for (const { what, reason, since } of this.degraded) {
-      rows.push({
+    const keys = new Map();
+    this.degraded = degraded.map(({ what, reason, since }) => {
+      // Two logs may have gone missing in the same moment.
+      const key = `${what} ${since}`;
+      const nth = keys.get(key) ?? 0;
+      keys.set(key, nth + 1);
+      return {
+        key: `${key} ${nth}`,
         level: SERIOUS.has(what) ? "bad" : "warn",
         title: DEGRADED[what] ?? what.replaceAll("_", " "),
         detail: reason,
         since,
-      });
-    }
+      };
+    });
+    this.draw();
+  }
+
+  draw() {
     const order = { bad: 0, warn: 1, note: 2 };
-    rows.sort((a, b) => order[a.level] - order[b.level]);
-    const same = JSON.stringify(rows.map(({ level, title, detail }) => [level, title, detail]));
-    if (same === this.drawn) return;
-    this.drawn = same;
-    this.host.replaceChildren(
-      ...rows.map((row) =>
-        el(
-          "div",
-          { className: `banner ${row.level}` },
-          el("p", {}, el("b", {}, row.title), row.detail && ` ${row.detail}`),
-          row.since && el("time", { dateTime: row.since, title: row.since }, `since ${format.time(Date.parse(row.since), this.clock())}`),
-          row.action && el("button", { type: "button", className: "small", onclick: row.action.run }, row.action.name),
-        ),
-      ),
+    const rows = [...this.own.values(), ...this.degraded].sort((a, b) => order[a.level] - order[b.level]);
+    const wanted = new Set(rows.map((row) => row.key));
+    for (const [key, { root }] of this.shown) {
+      if (wanted.has(key)) continue;
+      root.remove();
+      this.shown.delete(key);
+    }
+    const fresh = [];
+    rows.forEach((row, i) => {
+      let banner = this.shown.get(row.key);
+      if (!banner) {
+        banner = this.make(row);
+        this.shown.set(row.key, banner);
+        if (row.level !== "note") fresh.push(row.title);
+      }
+      // Reasons count seconds: only their text changes, so that it can be selected, and a button keeps the focus.
+      text(banner.detail, row.detail ?? "");
+      if (this.host.children[i] !== banner.root) this.host.insertBefore(banner.root, this.host.children[i] ?? null);
+    });
+    if (fresh.length) alarm(fresh.join(" "));
+  }
+
+  make(row) {
+    const detail = el("span");
+    const root = el(
+      "div",
+      { className: `banner ${row.level}` },
+      el("p", {}, el("b", {}, row.title), " ", detail),
+      row.since && el("time", { dateTime: row.since, title: row.since }, `since ${format.time(Date.parse(row.since), this.clock())} UTC`),
+      row.action && el("button", { type: "button", className: "small", onclick: row.action.run }, row.action.name),
     );
+    return { root, detail };
   }
 }

@@ -1,6 +1,6 @@
 // The graph of traffic against its baseline, as SVG made by hand.
 
-import { attr, el, text } from "./dom.js";
+import { attr, el, Placeholder, text } from "./dom.js";
 import * as format from "./format.js";
 
 const SPANS = { "5m": [300, 1], "1h": [3600, 5], "24h": [86_400, 60] };
@@ -43,8 +43,10 @@ export class Chart {
     attr(this.dot, "r", 4);
     attr(this.cursor, "visibility", "hidden");
     this.tip = el("div", { className: "tip", hidden: true, role: "status" });
-    this.note = el("p", { className: "empty over", textContent: "Loading the graph" });
-    host.replaceChildren(this.root, this.tip, this.note);
+    this.placeholder = new Placeholder(el("p", { className: "empty over" }));
+    /** Whether the points are those of the span: before they are there, single seconds say nothing. */
+    this.loaded = false;
+    host.replaceChildren(this.root, this.tip, this.placeholder.node);
     new ResizeObserver(() => this.draw()).observe(host);
     this.root.addEventListener("pointermove", (event) => this.point(event.offsetX));
     this.root.addEventListener("pointerleave", () => this.point(null));
@@ -52,22 +54,30 @@ export class Chart {
     this.root.addEventListener("keydown", (event) => this.key(event));
   }
 
-  /** Replaces everything: a span was chosen, or its points were fetched again. */
-  load(range, points) {
+  /** Another span was chosen: its points are on their way. */
+  choose(range) {
     this.range = range;
-    this.points = points;
+    this.points = [];
+    this.loaded = false;
+    this.placeholder.loading();
     this.draw();
   }
 
-  /** Says why there is nothing to draw. */
-  fail(message) {
-    this.points = [];
+  /** The points of the span. */
+  load(points) {
+    this.points = points;
+    this.loaded = true;
     this.draw();
-    text(this.note, message);
+  }
+
+  /** They did not come. Where there are some already, the seconds go on. */
+  failed(problem, retry) {
+    if (!this.loaded) this.placeholder.failed(`The graph could not be loaded: ${problem.message}`, retry);
   }
 
   /** Adds the figures of this second. */
   push(point) {
+    if (!this.loaded) return;
     const [span, size] = SPANS[this.range];
     const slot = { ...point, t: Math.floor(point.t / size) * size };
     const last = this.points.at(-1);
@@ -84,8 +94,10 @@ export class Chart {
     const { width, height } = this.root.parentElement.getBoundingClientRect();
     if (width < 50 || height < 50) return;
     const points = this.points;
-    this.note.hidden = points.length > 1;
-    if (points.length < 2) text(this.note, "Collecting the first points");
+    if (points.length > 1) this.placeholder.clear();
+    else if (this.loaded) this.placeholder.none("Collecting the first points");
+    // Axes of nothing would say something.
+    attr(this.root, "data-empty", points.length < 2);
     attr(this.root, "viewBox", `0 0 ${Math.round(width)} ${Math.round(height)}`);
 
     const [longest, size] = SPANS[this.range];
@@ -163,8 +175,8 @@ export class Chart {
       label("left", PAD.left - 8, y(v) + 4, v >= 10_000 ? format.count(v) : String(Number(v.toPrecision(3))));
     }
     const every = [10, 30, 60, 120, 300, 600, 1200, 3600, 10_800, 21_600].find((s) => (span / s) * 80 <= width) ?? 43_200;
-    const zone = new Date().getTimezoneOffset() * 60;
-    for (let t = Math.ceil((start - zone) / every) * every + zone; t <= start + span; t += every) {
+    label("zone", 0, height - 6, "UTC");
+    for (let t = Math.ceil(start / every) * every; t <= start + span; t += every) {
       if (x(t) < PAD.left + 14 || x(t) > width - PAD.right - 14) continue;
       label("bottom", x(t), height - 6, every < 60 ? format.clock(t * 1000) : format.minute(t * 1000));
     }
@@ -205,7 +217,7 @@ export class Chart {
     attr(this.cursor, "visibility", "visible");
     const row = (name, value) => el("span", { className: "pair" }, el("span", {}, name), el("b", {}, value));
     this.tip.replaceChildren(
-      el("span", { className: "when" }, format.clock(p.t * 1000)),
+      el("span", { className: "when" }, `${format.clock(p.t * 1000)} UTC`),
       row("rate", format.rate(p.rate)),
       row("mean", `${format.rate(p.mean)} ± ${format.rate(p.stddev)}`),
       row("limit", p.limit > 0 ? format.rate(p.limit) : "–"),

@@ -16,9 +16,30 @@ const LENGTHS = [
 const OFF =
   "This dashboard cannot change anything: no dashboard.token is configured. Configure one, or use the command on the host:";
 
+/** Told when the dialog is closed, or when something else needs it. */
+let closed = null;
+
+/** Shows a form in the dialog; what was asked there before is given up. */
+function present(form, told) {
+  const dialog = byId("dialog");
+  closed?.();
+  closed = told;
+  dialog.replaceChildren(form);
+  dialog.onclose = () => {
+    const last = closed;
+    closed = null;
+    last?.();
+  };
+  if (!dialog.open) dialog.showModal();
+}
+
+function field(name, label, input) {
+  return el("div", { className: "field" }, el("label", { htmlFor: name }, label), input);
+}
+
 /**
- * Opens the dialog with a form; `act(values)` does what was asked and throws a Problem where it cannot. Resolves to
- * true when it was done, false when it was given up.
+ * Opens the dialog with a form; `act(values, token)` does what was asked, with a token that was typed, and throws a
+ * Problem where it cannot. Resolves to true when it was done, false when it was given up.
  */
 function open({ title, fields, command, verb, danger, act }) {
   const dialog = byId("dialog");
@@ -27,7 +48,8 @@ function open({ title, fields, command, verb, danger, act }) {
   const go = el("button", { className: danger ? "danger" : "primary", type: "submit", textContent: verb });
   const cancel = el("button", { type: "button", textContent: possible ? "Cancel" : "Close" });
   const secret = el("input", { type: "password", name: "token", id: "dialog-token", autocomplete: "off", required: true });
-  const asked = el("div", { className: "field", hidden: Boolean(api.token.get()) }, el("label", { htmlFor: "dialog-token" }, "Token (dashboard.token); kept until this tab is closed"), secret);
+  const asked = field("dialog-token", "Token (dashboard.token); kept until this tab is closed", secret);
+  asked.hidden = Boolean(api.token.get());
   secret.required = !asked.hidden;
   const form = el(
     "form",
@@ -39,24 +61,25 @@ function open({ title, fields, command, verb, danger, act }) {
     error,
     el("div", { className: "actions" }, cancel, possible && go),
   );
-  dialog.replaceChildren(form);
   return new Promise((resolve) => {
     let done = false;
     cancel.onclick = () => dialog.close();
-    dialog.onclose = () => resolve(done);
     form.onsubmit = async (event) => {
       event.preventDefault();
       if (!possible) return dialog.close();
       go.disabled = true;
       error.hidden = true;
-      if (!asked.hidden) api.token.set(secret.value.trim());
+      // It is kept once it has proved right: what the page asks meanwhile must not be refused for it.
+      const candidate = asked.hidden ? null : secret.value.trim();
       try {
-        await act(Object.fromEntries(new FormData(form)));
+        await act(Object.fromEntries(new FormData(form)), candidate);
+        if (candidate) api.token.set(candidate);
         done = true;
-        dialog.close();
+        // Another form may have taken its place.
+        if (form.isConnected) dialog.close();
       } catch (problem) {
         if (problem.status === 401) {
-          api.token.forget();
+          if (!candidate) api.token.forget();
           asked.hidden = false;
           secret.required = true;
           secret.value = "";
@@ -67,9 +90,62 @@ function open({ title, fields, command, verb, danger, act }) {
         go.disabled = false;
       }
     };
-    dialog.showModal();
+    present(form, () => resolve(done));
     if (!asked.hidden && possible) secret.focus();
   });
+}
+
+let signing = null;
+
+/** Asks for the token where reading needs it, until it is the right one. */
+export function signIn() {
+  signing ??= new Promise((resolve) => {
+    const stale = api.token.get() != null;
+    api.token.forget();
+    let known = false;
+    const error = el("p", { className: "error", role: "alert", hidden: !stale }, "The token of this tab is not the one any more.");
+    const secret = el("input", { type: "password", id: "sign-in", autocomplete: "off", required: true });
+    const go = el("button", { type: "submit", className: "primary" }, "Open");
+    const form = el(
+      "form",
+      { method: "dialog" },
+      el("h2", { id: "dialog-title" }, "This dashboard needs its token"),
+      api.needs.write
+        ? [
+            el("p", {}, "It is reached from beyond its host. The token is dashboard.token of its configuration; this tab keeps it until it is closed."),
+            error,
+            field("sign-in", "Token", secret),
+            el("div", { className: "actions" }, go),
+          ]
+        : el("p", {}, "It is reached from beyond its host, and no dashboard.token is configured. Configure one."),
+    );
+    form.onsubmit = async (event) => {
+      event.preventDefault();
+      const candidate = secret.value.trim();
+      if (!candidate) return;
+      go.disabled = true;
+      error.hidden = true;
+      try {
+        await api.get("status", candidate);
+        api.token.set(candidate);
+        known = true;
+        byId("dialog").close();
+      } catch (problem) {
+        error.textContent = problem.status === 401 ? "That token is not the one." : problem.message;
+        error.hidden = false;
+        secret.select();
+      } finally {
+        go.disabled = false;
+      }
+    };
+    const told = () => {
+      if (!known) return present(form, told);
+      signing = null;
+      resolve();
+    };
+    present(form, told);
+  });
+  return signing;
 }
 
 /** Asks for length and reason, then bans. */
@@ -80,18 +156,14 @@ export function ban(ip) {
     verb: "Ban",
     danger: true,
     fields: [
-      el("div", { className: "field" },
-        el("label", { htmlFor: "dialog-length" }, "For how long"),
-        el("select", { id: "dialog-length", name: "length" }, LENGTHS.map(([value, name]) => el("option", { value }, name)))),
-      el("div", { className: "field" },
-        el("label", { htmlFor: "dialog-reason" }, "Why (shown wherever the ban is)"),
-        el("input", { id: "dialog-reason", name: "reason", maxLength: 500, autocomplete: "off" })),
+      field("dialog-length", "For how long", el("select", { id: "dialog-length", name: "length" }, LENGTHS.map(([value, name]) => el("option", { value }, name)))),
+      field("dialog-reason", "Why (shown wherever the ban is)", el("input", { id: "dialog-reason", name: "reason", maxLength: 500, autocomplete: "off" })),
     ],
-    act: async ({ length, reason }) => {
+    act: async ({ length, reason }, token) => {
       const request = { ip, reason };
       if (length === "permanent") request.permanent = true;
       else if (length) request.duration_secs = Number(length);
-      const row = await api.ban(request);
+      const row = await api.ban(request, token);
       announce(`${row.ip} is banned, ${format.length(row.duration_secs)}`);
     },
   });
@@ -104,8 +176,8 @@ export function unban(ip) {
     command: `anomaly unban ${ip}`,
     verb: "Unban",
     fields: [el("p", {}, "Every ban that covers it is lifted, and this offence is taken back. For a while after that, only the hard limit bans it again.")],
-    act: async () => {
-      const lifted = await api.unban(ip);
+    act: async (_, token) => {
+      const lifted = await api.unban(ip, token);
       announce(`Lifted: ${lifted.map((row) => row.ip).join(", ")}`);
     },
   });

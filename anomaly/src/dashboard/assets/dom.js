@@ -51,6 +51,57 @@ export function announce(message) {
   announcing = setTimeout(() => text(byId("announce"), message), 400);
 }
 
+/** Says at once that something is wrong. */
+export function alarm(message) {
+  text(byId("alarm"), message);
+}
+
+/** What stands in a card instead of its data: that it is awaited, that it did not come, or that there is none. */
+export class Placeholder {
+  constructor(node) {
+    this.node = node;
+    this.loading();
+  }
+
+  loading() {
+    this.say("loading", "Loading");
+  }
+
+  /** There is nothing, and why. */
+  none(words) {
+    this.say("none", words);
+  }
+
+  /** It did not come; the button tries again. */
+  failed(words, retry) {
+    if (!this.say("failed", words)) return;
+    const button = el("button", { type: "button", className: "small" }, "Try again");
+    button.onclick = () => {
+      this.loading();
+      retry();
+    };
+    this.node.append(" ", button);
+    announce(words);
+  }
+
+  /** The data is there. */
+  clear() {
+    this.node.hidden = true;
+    this.said = null;
+  }
+
+  /** Whether that is something else than it said before: a button must not be made anew under a finger. */
+  say(state, words) {
+    const said = `${state} ${words}`;
+    if (this.said === said) return false;
+    this.said = said;
+    this.node.hidden = false;
+    attr(this.node, "data-state", state);
+    text(this.node, words);
+    return true;
+  }
+}
+
 /**
  * A table whose rows are kept by key from one second to the next: focus, hover and selection stay where they are.
  * While the pointer or the focus is in it, rows do not change places: nobody bans the wrong address because
@@ -58,7 +109,7 @@ export function announce(message) {
  */
 export class Table {
   /** `columns`: {name, className, make(row) -> cell content, update(cell, row)}; `caption` is for screen readers. */
-  constructor(host, { caption, columns, key, empty }) {
+  constructor(host, { caption, columns, key }) {
     this.columns = columns;
     this.key = key;
     this.rows = new Map();
@@ -73,8 +124,9 @@ export class Table {
       el("thead", { role: "rowgroup" }, el("tr", { role: "row" }, heads)),
       this.body,
     );
-    this.empty = el("p", { className: "empty", textContent: empty });
-    host.replaceChildren(el("div", { className: "scroll" }, this.table), this.empty);
+    /** Whoever shows rows says what stands here without any. */
+    this.placeholder = new Placeholder(el("p", { className: "empty" }));
+    host.replaceChildren(el("div", { className: "scroll", hidden: true }, this.table), this.placeholder.node);
   }
 
   /** Whether someone is at the table now. */
@@ -114,7 +166,6 @@ export class Table {
       this.columns.forEach((c, i) => c.update?.(entry.cells[i], row));
     }
     this.table.parentElement.hidden = rows.length === 0;
-    this.empty.hidden = rows.length !== 0;
     return held;
   }
 }

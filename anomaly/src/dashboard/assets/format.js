@@ -78,31 +78,26 @@ export function length(seconds) {
   return seconds == null ? "permanent" : span(seconds);
 }
 
-const clockFormat = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
-const minuteFormat = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit" });
-const dayFormat = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short" });
+// All times of the page are UTC, like those of logs, messages and command line; where they stand, it says so.
+const clockFormat = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit", timeZone: "UTC" });
+const minuteFormat = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", timeZone: "UTC" });
+const dayFormat = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", timeZone: "UTC" });
 
-/** Milliseconds as local time of day, with the day where it is not today's. */
+/** Milliseconds as time of day, with the day where it is not today's. */
 export function time(ms, now) {
   if (!Number.isFinite(ms)) return "–";
-  const date = new Date(ms);
-  const clock = clockFormat.format(date);
-  return new Date(now).toDateString() === date.toDateString() ? clock : `${dayFormat.format(date)} ${clock}`;
+  const day = (at) => Math.floor(at / 86_400_000);
+  return day(ms) === day(now) ? clock(ms) : `${dayFormat.format(ms)} ${clock(ms)}`;
 }
 
-/** Milliseconds as hours and minutes, local. */
+/** Milliseconds as hours and minutes. */
 export function minute(ms) {
-  return minuteFormat.format(new Date(ms));
+  return minuteFormat.format(ms);
 }
 
-/** Milliseconds as hours, minutes, seconds, local. */
+/** Milliseconds as hours, minutes, seconds. */
 export function clock(ms) {
-  return clockFormat.format(new Date(ms));
-}
-
-/** Milliseconds as RFC 3339 without the fraction. */
-export function stamp(ms) {
-  return Number.isFinite(ms) ? new Date(ms).toISOString().replace(/\.\d+Z$/, "Z") : "–";
+  return Number.isFinite(ms) ? clockFormat.format(ms) : "–";
 }
 
 const RULES = { z_score: "z-score", rate_multiplier: "rate × mean", hard_limit: "hard limit" };
@@ -112,6 +107,11 @@ const SIGNALS = {
   posts_to_one_path: "POSTs to one path",
   errors: "errors",
 };
+
+/** What was counted when a row's rule fired, or what its limit is in: "pages", "requests". */
+export function counted(row) {
+  return SIGNALS[row.signal] ?? row.signal?.replaceAll("_", " ") ?? "requests";
+}
 
 /** The reason of a row without the rule's word in front, which is said beside it. */
 export function reason(row) {

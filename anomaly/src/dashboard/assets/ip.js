@@ -2,20 +2,26 @@
 
 import * as api from "./api.js";
 import * as dialogs from "./dialogs.js";
-import { attr, byId, el, text } from "./dom.js";
+import { attr, byId, el, ipLink, text } from "./dom.js";
 import * as format from "./format.js";
+import { Loader } from "./load.js";
 import { bar, fill } from "./tables.js";
 
 const STATES = { active: "in force", expired: "ran out", lifted: "lifted by hand", in_past: "over before it was decided" };
 
 /** Shows one address at a time, and keeps it up to date. */
 export class IpPage {
-  constructor(clock) {
+  /** `refused(problem)` is told where reading needs another token. */
+  constructor(clock, refused) {
     this.clock = clock;
     this.host = byId("ip-page");
     this.ip = null;
-    this.asked = 0;
+    this.drawn = null;
     this.counters = [];
+    this.loader = new Loader(
+      () => this.load(),
+      (problem) => (problem.status === 401 ? refused(problem) : this.failed(problem)),
+    );
   }
 
   /** Opens the page of an address; null closes it. */
@@ -23,58 +29,85 @@ export class IpPage {
     this.ip = ip;
     this.host.hidden = ip == null;
     if (ip == null) return;
-    this.drawn = "";
+    this.drawn = null;
     this.counters = [];
-    this.host.replaceChildren(this.head(ip, null), el("p", { className: "empty", role: "status" }, "Loading"));
-    return this.refresh();
+    this.host.replaceChildren(this.head(ip, null), el("p", { className: "empty", role: "status", "data-state": "loading" }, "Loading"));
+    this.refresh(true);
   }
 
-  /** Asks again and draws what came. */
-  async refresh() {
+  /** Asks again, once a second at most unless it is urgent. */
+  refresh(urgent = false) {
+    if (this.ip != null) this.loader.run(urgent);
+  }
+
+  /** A decision may be about this page: where either is a prefix, only the daemon knows. */
+  concerns(ip) {
+    return this.ip != null && (ip === this.ip || `${ip}${this.ip}`.includes("/"));
+  }
+
+  async load() {
     const ip = this.ip;
     if (ip == null) return;
-    const asked = ++this.asked;
     try {
       const card = await api.get(`bans/${encodeURIComponent(ip)}`);
-      if (this.ip === ip && asked === this.asked) this.draw(card);
+      if (this.ip === ip) this.draw(card);
     } catch (problem) {
-      if (this.ip !== ip || asked !== this.asked || (problem.status === 0 && this.drawn)) return;
-      this.drawn = "";
-      const again = problem.status !== 400 && el("button", { type: "button", onclick: () => this.open(ip) }, "Try again");
-      this.host.replaceChildren(this.head(ip, null), el("div", { className: "card failure", role: "alert" }, el("p", {}, problem.message), again));
+      if (this.ip !== ip) return;
+      // Asking again does not make it an address.
+      if (problem.status !== 400) throw problem;
+      this.instead(problem.message);
     }
   }
 
+  /** It did not come. What is shown already stays, and says that it is old. */
+  failed(problem) {
+    if (this.drawn == null) this.instead(problem.message, el("button", { type: "button", onclick: () => this.open(this.ip) }, "Try again"));
+    else text(this.old, `Not up to date: ${problem.message}`);
+  }
+
+  instead(words, action) {
+    this.host.replaceChildren(this.head(this.ip, null), el("div", { className: "card failure", role: "alert" }, el("p", {}, words), action));
+  }
+
   draw(card) {
-    // Counters and rates move by themselves; the rest is only made anew when it says something else.
-    const still = JSON.stringify([card.ip, card.allowlisted_by, card.bans, card.active, card.now?.banned]);
+    // Counters and rates move by themselves, in place; the rest is only made anew when it says something else, so that a
+    // button stays under the finger and text can be selected in the middle of a flood.
+    const moving = (key, value) => (["packets", "bytes"].includes(key) ? undefined : value);
+    const still = JSON.stringify([card.ip, card.allowlisted_by, card.bans, card.active, card.inside], moving);
     if (still !== this.drawn) {
       const open = new Set([...this.host.querySelectorAll("details[open]")].map((d) => d.dataset.key));
       this.drawn = still;
       this.counters = [];
+      this.dropped = { active: [], inside: [], bans: [] };
       this.host.replaceChildren(
         this.head(card.ip, card),
         el("div", { className: "ip-grid" }, this.now(card), this.record(card, open)),
       );
     }
+    text(this.old, "");
     this.live(card);
     this.tick();
   }
 
   head(ip, card) {
-    const active = card?.active ?? [];
-    const state = !card
-      ? null
-      : active.length
-        ? this.state("bad", "Banned", active[0])
-        : card.allowlisted_by
-          ? this.state("good", `Allow-listed by ${card.allowlisted_by}`)
+    // Only what covers it bans it, and only that can be lifted here: what lies inside has a page of its own.
+    const [ban] = card?.active ?? [];
+    const inside = card?.inside?.length ?? 0;
+    let state = null;
+    let act = null;
+    if (ban) {
+      state = this.state("bad", "Banned", ban);
+      act = el("button", { type: "button", className: "primary", onclick: () => this.then(dialogs.unban(ip)) }, "Unban");
+    } else if (card) {
+      const allowed = card.allowlisted_by;
+      state = allowed
+        ? this.state("good", `Allow-listed by ${allowed}`)
+        : inside
+          ? this.state("warn", `Not banned, but ${inside === 1 ? "a part of it is" : `${format.exact(inside)} parts of it are`}`)
           : this.state("quiet", "Not banned");
-    const act = !card
-      ? null
-      : active.length
-        ? el("button", { type: "button", className: "primary", onclick: () => this.then(dialogs.unban(ip)) }, "Unban")
-        : !card.allowlisted_by && el("button", { type: "button", className: "danger", onclick: () => this.then(dialogs.ban(ip)) }, "Ban");
+      if (!allowed) act = el("button", { type: "button", className: "danger", onclick: () => this.then(dialogs.ban(ip)) }, "Ban");
+    }
+    this.old = el("p", { className: "error old", role: "status" });
     return el(
       "div",
       { className: "ip-head" },
@@ -82,11 +115,12 @@ export class IpPage {
       el("h1", { className: "ip" }, ip),
       state,
       act,
+      this.old,
     );
   }
 
   async then(done) {
-    if (await done) this.refresh();
+    if (await done) this.refresh(true);
   }
 
   state(level, words, ban) {
@@ -103,14 +137,6 @@ export class IpPage {
   /** What it does now. */
   now(card) {
     this.figures = { rate: el("b", { className: "figure" }), bar: bar("limit-bar"), note: el("p", { className: "note" }), facts: el("p", { className: "note" }) };
-    const covered = card.active.map((row) =>
-      el(
-        "li",
-        {},
-        el("p", {}, el("b", { className: "ip" }, row.ip), ` by the ${row.origin}, ${row.enforcer}`),
-        el("p", { className: "note" }, `${format.exact(row.packets)} packets, ${format.bytes(row.bytes)} dropped since ${format.time(Date.parse(row.since), this.clock())}`),
-      ),
-    );
     return el(
       "section",
       { className: "card", "aria-labelledby": "ip-now" },
@@ -119,8 +145,30 @@ export class IpPage {
       this.figures.bar,
       this.figures.note,
       this.figures.facts,
-      covered.length > 0 && [el("h3", {}, "Bans in force"), el("ul", { className: "plain-list" }, covered)],
+      this.bans("Bans in force", card.active, this.dropped.active, card.ip),
+      this.bans("Bans inside it", card.inside ?? [], this.dropped.inside, card.ip),
     );
+  }
+
+  /** Bans in force with what they have dropped, which is put into `dropped`. */
+  bans(title, rows, dropped, ip) {
+    if (rows.length === 0) return null;
+    const items = rows.map((row) => {
+      const counts = el("span");
+      dropped.push(counts);
+      return el(
+        "li",
+        {},
+        el("p", {}, row.ip === ip ? el("b", { className: "ip" }, ip) : ipLink(row.ip), ` by the ${row.origin}, ${row.enforcer}`),
+        el("p", { className: "note" }, counts, ` dropped since ${this.at(row.since)}`),
+      );
+    });
+    return [el("h3", {}, title), el("ul", { className: "plain-list" }, items)];
+  }
+
+  /** A moment in words. */
+  at(stamp) {
+    return `${format.time(Date.parse(stamp), this.clock())} UTC`;
   }
 
   live(card) {
@@ -131,11 +179,14 @@ export class IpPage {
     attr(track, "data-level", now && now.rate >= now.limit ? "over" : null);
     text(note, now ? `limit ${format.rate(now.limit)} req/s · z ${now.z_score.toFixed(1)}` : "No requests in the window.");
     text(facts, now ? `${format.exact(now.requests)} requests · ${format.percent(now.error_ratio)} errors · ${format.percent(now.share)} of the site` : "");
+    for (const [list, nodes] of Object.entries(this.dropped)) {
+      nodes.forEach((node, i) => text(node, `${format.exact(card[list][i].packets)} packets, ${format.bytes(card[list][i].bytes)}`));
+    }
   }
 
   /** Every ban on record. */
   record(card, open) {
-    const rows = card.bans.map((ban, i) => this.past(ban, i === 0 || open.has(ban.time), ban.time));
+    const rows = card.bans.map((ban, i) => this.past(card, ban, i === 0 || open.has(ban.time)));
     return el(
       "section",
       { className: "record", "aria-labelledby": "ip-record" },
@@ -144,9 +195,10 @@ export class IpPage {
     );
   }
 
-  past(ban, open, key) {
-    const at = Date.parse(ban.time);
-    const lasted = ban.state === "active" ? null : ban.ended && `ended ${format.time(Date.parse(ban.ended), this.clock())}`;
+  past(card, ban, open) {
+    const dropped = el("span");
+    this.dropped.bans.push(dropped);
+    const what = format.counted(ban);
     const details = el(
       "details",
       { className: "card past", open },
@@ -154,7 +206,8 @@ export class IpPage {
         "summary",
         {},
         el("span", { className: `dot ${ban.state}`, "aria-hidden": "true" }),
-        el("time", { dateTime: ban.time, title: ban.time }, format.time(at, this.clock())),
+        el("time", { dateTime: ban.time, title: ban.time }, this.at(ban.time)),
+        ban.ip !== card.ip && el("span", { className: "ip" }, ban.ip),
         el("span", { className: "tag" }, format.rule(ban)),
         el("span", {}, `${format.length(ban.duration_secs)}, ${STATES[ban.state] ?? ban.state}`),
         ban.offence > 1 && el("span", { className: "note" }, `offence ${ban.offence}`),
@@ -169,16 +222,17 @@ export class IpPage {
           ["Banned", ban.ip],
           ["By", ban.origin],
           ["Error surge", ban.error_surge ? "yes: judged by the tightened thresholds" : null],
-          ["Signal", ban.signal ? `${ban.signal.replaceAll("_", " ")}: ${format.rate(ban.signal_value)} in the window` : null],
+          ["Signal", ban.signal ? `${format.exact(ban.signal_value)} ${what} in the window` : null],
+          ["Limit", ban.limit > 0 ? `${format.exact(ban.limit)} ${what} in the window` : null],
           ["In the window", ban.requests ? `${format.exact(ban.requests)} requests, ${format.exact(ban.errors)} errors` : null],
-          ["Until", ban.until ? format.time(Date.parse(ban.until), this.clock()) : "lifted by hand"],
-          ["Ended", lasted],
-          ["Dropped", `${format.exact(ban.packets)} packets, ${format.bytes(ban.bytes)}`],
+          ["Until", ban.until ? this.at(ban.until) : "lifted by hand"],
+          ["Ended", ban.ended ? this.at(ban.ended) : null],
+          ["Dropped", dropped],
         ]),
       ),
       ban.samples.length > 0 && this.samples(ban.samples),
     );
-    details.dataset.key = key;
+    details.dataset.key = ban.time;
     return details;
   }
 
@@ -213,7 +267,7 @@ export class IpPage {
         "table",
         { className: "samples" },
         el("caption", {}, "Some of its requests"),
-        el("thead", {}, el("tr", {}, ["Time", "Method", "Path", "Status"].map((name) => el("th", { scope: "col" }, name)))),
+        el("thead", {}, el("tr", {}, ["Time, UTC", "Method", "Path", "Status"].map((name) => el("th", { scope: "col", className: name === "Status" ? "num" : "" }, name)))),
         el(
           "tbody",
           {},

@@ -1,6 +1,6 @@
 // Top sources and bans.
 
-import { announce, attr, byId, el, ipLink, Table, text } from "./dom.js";
+import { announce, attr, byId, el, ipLink, Placeholder, Table, text } from "./dom.js";
 import * as dialogs from "./dialogs.js";
 import * as format from "./format.js";
 
@@ -22,7 +22,6 @@ export class Top {
     this.table = new Table(byId("top"), {
       caption: "Busiest clients in the newest 60 seconds",
       key: (row) => row.ip,
-      empty: "No requests in the newest 60 seconds.",
       columns: [
         { name: "Address", className: "who", make: (row) => ipLink(row.ip) },
         {
@@ -56,6 +55,8 @@ export class Top {
 
   show(rows) {
     const held = this.table.show(rows.slice(0, matchMedia("(max-width: 760px)").matches ? 8 : 15), (row) => (row.banned ? "banned" : ""));
+    if (rows.length === 0) this.table.placeholder.none("No requests in the newest 60 seconds.");
+    else this.table.placeholder.clear();
     text(byId("top-hint"), held ? "order held while you are here" : "in the newest 60 s");
   }
 }
@@ -65,13 +66,16 @@ export class Bans {
   constructor(clock) {
     this.clock = clock;
     this.rows = [];
+    /** How many there are in all, by the newest figures. */
     this.total = 0;
+    this.loaded = false;
+    /** Why the newest list did not come, and what asks for it again. */
+    this.trouble = null;
     this.filter = byId("bans-filter");
     this.filter.oninput = () => this.draw();
     this.table = new Table(byId("bans"), {
       caption: "Bans in force, newest first",
       key: (row) => `${row.ip} ${row.since}`,
-      empty: "Nobody is banned.",
       columns: [
         { name: "Address", className: "who", make: (row) => ipLink(row.ip) },
         {
@@ -80,7 +84,7 @@ export class Bans {
           make: (row) => [el("span", { className: "tag", textContent: format.rule(row) }), el("span", { className: "reason", textContent: format.reason(row), title: row.reason })],
         },
         {
-          name: "Since",
+          name: "Since, UTC",
           className: "num since",
           make: (row) => el("time", { dateTime: row.since, title: row.since }),
           update: (cell, row) => text(cell.firstChild, format.time(Date.parse(row.since), this.clock())),
@@ -126,21 +130,42 @@ export class Bans {
     attr(cell, "title", `until ${row.until}`);
   }
 
-  /** New rows, oldest first as the API gives them, and how many there are in all. */
-  show(rows, total) {
+  /** New rows, oldest first as the API gives them. */
+  show(rows) {
     this.rows = rows.toReversed();
-    this.total = total;
+    this.loaded = true;
+    this.trouble = null;
     this.draw();
+  }
+
+  /** They did not come. */
+  failed(problem, retry) {
+    this.trouble = { words: `The bans could not be loaded: ${problem.message}`, retry };
+    this.draw();
+  }
+
+  /** How many there are in all; whether the list knows of none of them. */
+  count(total) {
+    const moved = this.total !== total;
+    this.total = total;
+    if (moved) this.draw();
+    return this.rows.length === 0 && total > 0;
   }
 
   draw() {
     const wanted = this.filter.value.trim().toLowerCase();
     const found = wanted ? this.rows.filter((row) => row.ip.toLowerCase().includes(wanted) || row.reason.toLowerCase().includes(wanted)) : this.rows;
     this.table.show(found);
-    text(this.table.empty, wanted && this.rows.length ? "No ban matches." : "Nobody is banned.");
+    const { placeholder } = this.table;
+    if (this.trouble) placeholder.failed(this.trouble.words, this.trouble.retry);
+    else if (found.length) placeholder.clear();
+    else if (wanted && this.rows.length) placeholder.none("No ban matches.");
+    // Nobody is said to be banned while figures say otherwise.
+    else if (!this.loaded || this.total > 0) placeholder.loading();
+    else placeholder.none("Nobody is banned.");
     const shown = found.length;
     const all = Math.max(this.total, this.rows.length);
-    text(byId("bans-hint"), wanted ? `${shown} of the newest ${this.rows.length}` : all > shown ? `newest ${shown} of ${format.exact(all)}` : "");
+    text(byId("bans-hint"), wanted ? `${shown} of the newest ${this.rows.length}` : shown && all > shown ? `newest ${shown} of ${format.exact(all)}` : "");
   }
 
   /** Lets the countdowns run. */
@@ -154,7 +179,7 @@ export class Feed {
   constructor(clock) {
     this.clock = clock;
     this.list = byId("feed");
-    this.empty = byId("feed-empty");
+    this.placeholder = new Placeholder(byId("feed-placeholder"));
   }
 
   /** Everything anew. */
@@ -162,7 +187,7 @@ export class Feed {
     this.list.replaceChildren();
     rows.forEach((row) => this.add(row, false));
     this.list.parentElement.hidden = rows.length === 0;
-    this.empty.hidden = rows.length !== 0;
+    if (rows.length === 0) this.placeholder.none("No decision since the daemon started. Bans, unbans and anomalies appear here as they happen.");
   }
 
   add(row, fresh = true) {
@@ -183,7 +208,7 @@ export class Feed {
     this.list.prepend(item);
     while (this.list.childElementCount > 100) this.list.lastElementChild.remove();
     this.list.parentElement.hidden = false;
-    this.empty.hidden = true;
+    this.placeholder.clear();
     if (fresh) {
       item.classList.add("fresh");
       announce(row.ip ? `${row.ip} ${words}` : `${words}: ${row.reason}`);
