@@ -448,6 +448,22 @@ fn a_clock_that_is_set_back_does_not_blind_the_detector() {
 }
 
 #[test]
+fn who_lies_in_a_banned_prefix_is_banned_in_the_list_of_sources() {
+    let mut run = warm(Settings::default());
+    flood(&mut run, 2, 20, 50);
+    let banned = |run: &Run| {
+        let ip = IpNet::from(client(2));
+        run.engine.snapshot(100).top.iter().find(|c| c.prefix == ip).map(|c| c.banned)
+    };
+    assert_eq!(banned(&run), Some(false));
+    let prefix = IpNet::new(client(2), 24).expect("a length").trunc();
+    let command = Command::Ban { prefix, length: None, reason: String::new(), force: false };
+    run.engine.handle(Timestamp::from_secs(run.time), Input::Command(command), &mut run.out);
+    // It stays in the list until the window has passed.
+    assert_eq!(banned(&run), Some(true));
+}
+
+#[test]
 fn a_configuration_is_taken_without_losing_a_window_or_a_ban() {
     let mut run = warm(Settings::default());
     flood(&mut run, 1, 200, 50);
