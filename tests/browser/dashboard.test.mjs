@@ -418,8 +418,8 @@ test("a banner's words change in place, and a new one is said aloud", async () =
     return [node.isConnected, node.innerText, said];
   });
   assert.ok(same);
-  assert.match(words, /The log is silent no request for 63 s/);
-  assert.deepEqual(said, ["The log is silent", "Slack does not get its messages"]);
+  assert.match(words, /The log is silent\. no request for 63 s/);
+  assert.deepEqual(said, ["The log is silent.", "Slack does not get its messages."]);
   await page.leave();
 });
 

@@ -185,7 +185,7 @@ export class Banners {
       return {
         key: `${key} ${nth}`,
         level: SERIOUS.has(what) ? "bad" : "warn",
-        title: DEGRADED[what] ?? what.replaceAll("_", " "),
+        title: `${DEGRADED[what] ?? what.replaceAll("_", " ")}.`,
         detail: reason,
         since,
       };
