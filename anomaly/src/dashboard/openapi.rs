@@ -96,7 +96,7 @@ impl Modify for Problems {
                 }
                 can(
                     "401",
-                    "The token is wrong, or missing where it is needed: for writes, and for all beyond loopback",
+                    "The token is wrong, or missing where it is needed: for writes, and for all from beyond this host",
                 );
                 if writes {
                     can("403", "No token is configured, the host name is not this host's, or another site's page asks");
