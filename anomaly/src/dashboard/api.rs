@@ -69,6 +69,11 @@ struct Made {
 }
 
 impl BansCache {
+    /// The list, where somebody has made it already.
+    fn made(&self, bans: &Arc<Vec<BanRow>>, limit: Option<usize>) -> Option<Result<Bytes, String>> {
+        self.list(bans, limit.filter(|limit| *limit < bans.len())).get().cloned()
+    }
+
     /// The newest so many, or all. May take long where there are many.
     fn get(&self, bans: &Arc<Vec<BanRow>>, limit: Option<usize>) -> Result<Bytes, String> {
         let limit = limit.filter(|limit| *limit < bans.len());
@@ -139,13 +144,14 @@ pub async fn bans(
 ) -> Result<Response, Problem> {
     let limit = limit(query?.0.limit, 1_000_000)?;
     let bans = app.handle.live.borrow().bans.clone();
-    // Not on the thread that serves everybody: there may be a million.
-    let made = tokio::task::spawn_blocking(move || app.bans.get(&bans, limit)).await;
-    match made {
-        Ok(Ok(bytes)) => Ok(json_bytes(StatusCode::OK, bytes)),
-        Ok(Err(error)) => Err(Problem::busy(error)),
-        Err(_) => Err(Problem::busy("the daemon is stopping")),
-    }
+    let list = match app.bans.made(&bans, limit) {
+        Some(list) => list,
+        // Not on the thread that serves everybody: there may be a million.
+        None => tokio::task::spawn_blocking(move || app.bans.get(&bans, limit))
+            .await
+            .map_err(|_| Problem::busy("the daemon is stopping"))?,
+    };
+    Ok(json_bytes(StatusCode::OK, list.map_err(Problem::busy)?))
 }
 
 fn limit(wanted: Option<u32>, most: u32) -> Result<Option<usize>, Problem> {
@@ -381,7 +387,9 @@ mod tests {
     #[test]
     fn a_list_of_bans_is_made_once_for_all_who_ask() {
         let (cache, three) = (BansCache::default(), bans(3));
+        assert_eq!(cache.made(&three, Some(2)), None);
         let two = cache.get(&three, Some(2)).expect("a list");
+        assert_eq!(cache.made(&three, Some(2)), Some(Ok(two.clone())));
         assert_eq!(rows(&two), 2);
         assert_eq!(cache.get(&three, Some(2)).expect("a list").as_ptr(), two.as_ptr());
         let all = cache.get(&three, None).expect("a list");
