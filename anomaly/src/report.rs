@@ -431,11 +431,11 @@ pub struct Status {
     pub tracked_ips: u64,
     /// Bytes of log not read yet.
     pub backlog_bytes: u64,
-    /// Share of one core that the daemon used lately, 0 to 1 and above.
+    /// Share of one core that the daemon used in the last 3 seconds, or 15 where nobody follows the events; 0 to 1 and above.
     pub cpu: f64,
     /// Resident memory of the daemon in bytes.
     pub memory_bytes: u64,
-    /// Share of all cores that the host used lately, 0 to 1.
+    /// Share of all cores that the host used in the same time, 0 to 1.
     pub host_cpu: f64,
     /// Memory in use on the host, 0 to 1.
     pub host_memory: f64,

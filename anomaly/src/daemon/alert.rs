@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 /// While lines keep coming, a log is looked at this often, and nobody is woken for each of them: at 10,000 lines/s that is
-/// one wake-up for 250 lines. What a wake-up costs beside its lines is cold caches, as much as 100 lines or more.
-const NAP: Duration = Duration::from_millis(25);
+/// one wake-up for 320 lines. What a wake-up costs beside its lines is cold caches, as much as 100 lines or more.
+const NAP: Duration = Duration::from_millis(32);
 /// The same in an alert. Of a slow client nothing comes within a nap, so only fast ones make one.
 const SHORT_NAP: Duration = Duration::from_micros(150);
 /// The same in an alert of which nothing has come for [`HOPE`]: somebody stays below the limit, and that may last.

@@ -45,8 +45,10 @@ const BIND_AGAIN: Duration = Duration::from_secs(5);
 /// Bans that have ended lately and are looked for in the audit log: more lines than of so many are not read of it.
 const MAX_ENDED: usize = 10_000;
 
-/// Seconds between two looks at CPU and memory.
+/// Seconds between two looks at CPU and memory while somebody watches.
 const MACHINE_EVERY: u64 = 3;
+/// The same while nobody does.
+const MACHINE_EVERY_UNWATCHED: u64 = 15;
 /// Who is logged in is looked at this often.
 const SESSIONS_EVERY: Duration = Duration::from_secs(10);
 
@@ -246,7 +248,9 @@ impl Service {
             tokio::select! {
                 _ = second.tick() => {
                     // Half of what an idle daemon costs is to read these figures.
-                    if seconds < 2 || seconds.is_multiple_of(MACHINE_EVERY) {
+                    let watched = self.metrics.http_streams.get() > 0;
+                    let every = if watched { MACHINE_EVERY } else { MACHINE_EVERY_UNWATCHED };
+                    if seconds < 2 || seconds.is_multiple_of(every) {
                         machine.refresh();
                     }
                     seconds += 1;

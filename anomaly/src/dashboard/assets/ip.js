@@ -92,7 +92,7 @@ export class IpPage {
   head(ip, card) {
     // Only what covers it bans it, and only that can be lifted here: what lies inside has a page of its own.
     const [ban] = card?.active ?? [];
-    const inside = card?.inside?.length ?? 0;
+    const inside = card?.inside.length ?? 0;
     let state = null;
     let act = null;
     if (ban) {
@@ -146,7 +146,7 @@ export class IpPage {
       this.figures.note,
       this.figures.facts,
       this.bans("Bans in force", card.active, this.dropped.active, card.ip),
-      this.bans("Bans inside it", card.inside ?? [], this.dropped.inside, card.ip),
+      this.bans("Bans inside it", card.inside, this.dropped.inside, card.ip),
     );
   }
 
