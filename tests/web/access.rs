@@ -96,7 +96,7 @@ fn another_site_reaches_nothing_through_a_browser() {
     assert_eq!(ask(tcp(&server), "GET", "/api/v1/status", &[public], "").problem(401), "unauthorized");
     assert_eq!(ask(tcp(&server), "GET", "/api/v1/status", &[public, right], "").status, 200);
     assert!(ask(tcp(&server), "GET", "/", &[public], "").body.contains("data-reads=\"token\""));
-    server.show(|live| live.healthy = Err("the log is gone".into()));
+    server.show(|live| live.status.unhealthy = Some("the log is gone".into()));
     assert_eq!(ask(tcp(&server), "GET", "/healthz", &[public], "").body, "unhealthy\n");
     for headers in [[("Origin", "https://evil.example")], [("Origin", "null")], [("Sec-Fetch-Site", "cross-site")]] {
         let mut all = vec![("Authorization", "Bearer secret")];
