@@ -33,10 +33,14 @@ async function send(path, options = {}, candidate = null) {
   } catch {
     throw new Problem(0, "The daemon does not answer.");
   }
-  if (response.status === 401 && token.get() && !candidate && !needs.read && !options.method) {
-    // Reading is open here: it is refused only because of a token that is not the one any more.
-    token.forget();
-    return send(path, options);
+  if (response.status === 401 && !candidate && !options.method) {
+    // Another token has proved right while this one was on its way.
+    if (proof !== token.get()) return send(path, options);
+    if (proof && !needs.read) {
+      // Reading is open here: it is refused only because of a token that is not the one any more.
+      token.forget();
+      return send(path, options);
+    }
   }
   if (!response.ok) {
     const body = await response.json().catch(() => null);

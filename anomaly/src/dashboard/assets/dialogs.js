@@ -22,8 +22,9 @@ let closed = null;
 /** Shows a form in the dialog; what was asked there before is given up. */
 function present(form, told) {
   const dialog = byId("dialog");
-  closed?.();
+  const last = closed;
   closed = told;
+  last?.();
   dialog.replaceChildren(form);
   dialog.onclose = () => {
     const last = closed;

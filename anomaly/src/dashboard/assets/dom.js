@@ -48,12 +48,13 @@ export function ipHref(ip) {
 let announcing = 0;
 export function announce(message) {
   clearTimeout(announcing);
-  announcing = setTimeout(() => text(byId("announce"), message), 400);
+  // Made anew also where it says the same: it is said again then.
+  announcing = setTimeout(() => byId("announce").replaceChildren(message), 400);
 }
 
 /** Says at once that something is wrong. */
 export function alarm(message) {
-  text(byId("alarm"), message);
+  byId("alarm").replaceChildren(message);
 }
 
 /** What stands in a card instead of its data: that it is awaited, that it did not come, or that there is none. */

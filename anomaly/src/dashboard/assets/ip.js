@@ -18,6 +18,9 @@ export class IpPage {
     this.ip = null;
     this.drawn = null;
     this.counters = [];
+    /** Whether it is no address, and what is said in place of the page. */
+    this.refused = false;
+    this.said = null;
     this.loader = new Loader(
       () => this.load(),
       (problem) => (problem.status === 401 ? refused(problem) : this.failed(problem)),
@@ -27,6 +30,8 @@ export class IpPage {
   /** Opens the page of an address; null closes it. */
   open(ip) {
     this.ip = ip;
+    this.refused = false;
+    this.said = null;
     this.host.hidden = ip == null;
     if (ip == null) return;
     this.drawn = null;
@@ -37,7 +42,7 @@ export class IpPage {
 
   /** Asks again, once a second at most unless it is urgent. */
   refresh(urgent = false) {
-    if (this.ip != null) this.loader.run(urgent);
+    if (this.ip != null && !this.refused) this.loader.run(urgent);
   }
 
   /** A decision may be about this page: where either is a prefix, only the daemon knows. */
@@ -55,6 +60,7 @@ export class IpPage {
       if (this.ip !== ip) return;
       // Asking again does not make it an address.
       if (problem.status !== 400) throw problem;
+      this.refused = true;
       this.instead(problem.message);
     }
   }
@@ -65,7 +71,10 @@ export class IpPage {
     else text(this.old, `Not up to date: ${problem.message}`);
   }
 
+  /** Says so in place of the page, once: a button must not be made anew under a finger. */
   instead(words, action) {
+    if (this.said === words) return;
+    this.said = words;
     this.host.replaceChildren(this.head(this.ip, null), el("div", { className: "card failure", role: "alert" }, el("p", {}, words), action));
   }
 
@@ -97,7 +106,7 @@ export class IpPage {
     let act = null;
     if (ban) {
       state = this.state("bad", "Banned", ban);
-      act = el("button", { type: "button", className: "primary", onclick: () => this.then(dialogs.unban(ip)) }, "Unban");
+      act = el("button", { type: "button", className: "primary", onclick: () => this.after(dialogs.unban(ip)) }, "Unban");
     } else if (card) {
       const allowed = card.allowlisted_by;
       state = allowed
@@ -105,7 +114,7 @@ export class IpPage {
         : inside
           ? this.state("warn", `Not banned, but ${inside === 1 ? "a part of it is" : `${format.exact(inside)} parts of it are`}`)
           : this.state("quiet", "Not banned");
-      if (!allowed) act = el("button", { type: "button", className: "danger", onclick: () => this.then(dialogs.ban(ip)) }, "Ban");
+      if (!allowed) act = el("button", { type: "button", className: "danger", onclick: () => this.after(dialogs.ban(ip)) }, "Ban");
     }
     this.old = el("p", { className: "error old", role: "status" });
     return el(
@@ -119,7 +128,7 @@ export class IpPage {
     );
   }
 
-  async then(done) {
+  async after(done) {
     if (await done) this.refresh(true);
   }
 
