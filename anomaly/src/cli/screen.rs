@@ -76,10 +76,9 @@ impl Screen {
     }
 
     fn leave(&self) -> io::Result<()> {
-        if let Some(keys) = &self.keys {
-            keys.give_back()?;
-        }
-        self.write(if self.terminal { "\x1b[?25h\x1b[?1049l" } else { "" })
+        let given_back = self.keys.as_ref().map_or(Ok(()), Keys::give_back);
+        let written = self.write(if self.terminal { "\x1b[?25h\x1b[?1049l" } else { "" });
+        given_back.and(written)
     }
 
     fn draw(&self) -> io::Result<()> {

@@ -32,8 +32,12 @@ pub fn top(socket: &Path) -> Result<()> {
 
 async fn watch(socket: &Path) -> Result<()> {
     // The keys that send these, and `kill`, must leave the terminal as it was.
-    let [interrupt, terminate, quit] = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::quit()];
-    let mut signals = [signal(interrupt)?, signal(terminate)?, signal(quit)?];
+    let mut signals = [
+        signal(SignalKind::interrupt())?,
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::quit())?,
+        signal(SignalKind::hangup())?,
+    ];
     let printer = Arc::new(Printer::new());
     let mut screen = None;
     loop {
@@ -66,7 +70,7 @@ async fn watch(socket: &Path) -> Result<()> {
 }
 
 /// Returns when somebody has seen enough.
-async fn over([interrupt, terminate, quit]: &mut [Signal; 3], screen: Option<&mut Screen>) -> io::Result<()> {
+async fn over([interrupt, terminate, quit, hangup]: &mut [Signal; 4], screen: Option<&mut Screen>) -> io::Result<()> {
     let key = async {
         match screen {
             Some(screen) => screen.quit().await,
@@ -77,6 +81,7 @@ async fn over([interrupt, terminate, quit]: &mut [Signal; 3], screen: Option<&mu
         _ = interrupt.recv() => Ok(()),
         _ = terminate.recv() => Ok(()),
         _ = quit.recv() => Ok(()),
+        _ = hangup.recv() => Ok(()),
         pressed = key => pressed,
     }
 }
