@@ -1,11 +1,11 @@
-//! What was learned: stored in parts, and what `replay` reads and writes of it.
+//! What was learned: stored in parts, what `replay` reads and writes of it, and what a start is told first.
 
 use std::time::Duration;
 
 use anomaly::engine::State;
-use anomaly::store::Reader;
+use anomaly::store::{Early, Reader, Store};
 
-use super::{address, at, ban, no_checkpoints, open};
+use super::{address, at, ban, net, no_checkpoints, open};
 use crate::lab::clock::wait_until;
 
 #[test]
@@ -68,4 +68,31 @@ fn a_log_that_was_folded_in_is_not_folded_in_again_with_each_ban() {
     }
     drop(store);
     assert_eq!(open(&path).loaded.state.windows, state.windows);
+}
+
+#[test]
+fn a_start_is_told_of_the_bans_before_the_rest_is_read() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("state.db");
+    let bans = [ban(address(1), 0, 1), ban(address(2), 1, 1), ban(net("2001:db8::/64"), 2, 1)];
+    {
+        let mut store = open(&path).store;
+        store.record_bans(&bans).expect("recorded");
+        let state = State { bans: bans.to_vec(), ..State::default() };
+        store.save_progress(at(3), &state, &no_checkpoints()).expect("saved");
+    }
+    let told = |secs| {
+        let mut told = Vec::new();
+        let opened = Store::open_telling(&path, at(secs), &mut |early| {
+            told.push(match early {
+                Early::Count(count) => format!("{count} of IPv4"),
+                Early::Bans(bans) => bans.iter().map(|ban| ban.prefix.to_string()).collect::<Vec<_>>().join(" "),
+            });
+        });
+        assert_eq!(opened.expect("opened").loaded.state.bans.len(), 3);
+        told
+    };
+    let all = "10.0.0.1/32 10.0.0.2/32 2001:db8::/64";
+    assert_eq!(told(60), ["2 of IPv4", all]);
+    assert_eq!(told(6000), [all], "most of them have ended by now");
 }

@@ -2,6 +2,7 @@
 //! logs. With XDP that is done while the program is loaded. What is decided waits for the apply thread.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use super::apply::{Wanted, Work, never_drop, still_to_drop, wanted};
 use super::clock::now;
 use super::hot::{Hot, HotPicture, Parts, Shared};
 use super::logins::Logins;
+use super::saves::Saves;
 use crate::audit;
 use crate::config::Config;
 use crate::enforce::{Drop, EnforceError, Enforcer, Reconciled, guard, reconcile};
@@ -47,6 +49,7 @@ pub(super) struct Beginning {
     /// To the apply thread.
     pub(super) work: SyncSender<Work>,
     pub(super) picture: Shared<HotPicture>,
+    pub(super) saves: Arc<Saves>,
 }
 
 /// What [`begin`] has made.
@@ -127,7 +130,7 @@ pub(super) fn enforce_early(
 /// # Errors
 /// When the database or a log cannot be opened.
 pub(super) fn begin(beginning: Beginning, mut tell: impl FnMut(Early)) -> Result<Begun> {
-    let Beginning { mut config, guard, requests, wake, work, picture } = beginning;
+    let Beginning { mut config, guard, requests, wake, work, picture, saves } = beginning;
     let (mut looked_for, mut found) = (Some(guard), None);
     let mut look = || looked_for.take().and_then(Protected::found);
     let Opened { store, state, checkpoints, history, trouble } =
@@ -149,7 +152,7 @@ pub(super) fn begin(beginning: Beginning, mut tell: impl FnMut(Early)) -> Result
     let untold = newest_lines.untold_bans(&state.bans);
     let (restored, wanted) = (state.bans.len(), wanted(state.bans.iter()));
     let engine = Engine::new(config.engine.clone());
-    let mut hot = Hot::new(config.clone(), Parts { engine, checkpoints, requests, wake, work, picture })?;
+    let mut hot = Hot::new(config.clone(), Parts { engine, checkpoints, requests, wake, work, picture, saves })?;
     let (hot_thread, hot_ended) = spawn("anomaly-hot", move || {
         if hot.restore(state).is_err() {
             warn!(
@@ -222,4 +225,29 @@ fn open_store(path: &Path, tell: &mut dyn FnMut(store::Early<'_>)) -> Result<Ope
     let day_ago = now().minus(Duration::from_secs(86_400)).as_secs();
     let history = store.reader().history(day_ago).unwrap_or_default();
     Ok(Opened { store, state: loaded.state, checkpoints, history, trouble })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::enforce::dry_run::DryRun;
+
+    #[test]
+    fn who_was_banned_is_dropped_as_soon_as_that_is_told() {
+        let (teller, told) = std::sync::mpsc::channel();
+        let forever = |prefix: &str| Drop { prefix: prefix.parse().expect("a prefix"), left: None };
+        let mut enforcer = DryRun::default();
+        // Left by an earlier life, and wanted by nobody.
+        assert!(enforcer.ban(&[forever("203.0.113.8/32")])[0].is_ok());
+        teller.send(Early::Count(1)).expect("open");
+        let drops = vec![forever("203.0.113.7/32")];
+        teller.send(Early::Bans { never_drop: Vec::new(), drops: drops.clone() }).expect("open");
+        let done = enforce_early(&mut enforcer, &told).expect("told").expect("done");
+        assert_eq!((done.wanted, done.enforced, done.orphans.len()), (1, 1, 1));
+        let held: Vec<IpNet> = enforcer.banned().expect("a list").iter().map(|held| held.prefix).collect();
+        assert_eq!(held, [drops[0].prefix]);
+        // The thread that reads ends without having told anything.
+        drop(teller);
+        assert!(enforce_early(&mut enforcer, &told).is_none());
+    }
 }

@@ -16,7 +16,7 @@ use super::clock::{now, stopwatch};
 use super::line_counts::LineCounts;
 use super::log_watch::LogWatch;
 use super::outbox::Outbox;
-use super::saves::Saves;
+use super::saves::{Saves, Times};
 use super::trouble::Trouble;
 use crate::config::Config;
 use crate::enforce::covered_by;
@@ -39,12 +39,6 @@ const PICTURE_EVERY: Duration = Duration::from_secs(1);
 const NEWS_AFTER: Duration = Duration::from_millis(2);
 /// But no more often than this.
 const NEWS_EVERY: Duration = Duration::from_millis(100);
-/// How often state and checkpoint are saved: what a crash makes us read again.
-const SAVE_EVERY: Duration = Duration::from_secs(5);
-/// No more bytes a second than this are saved on average: the state of 20,000 clients is 2 MB.
-const SAVE_BYTES: u64 = 64 << 10;
-/// How often while a backlog is read: who is killed every few seconds must get on with it.
-const SAVE_BEHIND: Duration = Duration::from_secs(1);
 /// How often the kernel is compared with what is wanted.
 const RECONCILE_EVERY: Duration = Duration::from_secs(60);
 /// One rejected line in this time is logged.
@@ -152,6 +146,8 @@ pub struct Parts {
     pub work: SyncSender<Work>,
     /// Where the picture goes.
     pub picture: Shared<HotPicture>,
+    /// What there is to save.
+    pub saves: Arc<Saves>,
 }
 
 impl Hot {
@@ -160,7 +156,7 @@ impl Hot {
     /// # Errors
     /// A log path that is no regular file.
     pub fn new(config: Config, parts: Parts) -> Result<Self, TailError> {
-        let Parts { engine, checkpoints, requests, wake, work, picture } = parts;
+        let Parts { engine, checkpoints, requests, wake, work, picture, saves } = parts;
         let mut hot = Self {
             engine,
             logs: Vec::new(),
@@ -176,7 +172,7 @@ impl Hot {
             out: Vec::new(),
             counts: LineCounts::default(),
             read_errors: 0,
-            saves: Arc::default(),
+            saves,
         };
         for path in hot.config.log.paths.clone() {
             let checkpoint = checkpoints.iter().find(|c| c.path == path).cloned();
@@ -251,7 +247,7 @@ impl Hot {
         }
         // Saved at once for the first time: a crash before that would make the next start take the log for a new one, and
         // lose what was rotated away meanwhile.
-        let (mut picture_at, mut save_at, mut reconcile_at) = (Duration::ZERO, Duration::ZERO, RECONCILE_EVERY);
+        let (mut picture_at, mut save_times, mut reconcile_at) = (Duration::ZERO, Times::default(), RECONCILE_EVERY);
         let (mut sample_at, mut all_at, mut was_behind) = (Duration::ZERO, Duration::ZERO, true);
         let (mut at, mut alert, mut shown_at) = (Duration::ZERO, Alert::default(), Duration::ZERO);
         loop {
@@ -306,16 +302,12 @@ impl Hot {
             self.outbox.flush();
             if was_behind && caught_up {
                 // A daemon that is killed every few seconds must not read the same backlog each time.
-                (was_behind, save_at) = (false, at);
+                was_behind = false;
+                save_times.hurry(at);
             }
-            if at >= save_at && self.saves.are_due() {
-                let began = clock();
-                let bytes = self.save();
-                let every =
-                    if caught_up { SAVE_EVERY.max(Duration::from_secs(bytes / SAVE_BYTES)) } else { SAVE_BEHIND };
-                // Saving may cost at most a twentieth of the time, however large the state.
-                let done = clock();
-                save_at = done + every.max((done - began) * 20);
+            if save_times.have_come(at, &self.saves) {
+                let (began, bytes, done) = (clock(), self.save(), clock());
+                save_times.saved(done, done - began, bytes, caught_up, self.config.engine.shortest_ban());
             }
             if at >= reconcile_at {
                 reconcile_at = at + RECONCILE_EVERY;
@@ -389,6 +381,7 @@ impl Hot {
 
     fn send_outputs(&mut self, reply: Option<Reply>) {
         if !self.out.is_empty() || reply.is_some() {
+            // Each recalculation is an output, so that something is saved even while nothing happens.
             self.saves.ask();
             self.outbox.send(Work::Outputs { outputs: std::mem::take(&mut self.out), reply });
         }
@@ -511,7 +504,7 @@ impl Hot {
         self.saves.begin();
         let progress = self.progress();
         let bytes = progress.state.baseline.len() + progress.state.windows.len();
-        self.outbox.send(Work::Save(progress, Arc::clone(&self.saves)));
+        self.outbox.send(Work::Save(progress));
         bytes as u64
     }
 

@@ -5,7 +5,8 @@ use std::sync::mpsc::{SyncSender, TrySendError};
 
 use super::apply::Work;
 
-/// Outputs that wait while the apply thread is busy; beyond it the oldest are lost and counted.
+/// What may wait while the apply thread is busy; beyond it the oldest outputs are lost and counted. The rest is little, and
+/// somebody waits for it.
 const MAX_WAITING: usize = 100_000;
 
 /// What goes to the apply thread: never waits, loses the oldest only when far too much is waiting.
@@ -34,8 +35,10 @@ impl Outbox {
     pub fn send(&mut self, work: Work) {
         self.waiting.push_back(work);
         self.flush();
-        while self.waiting.len() > MAX_WAITING {
-            self.waiting.pop_front();
+        while self.waiting.len() > MAX_WAITING
+            && let Some(oldest) = self.waiting.iter().position(|work| matches!(work, Work::Outputs { .. }))
+        {
+            self.waiting.remove(oldest);
             self.lost += 1;
         }
     }

@@ -21,6 +21,7 @@ use super::clock::{now, stopwatch};
 use super::hot::{HotPicture, Shared, newest};
 use super::logins::{self, Change, Logins};
 use super::picture::{HANGS_AFTER, Machine, Memory, Sources, live, point};
+use super::saves::Saves;
 use super::trouble::Told;
 use super::{Event, Handle, Live, Request, off};
 use crate::audit::{self, Audit, Snapshots};
@@ -81,6 +82,7 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
     let (hot_picture, apply_picture) = (Shared::default(), Shared::default());
     let news = Arc::new(Notify::new());
     let metrics = Arc::new(Metrics::default());
+    let saves = Arc::new(Saves::default());
     let mut beginning = Some(Beginning {
         config: config.clone(),
         guard: begin::look_for_guarded(),
@@ -88,6 +90,7 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
         wake: request_sender.clone(),
         work: work_sender.clone(),
         picture: Arc::clone(&hot_picture),
+        saves: Arc::clone(&saves),
     });
     // What was banned is read and the logs are begun with while the XDP program is loaded, which takes longest; but not
     // before it is sure that no other daemon is at work with them.
@@ -132,6 +135,7 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
         metrics: Arc::clone(&metrics),
         picture: Arc::clone(&apply_picture),
         news: Arc::clone(&news),
+        saves,
         config: Box::new(config.clone()),
         guarded,
         wanted,

@@ -77,6 +77,17 @@ pub struct Settings {
     pub replay: bool,
 }
 
+impl Settings {
+    /// The shortest ban that ends by itself.
+    pub fn shortest_ban(&self) -> Option<Duration> {
+        let lengths = self.durations.iter().filter_map(|length| match length {
+            BanLength::Timed(length) => Some(*length),
+            BanLength::Permanent => None,
+        });
+        lengths.min()
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         let minutes = |m: u64| BanLength::Timed(Duration::from_secs(60 * m));

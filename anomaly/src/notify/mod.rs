@@ -353,7 +353,7 @@ impl Notifier {
     }
 
     /// Posts what waits, for at most `limit`, and ends the tasks; what could not be posted is lost. For the
-    /// end of the daemon, and for the old notifier after a reload.
+    /// end of the daemon.
     pub async fn finish(self, limit: Duration) {
         self.closing.send_replace(true);
         let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));

@@ -58,8 +58,8 @@ pub enum Work {
         /// Answered when everything is done.
         reply: Option<Reply>,
     },
-    /// State and checkpoints for the store, and whom to tell that it has them.
-    Save(Progress, Arc<Saves>),
+    /// State and checkpoints for the store.
+    Save(Progress),
     /// Every ban that should be enforced.
     Reconcile(Arc<[Arc<Ban>]>),
     /// The why-card.
@@ -174,6 +174,8 @@ pub struct Apply {
     pub picture: Shared<ApplyPicture>,
     /// Told when there is something new to show before the second is over.
     pub news: Arc<Notify>,
+    /// Told when one has ended, or something could not be written.
+    pub saves: Arc<Saves>,
     /// As it is now.
     pub config: Box<Config>,
     /// Never dropped because the host lives on them.
@@ -220,7 +222,9 @@ impl Apply {
             self.maintain();
             if at >= count_at {
                 self.count();
-                count_at = at + ((clock() - at) * 50).clamp(MAINTAIN_EVERY, COUNT_EVERY);
+                // What failed is soon asked again: until then nobody knows what is dropped.
+                let pause = if self.unlisted.is_some() { 5 } else { 50 };
+                count_at = at + ((clock() - at) * pause).clamp(MAINTAIN_EVERY, COUNT_EVERY);
             }
             if at >= store_counts_at {
                 store_counts_at = at + STORE_COUNTS_EVERY;
@@ -245,9 +249,9 @@ impl Apply {
     fn work(&mut self, work: Work) {
         match work {
             Work::Outputs { outputs, reply } => self.outputs(outputs, reply),
-            Work::Save(progress, saves) => {
+            Work::Save(progress) => {
                 let saved = self.save(&progress);
-                saves.end(saved);
+                self.saves.end(saved);
             }
             Work::Reconcile(bans) => {
                 self.wanted = wanted(bans.iter().map(Arc::as_ref));
@@ -423,6 +427,7 @@ impl Apply {
             Err(failure) => {
                 self.metrics.store_errors.inc();
                 self.degrade("store", Some(failure.to_string()));
+                self.saves.fail();
                 None
             }
         }

@@ -92,6 +92,7 @@ fn apply(dir: &Path) -> (Apply, Arc<Calls>) {
         metrics: Arc::default(),
         picture: Shared::default(),
         news: Arc::new(Notify::new()),
+        saves: Arc::default(),
         config: Box::new(config),
         guarded: Vec::new(),
         wanted: Wanted::default(),
