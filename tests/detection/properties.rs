@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anomaly::engine::{
@@ -114,13 +115,11 @@ fn run(steps: &[Step], settings: Settings) -> (Vec<Output>, Snapshot) {
 
 /// Evidence is kept in memory only; everything else must be the same after a restart.
 fn without_samples(outputs: Vec<Output>) -> Vec<Output> {
+    let strip_ban = |ban: &mut Ban| ban.finding.iter_mut().for_each(|finding| finding.samples.clear());
     let strip = |mut output: Output| {
         match &mut output {
-            Output::Decision(Decision::Ban(ban)) => {
-                if let Some(finding) = &mut ban.finding {
-                    finding.samples.clear();
-                }
-            }
+            Output::Decision(Decision::Ban(ban)) => strip_ban(ban),
+            Output::Decision(Decision::Unban(unban)) => strip_ban(Arc::make_mut(&mut unban.ban)),
             Output::Braked(braked) => braked.finding.samples.clear(),
             _ => {}
         }
