@@ -172,21 +172,21 @@ pub(super) fn load(
 ) -> Result<Loaded, rusqlite::Error> {
     use std::os::unix::ffi::OsStringExt as _;
     let tx = conn.unchecked_transaction()?;
-    let mut loaded = Loaded {
-        saved_at: tx
-            .query_row("SELECT saved_at FROM learned WHERE name = 'saved'", [], |r| r.get(0))
-            .optional()?
-            .map(Timestamp::from_ms),
-        ..Loaded::default()
-    };
+    let saved = tx
+        .query_row("SELECT saved_at, bytes FROM learned WHERE name = 'saved'", [], |r| {
+            Ok((Timestamp::from_ms(r.get(0)?), rows::read_ban_counts(r.get_ref(1)?.as_blob()?)))
+        })
+        .optional()?;
+    let mut loaded = Loaded { saved_at: saved.map(|(at, _)| at), ..Loaded::default() };
     let count = |sql: &str| Ok::<usize, rusqlite::Error>(tx.query_row(sql, [], |r| r.get::<_, u32>(0))? as usize);
-    // Only the index is read. Keys of IPv4 begin with a 4; hardly any is of more than one address.
-    let v4 = count("SELECT count(*) FROM bans WHERE state = 'active' AND prefix < x'05'")?;
-    if loaded.saved_at.is_some_and(|at| now.since(at) < LATELY) {
-        tell(Early::Count(v4));
+    if let Some((at, Some((bans, v4)))) = saved
+        && now.since(at) < LATELY
+    {
+        // To count them takes longer than to look at one, and this many rows there were at most.
+        let most = count("SELECT coalesce(max(id), 0) FROM bans")?;
+        tell(Early::Count(v4.min(most)));
+        loaded.state.bans.reserve_exact(bans.min(most));
     }
-    let v6 = count("SELECT count(*) FROM bans WHERE state = 'active' AND prefix >= x'05'")?;
-    loaded.state.bans.reserve_exact(v4 + v6);
     // In the order of the file: an index would look for every row by itself.
     let mut statement =
         tx.prepare(&format!("SELECT {} FROM bans NOT INDEXED WHERE state = 'active'", rows::BAN_COLUMNS))?;

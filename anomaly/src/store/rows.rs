@@ -109,6 +109,18 @@ fn uint(value: i64) -> u64 {
     u64::try_from(value).unwrap_or(0)
 }
 
+/// How many bans there are, and how many of them are of IPv4: for the next start, which would have to count them.
+pub(super) fn ban_counts(bans: &[Ban]) -> [u8; 8] {
+    let v4 = bans.iter().filter(|ban| matches!(ban.prefix, IpNet::V4(_))).count();
+    (bans.len() as u64 | (v4 as u64) << 32).to_le_bytes()
+}
+
+/// Bans, and those of IPv4, that [`ban_counts`] has written; `None` for other bytes.
+pub(super) fn read_ban_counts(bytes: &[u8]) -> Option<(usize, usize)> {
+    let counts = u64::from_le_bytes(bytes.try_into().ok()?);
+    Some((counts as u32 as usize, (counts >> 32) as usize))
+}
+
 /// The columns of [`ban`], in its order.
 pub(super) const BAN_COLUMNS: &str = "prefix, at, until, offence, origin, note, finding";
 /// The columns of [`recorded`], in its order.

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use rusqlite::{OptionalExtension as _, Transaction};
 
 use super::{BanState, KEEP_CHECKPOINTS, KEEP_ENDED, KEEP_HISTORY, MAX_ENDED, MAX_OFFENCES, rows};
-use crate::engine::{Ban, Offence, Origin, Unban};
+use crate::engine::{Ban, Offence, Origin, State, Unban};
 use crate::time::Timestamp;
 
 /// Bytes of what was learned that one row holds: SQLite copies each row twice on its way to the disk.
@@ -190,12 +190,14 @@ impl Plan<'_> {
         Ok(())
     }
 
+    /// What was learned, where it changed, and that everything is saved.
     pub(super) fn write_learned(
         &mut self,
         tx: &Transaction<'_>,
         now: Timestamp,
-        bytes: [&[u8]; 2],
+        state: &State,
     ) -> Result<(), rusqlite::Error> {
+        let bytes = [&state.baseline, &state.windows];
         for ((name, bytes), written) in ["baseline", "windows"].into_iter().zip(bytes).zip(&mut self.learned) {
             let new = hash(bytes);
             if *written != Some(new) {
@@ -203,7 +205,7 @@ impl Plan<'_> {
                 *written = Some(new);
             }
         }
-        write_learned(tx, "saved", now, &[])
+        write_learned(tx, "saved", now, &rows::ban_counts(&state.bans))
     }
 }
 

@@ -360,7 +360,7 @@ impl Store {
             plan.write_decisions(tx, true)?;
             plan.write_bans(tx, now, &state.bans)?;
             plan.write_offences(tx, &state.offences)?;
-            plan.write_learned(tx, now, [&state.baseline, &state.windows])?;
+            plan.write_learned(tx, now, state)?;
             write_checkpoints(tx, now, checkpoints)
         });
         self.stale = written.as_ref().err().cloned();
