@@ -176,12 +176,11 @@ impl Population {
             debug_assert!(counted.skip(risen).all(|(old, value)| bin(value) <= *old), "{seen:?}: {values:?}");
             let measures = seen.measures().min(risen);
             for ((counts, old), value) in self.now.iter_mut().zip(&mut seen.bins).zip(values).take(measures) {
-                let new = bin(value);
-                if new > *old {
-                    counts[*old as usize] -= 1;
-                    counts[new as usize] += 1;
-                    *old = new;
-                }
+                // Whether it has risen cannot be foretold, so it is moved in any case, perhaps to where it is.
+                let new = bin(value).max(*old);
+                counts[*old as usize] -= 1;
+                counts[new as usize] += 1;
+                *old = new;
             }
         }
     }
