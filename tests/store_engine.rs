@@ -82,16 +82,7 @@ fn play(path: &Path, log: &[(Timestamp, IpAddr)], kills: &[usize]) -> Story {
             }
             let (time, client) = log[i];
             wall = wall.max(time);
-            let record = Record {
-                client,
-                time,
-                method: b"GET",
-                path: b"/",
-                status: 200,
-                response_size: 1,
-                peer: None,
-                damaged: false,
-            };
+            let record = Record { method: b"GET", status: 200, ..Record::new(client, time) }.with_path(b"/");
             if engine.next_deadline().is_some_and(|due| due <= wall) {
                 engine.handle(wall, Input::Tick { caught_up: false }, &mut out);
             }

@@ -46,7 +46,7 @@ impl Load {
             let client = IpAddr::V4(Ipv4Addr::from(n.wrapping_mul(0x9e37_79b1)));
             let time = Timestamp::from_ms(START * 1000 + (self.sent * 1000 / self.per_second) as i64);
             let (method, path, status) = REQUESTS[(self.sent % 7 + u64::from(n)) as usize % REQUESTS.len()];
-            let record = Record { client, time, method, path, status, response_size: 512, peer: None, damaged: false };
+            let record = Record { method, status, response_size: 512, ..Record::new(client, time) }.with_path(path);
             self.engine.handle(time, Input::Record(black_box(&record)), &mut self.out);
             self.sent += 1;
         }

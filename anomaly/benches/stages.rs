@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use anomaly::engine::{Engine, Input, Settings};
-use anomaly::record::{LINES_AT_ONCE, Parsed, Parser, Record};
+use anomaly::record::{Parsed, Parser, Record};
 use serde_json::json;
 
 mod lines;
@@ -17,20 +17,6 @@ use lines::{each_line, parse_bare};
 #[expect(clippy::disallowed_methods, reason = "a bench measures")]
 fn now() -> Instant {
     Instant::now()
-}
-
-/// Hands over the lines as the daemon does: several at once.
-fn each_batch(log: &[u8], mut each: impl FnMut(&[&[u8]])) {
-    let (mut batch, mut len) = ([&[][..]; LINES_AT_ONCE], 0);
-    each_line(log, |line| {
-        batch[len] = line;
-        len += 1;
-        if len == batch.len() {
-            each(&batch);
-            len = 0;
-        }
-    });
-    each(&batch[..len]);
 }
 
 fn records_of<'a>(parsed: Parsed<'a>) -> &'a [Record<'a>] {
@@ -63,7 +49,7 @@ fn main() {
         "parse" => {
             let mut parser = Parser::new();
             let mut count = |parsed: Parsed<'_>| lines += records_of(black_box(parsed)).len() as u64;
-            each_batch(&log, |batch| parser.parse_all(batch, &mut count));
+            parser.parse_all(&log, &mut count);
         }
         "engine" => {
             let mut parser = Parser::new();
@@ -78,7 +64,7 @@ fn main() {
                 }
                 lines += records.len() as u64;
             };
-            each_batch(&log, |batch| parser.parse_all(batch, &mut judge));
+            parser.parse_all(&log, &mut judge);
             tracked = engine.snapshot(0).tracked_ips;
             heap_bytes = engine.heap_bytes();
         }

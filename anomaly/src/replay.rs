@@ -312,30 +312,23 @@ impl Source {
         let mut outcome = Outcome { records: 0, rejected: 0, stopped: Stopped::OutOfBytes };
         // With a limit, a record may have to be parsed again when the turn is back here: one by one, then.
         let at_once = if limit.is_some() { 1 } else { LINES_AT_ONCE };
-        loop {
-            let mut lines = [&[][..]; LINES_AT_ONCE];
-            let (mut len, mut from, mut end) = (0, self.start, self.start);
-            while len < at_once {
-                let rest = &self.buffer[end..self.end];
-                let (line, length) = match memchr::memchr(b'\n', rest) {
-                    Some(at) => (&rest[..at], at + 1),
-                    // The last line of a file may lack its newline.
-                    None if self.ended && !rest.is_empty() => (rest, rest.len()),
-                    None => break,
-                };
-                (from, end) = (end, end + length);
-                if std::mem::take(&mut self.skipping) || line.len() > MAX_LINE_BYTES {
-                    outcome.rejected += 1;
-                } else {
-                    lines[len] = line;
-                    len += 1;
-                }
-            }
-            if end == self.start {
-                return Ok(outcome);
-            }
+        let buffer = &self.buffer[..self.end];
+        if self.skipping
+            && let Some(newline) = memchr::memchr(b'\n', &buffer[self.start..])
+        {
+            outcome.rejected += 1;
+            self.skipping = false;
+            self.start += newline + 1;
+        }
+        let complete = match memchr::memrchr(b'\n', &buffer[self.start..]) {
+            // The last line of a file may lack its newline.
+            _ if self.ended => self.end,
+            Some(newline) => self.start + newline + 1,
+            None => self.start,
+        };
+        while self.start < complete {
             let mut result = Ok(());
-            self.parser.parse_all(&lines[..len], &mut |parsed| match parsed {
+            let len = self.parser.parse_some(&buffer[self.start..complete], at_once, &mut |parsed| match parsed {
                 Parsed::Records([record, ..]) if limit.is_some_and(|limit| record.time > limit) => {
                     self.next = Some(record.time);
                     outcome.stopped = Stopped::AtLimit;
@@ -355,11 +348,11 @@ impl Source {
             });
             result?;
             if matches!(outcome.stopped, Stopped::AtLimit) {
-                self.start = from;
-                return Ok(outcome);
+                break;
             }
-            self.start = end;
+            self.start += len;
         }
+        Ok(outcome)
     }
 
     /// Reads more; the number of bytes read, 0 at the end.

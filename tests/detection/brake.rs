@@ -29,16 +29,7 @@ impl Site {
     fn ask(&mut self, client: IpAddr, requests: u32) -> Vec<Output> {
         let now = Timestamp::from_secs(self.now);
         let mut out = Vec::new();
-        let record = Record {
-            client,
-            time: now,
-            method: b"GET",
-            path: b"/",
-            status: 200,
-            response_size: 1,
-            peer: None,
-            damaged: false,
-        };
+        let record = Record { method: b"GET", status: 200, ..Record::new(client, now) }.with_path(b"/");
         for _ in 0..requests {
             self.engine.handle(now, Input::Record(&record), &mut out);
         }
@@ -106,16 +97,7 @@ fn over_three_times_the_limit_and_over_the_hard_limit_bans_go_on() {
     // Assets weigh next to nothing, so that only their sheer number counts.
     let (now, mut out) = (Timestamp::from_secs(site.now), Vec::new());
     let path = b"/app.css".as_slice();
-    let record = Record {
-        client: client(101),
-        time: now,
-        method: b"GET",
-        path,
-        status: 200,
-        response_size: 1,
-        peer: None,
-        damaged: false,
-    };
+    let record = Record { method: b"GET", status: 200, ..Record::new(client(101), now) }.with_path(path);
     for _ in 0..1300 {
         site.engine.handle(now, Input::Record(&record), &mut out);
     }

@@ -67,31 +67,19 @@ impl Run {
     fn step(&mut self, step: &Step) {
         self.time += i64::from(step.forward);
         let path = format!("/{}{}", step.what % 7, [".php", "", ".png"][usize::from(step.what) % 3]);
+        let time = Timestamp::from_secs(self.time - i64::from(step.late));
         let record = Record {
-            client: client(step.client),
-            time: Timestamp::from_secs(self.time - i64::from(step.late)),
             method: if step.what.is_multiple_of(5) { b"POST" } else { b"GET" },
-            path: path.as_bytes(),
             status: [200, 404, 500, 401][usize::from(step.what) % 4],
-            response_size: 1,
-            peer: None,
-            damaged: false,
-        };
+            ..Record::new(client(step.client), time)
+        }
+        .with_path(path.as_bytes());
         self.engine.handle(Timestamp::from_secs(self.time), Input::Record(&record), &mut self.out);
     }
 
     /// Tells the engine of records before they come: only their clients matter.
     fn look_ahead(&mut self, steps: &[Step]) {
-        let record = |step: &Step| Record {
-            client: client(step.client),
-            time: Timestamp::EPOCH,
-            method: b"",
-            path: b"",
-            status: 0,
-            response_size: 0,
-            peer: None,
-            damaged: false,
-        };
+        let record = |step: &Step| Record::new(client(step.client), Timestamp::EPOCH);
         self.engine.look_ahead(&steps.iter().map(record).collect::<Vec<_>>());
     }
 
@@ -387,16 +375,8 @@ fn a_ban_from_a_backlog_counts_but_is_in_the_past() {
     let mut run = warm(Settings::default());
     let later = Timestamp::from_secs(run.time + 7200);
     for i in 0..1000 {
-        let record = Record {
-            client: client(1),
-            time: Timestamp::from_secs(run.time + i / 50),
-            method: b"GET",
-            path: b"/",
-            status: 200,
-            response_size: 1,
-            peer: None,
-            damaged: false,
-        };
+        let time = Timestamp::from_secs(run.time + i / 50);
+        let record = Record { method: b"GET", status: 200, ..Record::new(client(1), time) }.with_path(b"/");
         run.engine.handle(later, Input::Record(&record), &mut run.out);
     }
     let bans = bans(&run.out);
@@ -415,16 +395,8 @@ fn stamps_in_the_future_do_not_blind_the_detector() {
                 run.step(&Step { forward: 1, client: (i % 30) as u8 + 5, what: 4, late: 0 });
             }
         }
-        let record = Record {
-            client: client(2),
-            time: Timestamp::from_secs(run.time + 86_400 * 365),
-            method: b"GET",
-            path: b"/",
-            status: 200,
-            response_size: 1,
-            peer: None,
-            damaged: true,
-        };
+        let time = Timestamp::from_secs(run.time + 86_400 * 365);
+        let record = Record { damaged: true, ..Record::new(client(2), time) };
         run.engine.handle(Timestamp::from_secs(run.time), Input::Record(&record), &mut run.out);
         flood(&mut run, 1, 200, 50);
         assert_eq!(run.engine.snapshot(0).early, 1, "replay {replay}");

@@ -212,16 +212,8 @@ pub fn check(text: &str) -> Result<(), String> {
                 let client = traffic.client(&mut random);
                 let path = traffic.path.replace("{}", &random.below(traffic.paths).to_string());
                 let at = Timestamp::from_ms((START + t) * 1000 + i64::from(i) * 1000 / i64::from(count));
-                let record = Record {
-                    client,
-                    time: at,
-                    method: traffic.method.as_bytes(),
-                    path: path.as_bytes(),
-                    status: traffic.status,
-                    response_size: 100,
-                    peer: None,
-                    damaged: false,
-                };
+                let (method, status) = (traffic.method.as_bytes(), traffic.status);
+                let record = Record { method, status, ..Record::new(client, at) }.with_path(path.as_bytes());
                 engine.handle(at, Input::Record(&record), &mut out);
             }
         }

@@ -19,6 +19,8 @@ use std::time::Duration;
 use anomaly::tail::{Checkpoint, Presence, Progress, Start, Tail};
 use anomaly::time::Timestamp;
 
+use super::texts;
+
 /// Runs `action` as somebody who may not look into `directory`.
 pub fn without_permission<T>(directory: &Path, action: impl FnOnce() -> T) -> T {
     let root = rustix::process::geteuid().is_root();
@@ -343,9 +345,9 @@ impl Story {
         let limit = if self.random.below(3) == 0 { 1 + self.random.below(2_000) } else { usize::MAX };
         let tail = self.tail.as_mut()?;
         let delivered = &mut self.delivered;
-        let mut deliver = |lines: &[&[u8]]| {
-            for line in lines {
-                *delivered.entry(String::from_utf8_lossy(line).into_owned()).or_default() += 1;
+        let mut deliver = |lines: &[u8]| {
+            for line in texts(lines) {
+                *delivered.entry(line).or_default() += 1;
             }
         };
         let progress =

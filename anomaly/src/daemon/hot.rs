@@ -542,7 +542,7 @@ fn read_log(
         }
         Parsed::Rejected(reject, line) => counts.reject(reject, line),
     };
-    let mut on_lines = |lines: &[&[u8]]| parser.parse_all(lines, &mut judge);
+    let mut on_lines = |lines: &[u8]| parser.parse_all(lines, &mut judge);
     let read = if glance { tail.glance(wall, limit, &mut on_lines) } else { tail.poll(wall, limit, &mut on_lines) };
     match read {
         Ok(progress) => {

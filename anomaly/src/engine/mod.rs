@@ -372,7 +372,7 @@ impl Engine {
                 return;
             }
         }
-        let kind = Kind::of(record.method, record.path, record.status);
+        let kind = Kind::of(record);
         self.site.add(sec, kind.is_error());
         self.follow(record, kind, sec as u32, now, out);
         self.alert(out);
@@ -459,7 +459,7 @@ impl Engine {
         client.last = oldest.wrapping_add(self.settings.window_secs - 1);
         let posts = client.window.add(sec, kind, path);
         self.busiest = self.busiest.max(client.window.requests());
-        if kind.is_asset() && !client.is(table::Client::BROWSER) && Limits::shows_browser(&client.window) {
+        if !client.is(table::Client::BROWSER) && kind.is_asset() && Limits::shows_browser(&client.window) {
             client.flags |= table::Client::BROWSER;
         }
         let exempt = client.is(table::Client::EXEMPT);

@@ -385,6 +385,7 @@ fn get(slabs: &[Vec<Client>], index: u32) -> &Client {
 mod tests {
     use super::super::signals::Kind;
     use super::*;
+    use crate::record::Extension;
     use std::net::{IpAddr, Ipv4Addr};
 
     fn key(i: u32) -> Key {
@@ -395,7 +396,7 @@ mod tests {
         let (index, _) = table.entry(key(i), None, sec - 59, |_, _| {});
         let client = table.get_mut(index);
         client.window.expire(sec - 59);
-        client.window.add(sec, Kind::of(b"GET", b"/", 200), 0);
+        client.window.add(sec, Kind::new(b"GET", Extension::NONE, 200), 0);
         client.last = sec;
     }
 

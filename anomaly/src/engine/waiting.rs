@@ -48,15 +48,14 @@ impl Waiting {
     /// The record again.
     pub fn record(&self) -> Record<'_> {
         Record {
-            client: self.client,
-            time: self.time,
             method: &self.method,
-            path: &self.path,
             status: self.status,
             response_size: self.response_size,
             peer: self.peer,
             damaged: self.damaged,
+            ..Record::new(self.client, self.time)
         }
+        .with_path(&self.path)
     }
 }
 
@@ -124,16 +123,7 @@ mod tests {
     fn queue(times: &[i64]) -> Queue {
         let mut queue = Queue::default();
         for time in times {
-            let record = Record {
-                client: IpAddr::from([192, 0, 2, 1]),
-                time: Timestamp::from_secs(*time),
-                method: b"GET",
-                path: b"/",
-                status: 200,
-                response_size: 0,
-                peer: None,
-                damaged: false,
-            };
+            let record = Record::new(IpAddr::from([192, 0, 2, 1]), Timestamp::from_secs(*time));
             queue.push(Waiting::new(&record));
         }
         queue

@@ -429,13 +429,15 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::Extension;
     use proptest::prelude::*;
     use std::collections::HashMap;
 
     const SPAN: u32 = 60;
 
     fn kind(asset: bool, status: u16, post: bool) -> Kind {
-        Kind::of(if post { b"POST" } else { b"GET" }, if asset { b"/a.png" } else { b"/a" }, status)
+        let extension = if asset { Extension::new(b"png") } else { Extension::NONE };
+        Kind::new(if post { b"POST" } else { b"GET" }, extension, status)
     }
 
     /// The newest 60 seconds of everything, counted again from the start.

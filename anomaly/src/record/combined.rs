@@ -11,36 +11,35 @@ use super::value::{self, Clock};
 pub(super) fn read<'a>(line: &'a [u8], clock: &mut Clock) -> Found<'a> {
     let mut found = Found::default();
     let (address, rest) = line.split_at(memchr::memchr(b' ', line).unwrap_or(line.len()));
-    found.client = value::address(address);
     // A line that does not even go on is not of this format.
     found.broken = rest.is_empty();
     found.has_client = !found.broken;
     if found.broken {
-        found.client = None;
         return found;
     }
+    found.client(value::address(address));
     let Some(quote) = memchr::memchr(b'"', rest) else { return found };
     let (before, request) = (&rest[..quote], &rest[quote + 1..]);
     // The user's name may have brackets in it: the stamp is what stands last before the request.
     if let Some(stamp) = before.trim_ascii_end().strip_suffix(b"]")
         && let Some(bracket) = memchr::memrchr(b'[', stamp)
     {
-        found.time = clock.read(&stamp[bracket + 1..]);
+        found.time(clock.read(&stamp[bracket + 1..]));
     }
     let Some(end) = closing_quote(request) else {
-        found.damaged = true;
+        found.record.damaged = true;
         return found;
     };
     let (request, after) = (&request[..end], &request[end + 1..]);
     let mut words = request.splitn(2, |b| *b == b' ');
-    found.method = words.next();
+    found.method(words.next());
     // The protocol is the last word; a path may have blanks.
-    found.path = words.next().map(|path| match memchr::memrchr(b' ', path) {
+    found.path(words.next().map(|path| match memchr::memrchr(b' ', path) {
         Some(blank) if path[blank + 1..].starts_with(b"HTTP/") => &path[..blank],
         _ => path,
-    });
+    }));
     let mut numbers = after.trim_ascii_start().split(|b| *b == b' ');
-    found.status = numbers.next().and_then(value::number).and_then(|n| n.try_into().ok());
-    found.size = numbers.next().and_then(|size| if size == b"-" { Some(0) } else { value::number(size) });
+    found.status(numbers.next().and_then(value::number).and_then(|n| n.try_into().ok()));
+    found.size(numbers.next().and_then(|size| if size == b"-" { Some(0) } else { value::number(size) }));
     found
 }

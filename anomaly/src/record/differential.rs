@@ -179,7 +179,7 @@ impl Random {
                 let into = self.below(line.len() + 1);
                 line.splice(into..into, piece);
             }
-            _ => line.insert(at, self.of(b"\"\\{}[]:,.-+0123456789eE \t\r\xff\x00u/")),
+            _ => line.insert(at, self.of(b"\"\\{}[]:,.-+0123456789eE \t\r\n\xff\x00u/")),
         }
     }
 }
@@ -315,13 +315,27 @@ fn lines_read_together_give_what_each_gives() {
             }
             lines.push(line);
         }
-        let lines: Vec<&[u8]> = lines.iter().map(Vec::as_slice).collect();
+        // With the last newline and without.
+        let mut text = lines.join(&b'\n');
+        text.extend(std::iter::repeat_n(b'\n', random.below(2)));
+        if text.is_empty() {
+            continue;
+        }
         let (mut got, mut expected) = (Vec::new(), Vec::new());
-        together.parse_all(&lines, &mut |parsed| {
+        let mut on_parsed = |parsed: Parsed<'_>| {
             several += usize::from(matches!(parsed, Parsed::Records([_, _, ..])));
             owned(parsed, &mut got);
-        });
-        for line in &lines {
+        };
+        if random.below(2) == 0 {
+            together.parse_all(&text, &mut on_parsed);
+        } else {
+            let mut rest = &text[..];
+            while !rest.is_empty() {
+                rest = &rest[together.parse_some(rest, 1 + random.below(3), &mut on_parsed)..];
+            }
+        }
+        let lines = text.strip_suffix(b"\n").unwrap_or(&text).split(|byte| *byte == b'\n');
+        for line in lines {
             match alone.parse(line) {
                 Ok(record) => owned(Parsed::Records(&[record]), &mut expected),
                 Err(reject) => owned(Parsed::Rejected(reject, line), &mut expected),

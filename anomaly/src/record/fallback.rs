@@ -53,8 +53,8 @@ pub(super) fn read<'a>(line: &'a [u8], keys: &Keys, clock: &mut Clock, decoded: 
         Text::Decoded => Some(decoded),
     };
     let mut found = collected.found;
-    found.method = resolve(collected.method, method.as_slice());
-    found.path = resolve(collected.path, path.as_slice());
+    found.method(resolve(collected.method, method.as_slice()));
+    found.path(resolve(collected.path, path.as_slice()));
     found
 }
 
@@ -102,9 +102,9 @@ impl<'de> Visitor<'de> for Members<'_, '_, 'de> {
             };
             // Of a key that is there twice the first one counts: what an attacker could smuggle in
             // (with escape=none) comes behind the address that Nginx wrote.
-            let bit = 1u16 << (field as u16);
+            let bit = field.bit();
             if field == Field::Other || into.seen & bit != 0 {
-                into.found.damaged |= field != Field::Other;
+                into.found.record.damaged |= field != Field::Other;
                 map.next_value::<IgnoredAny>()?;
                 continue;
             }
@@ -183,13 +183,13 @@ impl<'de> ValueSeed<'_, 'de> {
     fn scalar(&mut self, text: &[u8]) {
         let found = &mut self.into.found;
         match self.field {
-            Field::Client if self.client_has_port => found.client = value::address_with_port(text),
-            Field::Client => found.client = value::address(text),
-            Field::Time => found.time = self.clock.read(text),
-            Field::Status => found.status = value::number(text).and_then(|n| n.try_into().ok()),
-            Field::Size => found.size = value::number(text),
-            Field::Peer => found.peer = value::address(text),
-            Field::Msec => found.msec = value::epoch(text),
+            Field::Client if self.client_has_port => found.client(value::address_with_port(text)),
+            Field::Client => found.client(value::address(text)),
+            Field::Time => found.time(self.clock.read(text)),
+            Field::Status => found.status(value::number(text).and_then(|n| n.try_into().ok())),
+            Field::Size => found.size(value::number(text)),
+            Field::Peer => found.record.peer = value::address(text),
+            Field::Msec => found.msec(value::epoch(text)),
             Field::Method | Field::Path | Field::Other => {}
         }
     }
@@ -237,10 +237,10 @@ impl<'de> Visitor<'de> for ValueSeed<'_, 'de> {
     fn visit_u64<E>(self, number: u64) -> Result<(), E> {
         let found = &mut self.into.found;
         match self.field {
-            Field::Status => found.status = number.try_into().ok(),
-            Field::Size => found.size = Some(number),
-            Field::Time => found.time = value::epoch_f64(number as f64),
-            Field::Msec => found.msec = value::epoch_f64(number as f64),
+            Field::Status => found.status(number.try_into().ok()),
+            Field::Size => found.size(Some(number)),
+            Field::Time => found.time(value::epoch_f64(number as f64)),
+            Field::Msec => found.msec(value::epoch_f64(number as f64)),
             _ => {}
         }
         Ok(())
@@ -249,8 +249,8 @@ impl<'de> Visitor<'de> for ValueSeed<'_, 'de> {
     fn visit_f64<E>(self, number: f64) -> Result<(), E> {
         let found = &mut self.into.found;
         match self.field {
-            Field::Time => found.time = value::epoch_f64(number),
-            Field::Msec => found.msec = value::epoch_f64(number),
+            Field::Time => found.time(value::epoch_f64(number)),
+            Field::Msec => found.msec(value::epoch_f64(number)),
             _ => {}
         }
         Ok(())
@@ -287,7 +287,7 @@ impl<'de> Visitor<'de> for ValueSeed<'_, 'de> {
 /// quote, so that a cut one is not taken for another.
 fn salvage<'a>(line: &'a [u8], keys: &Keys, clock: &mut Clock, decoded: &mut Decoded) -> Collected<'a> {
     let mut collected = Collected::default();
-    collected.found.damaged = true;
+    collected.found.record.damaged = true;
     collected.found.broken = true;
     if !keys.flat {
         // What an object is called does not say where its keys are: one named by a client (Caddy logs the

@@ -133,6 +133,17 @@ pub(super) enum Field {
     Other,
 }
 
+impl Field {
+    /// What every record should have; the time may be `Msec` instead.
+    pub(super) const TEXTS_AND_NUMBERS: u16 =
+        Self::Method.bit() | Self::Path.bit() | Self::Status.bit() | Self::Size.bit();
+
+    /// One bit of each, none of [`Field::Other`].
+    pub(super) const fn bit(self) -> u16 {
+        if matches!(self, Self::Other) { 0 } else { 1 << self as u16 }
+    }
+}
+
 /// A [`FieldMap`] as it is looked up: object (empty at the top), key, field.
 #[derive(Clone, Debug)]
 pub(super) struct Keys {

@@ -4,9 +4,11 @@
 //! address can be read, there is a record. It does not decide anything and
 //! knows no windows.
 
+mod chunk;
 mod combined;
 #[cfg(test)]
 mod differential;
+mod extension;
 mod fallback;
 mod format;
 mod ipv6;
@@ -14,10 +16,11 @@ mod prefix;
 mod scan;
 mod value;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use crate::time::Timestamp;
-use format::Keys;
+pub use extension::Extension;
+use format::{Field, Keys};
 pub use format::{FieldMap, Format};
 
 /// What one log line says.
@@ -35,6 +38,8 @@ pub struct Record<'a> {
     pub method: &'a [u8],
     /// Path with query; empty when missing.
     pub path: &'a [u8],
+    /// What the path ends in.
+    pub extension: Extension,
     /// HTTP status; 0 when missing or not a number (then no error is counted).
     pub status: u16,
     /// Bytes sent; 0 when missing or not a number.
@@ -43,6 +48,28 @@ pub struct Record<'a> {
     pub peer: Option<IpAddr>,
     /// Some field was missing or could not be read; the record counts all the same.
     pub damaged: bool,
+}
+
+impl<'a> Record<'a> {
+    /// A request of which no more is known than who made it, and when.
+    pub const fn new(client: IpAddr, time: Timestamp) -> Self {
+        Self {
+            client,
+            time,
+            method: &[],
+            path: &[],
+            extension: Extension::NONE,
+            status: 0,
+            response_size: 0,
+            peer: None,
+            damaged: false,
+        }
+    }
+
+    /// The same for this path.
+    pub fn with_path(self, path: &'a [u8]) -> Self {
+        Self { path, extension: Extension::of(path), ..self }
+    }
 }
 
 /// Why a line gave no record.
@@ -96,21 +123,68 @@ pub enum Parsed<'a> {
 }
 
 /// What was found in a line, before it is decided whether it makes a record.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Found<'a> {
-    client: Option<IpAddr>,
+    /// What was not found says what a record says of it then.
+    record: Record<'a>,
+    msec: Timestamp,
+    /// A bit of each field whose value could be read.
+    has: u16,
     /// The client's key is there, whatever its value.
     has_client: bool,
-    time: Option<Timestamp>,
-    msec: Option<Timestamp>,
-    method: Option<&'a [u8]>,
-    path: Option<&'a [u8]>,
-    status: Option<u16>,
-    size: Option<u64>,
-    peer: Option<IpAddr>,
-    damaged: bool,
     /// Not a JSON object.
     broken: bool,
+}
+
+impl Default for Found<'_> {
+    fn default() -> Self {
+        let record = Record::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), Timestamp::EPOCH);
+        Self { record, msec: Timestamp::EPOCH, has: 0, has_client: false, broken: false }
+    }
+}
+
+impl<'a> Found<'a> {
+    /// Puts a value that could be read where it belongs.
+    #[inline(always)]
+    fn put<T>(&mut self, field: Field, place: impl FnOnce(&mut Self) -> &mut T, value: Option<T>) {
+        if let Some(value) = value {
+            *place(self) = value;
+            self.has |= field.bit();
+        }
+    }
+
+    fn client(&mut self, client: Option<IpAddr>) {
+        self.put(Field::Client, |found| &mut found.record.client, client);
+    }
+
+    fn time(&mut self, time: Option<Timestamp>) {
+        self.put(Field::Time, |found| &mut found.record.time, time);
+    }
+
+    fn msec(&mut self, msec: Option<Timestamp>) {
+        self.put(Field::Msec, |found| &mut found.msec, msec);
+    }
+
+    fn method(&mut self, method: Option<&'a [u8]>) {
+        self.put(Field::Method, |found| &mut found.record.method, method);
+    }
+
+    fn path(&mut self, path: Option<&'a [u8]>) {
+        self.record.extension = path.map_or(Extension::NONE, Extension::of);
+        self.put(Field::Path, |found| &mut found.record.path, path);
+    }
+
+    fn status(&mut self, status: Option<u16>) {
+        self.put(Field::Status, |found| &mut found.record.status, status);
+    }
+
+    fn size(&mut self, size: Option<u64>) {
+        self.put(Field::Size, |found| &mut found.record.response_size, size);
+    }
+
+    fn has(&self, fields: u16) -> bool {
+        self.has & fields == fields
+    }
 }
 
 /// Parses lines; holds what makes it fast: the last stamp, the keys of the last line, and a
@@ -170,7 +244,7 @@ impl Parser {
             return Err(Reject::TooLong);
         }
         let mut found = Found::default();
-        let scanned = self.scan(line, &mut found);
+        let scanned = self.scan(line, &mut found) == Some(line.len());
         let Self { keys, clock, decoded, last, .. } = self;
         if !scanned {
             found = match keys {
@@ -179,38 +253,57 @@ impl Parser {
                 None => combined::read(line, clock),
             };
         }
-        record(&found, last)
+        record(found, last)
     }
 
-    /// Parses lines without their newlines, and hands over in their order what they give.
-    pub fn parse_all(&mut self, lines: &[&[u8]], on_parsed: &mut impl FnMut(Parsed<'_>)) {
-        let mut usual = Vec::with_capacity(lines.len());
-        for line in lines {
+    /// Parses lines with their newlines (the last one may lack its), and hands over in their order what they give.
+    pub fn parse_all(&mut self, mut lines: &[u8], on_parsed: &mut impl FnMut(Parsed<'_>)) {
+        while !lines.is_empty() {
+            lines = &lines[self.parse_some(lines, LINES_AT_ONCE, on_parsed)..];
+        }
+    }
+
+    /// The same of no more than `at_most` lines, nor [`LINES_AT_ONCE`]; how many bytes they take.
+    pub fn parse_some(&mut self, lines: &[u8], at_most: usize, on_parsed: &mut impl FnMut(Parsed<'_>)) -> usize {
+        let at_most = at_most.min(LINES_AT_ONCE);
+        let mut usual = Vec::with_capacity(at_most);
+        let mut rest = lines;
+        for _ in 0..at_most {
+            // Where a line of the usual form ends is known when it has been read; any other's newline is looked for.
             let mut found = Found::default();
-            if self.scan(line, &mut found)
-                && let Ok(record) = record(&found, &mut self.last)
+            if let Some(len) = self.scan(rest, &mut found)
+                && let Ok(record) = record(found, &mut self.last)
             {
                 usual.push(record);
+                rest = &rest[len..];
                 continue;
+            }
+            if rest.is_empty() {
+                break;
             }
             if !usual.is_empty() {
                 on_parsed(Parsed::Records(&usual));
                 usual.clear();
             }
+            let (line, behind) = rest.split_at(memchr::memchr(b'\n', rest).unwrap_or(rest.len()));
             on_parsed(match &self.parse(line) {
                 Ok(record) => Parsed::Records(std::slice::from_ref(record)),
                 Err(reject) => Parsed::Rejected(*reject, line),
             });
+            rest = behind.get(1..).unwrap_or_default();
         }
         if !usual.is_empty() {
             on_parsed(Parsed::Records(&usual));
         }
+        lines.len() - rest.len()
     }
 
-    /// Whether a line is of the usual form; then what it says, which borrows from the line alone.
-    fn scan<'a>(&mut self, line: &'a [u8], found: &mut Found<'a>) -> bool {
-        let keys = self.keys.as_ref().filter(|keys| keys.flat && line.len() <= MAX_LINE_BYTES);
-        keys.is_some_and(|keys| scan::scan(line, keys, &mut self.shape, &mut self.clock, found).is_some())
+    /// Reads the line that `text` begins with where it is of the usual form; how many bytes it takes with its newline. What it
+    /// says borrows from the text alone.
+    fn scan<'a>(&mut self, text: &'a [u8], found: &mut Found<'a>) -> Option<usize> {
+        let keys = self.keys.as_ref().filter(|keys| keys.flat)?;
+        let len = scan::scan(text, keys, &mut self.shape, &mut self.clock, found)?;
+        (len <= MAX_LINE_BYTES).then_some(len)
     }
 }
 
@@ -218,33 +311,27 @@ impl Parser {
 ///
 /// # Errors
 /// [`Reject`] when no client address (or no time at all) was found.
-fn record<'a>(found: &Found<'a>, last: &mut Option<Timestamp>) -> Result<Record<'a>, Reject> {
-    let client = found.client.ok_or(match found {
-        Found { has_client: true, .. } => Reject::BadAddress,
-        Found { broken: true, .. } => Reject::NotAnObject,
-        _ => Reject::NoAddress,
-    })?;
-    let own = match (found.time, found.msec) {
-        (Some(time), Some(msec)) if msec.as_secs() == time.as_secs() => Some(msec),
-        (time, msec) => time.or(msec),
-    };
-    let time = own.or(*last).ok_or(Reject::NoTime)?;
-    *last = Some(time);
-    Ok(Record {
-        client,
-        time,
-        method: found.method.unwrap_or_default(),
-        path: found.path.unwrap_or_default(),
-        status: found.status.unwrap_or_default(),
-        response_size: found.size.unwrap_or_default(),
-        peer: found.peer,
-        damaged: found.damaged
-            || own.is_none()
-            || found.method.is_none()
-            || found.path.is_none()
-            || found.status.is_none()
-            || found.size.is_none(),
-    })
+fn record<'a>(found: Found<'a>, last: &mut Option<Timestamp>) -> Result<Record<'a>, Reject> {
+    const TIME: u16 = Field::Time.bit();
+    const MSEC: u16 = Field::Msec.bit();
+    if !found.has(Field::Client.bit()) {
+        return Err(match found {
+            Found { has_client: true, .. } => Reject::BadAddress,
+            Found { broken: true, .. } => Reject::NotAnObject,
+            _ => Reject::NoAddress,
+        });
+    }
+    let Found { mut record, msec, has, .. } = found;
+    match has & (TIME | MSEC) {
+        TIME => {}
+        0 => record.time = last.ok_or(Reject::NoTime)?,
+        MSEC => record.time = msec,
+        _ if msec.as_secs() == record.time.as_secs() => record.time = msec,
+        _ => {}
+    }
+    *last = Some(record.time);
+    record.damaged |= has & Field::TEXTS_AND_NUMBERS != Field::TEXTS_AND_NUMBERS || has & (TIME | MSEC) == 0;
+    Ok(record)
 }
 
 #[cfg(test)]
@@ -272,16 +359,10 @@ mod tests {
     #[test]
     fn the_line_that_nginx_writes() {
         let record = parse(USUAL).expect("a record");
-        let expected = Record {
-            client: address("203.0.113.7"),
-            time: Timestamp::parse("2026-04-27T09:25:51Z").expect("a stamp"),
-            method: b"GET",
-            path: b"/a?b=c",
-            status: 404,
-            response_size: 153,
-            peer: None,
-            damaged: false,
-        };
+        let time = Timestamp::parse("2026-04-27T09:25:51Z").expect("a stamp");
+        let expected =
+            Record { method: b"GET", status: 404, response_size: 153, ..Record::new(address("203.0.113.7"), time) }
+                .with_path(b"/a?b=c");
         assert_eq!(record, expected);
         let bare = USUAL.replace(r#""404""#, "404").replace(r#""153""#, "153");
         assert_eq!(parse(&bare).as_ref(), Ok(&expected));
@@ -297,8 +378,8 @@ mod tests {
         let bare = quoted.replace(r#""404""#, "404").replace(r#""-""#, "0.25");
         for line in [&quoted, &bare, &quoted, &bare] {
             let mut found = Found::default();
-            assert!(parser.scan(line.as_bytes(), &mut found), "{line}");
-            assert_eq!((found.status, found.size), (Some(404), Some(153)), "{line}");
+            assert_eq!(parser.scan(line.as_bytes(), &mut found), Some(line.len()), "{line}");
+            assert_eq!((found.record.status, found.record.response_size), (404, 153), "{line}");
         }
     }
 

@@ -1,37 +1,34 @@
-//! Short texts that many lines go on with, compared as a few numbers instead of byte by byte.
+//! Short texts that many lines go on with, compared as a whole instead of byte by byte.
+
+use wide::u8x16;
+
+use super::chunk::LEN;
 
 /// No text is longer.
-pub(super) const LONGEST: usize = 32;
+pub(super) const LONGEST: usize = 2 * LEN;
 
 /// A text of at most [`LONGEST`] bytes.
 #[derive(Debug)]
 pub(super) struct Prefix {
     text: [u8; LONGEST],
     len: usize,
-    /// Its first 16 bytes, and which bits of them count.
-    first: [u64; 2],
-    mask: [u64; 2],
-    /// Its last 16 bytes, where it has more.
-    last: [u64; 2],
+    /// The text again, and which bits of it count.
+    halves: [u8x16; 2],
+    masks: [u8x16; 2],
 }
 
 impl Prefix {
-    /// What no text begins with: its first bytes would have to have a bit that does not count.
-    pub(super) const NOTHING: Self =
-        Self { text: [0; LONGEST], len: LONGEST, first: [1, 0], mask: [0; 2], last: [0; 2] };
-
     /// `None` where the text is too long.
     pub(super) fn new(start: &[u8]) -> Option<Self> {
         let mut text = [0; LONGEST];
         text.get_mut(..start.len())?.copy_from_slice(start);
-        let bits = u128::MAX.checked_shr(8 * 16u32.saturating_sub(start.len() as u32)).unwrap_or(0);
-        Some(Self {
-            len: start.len(),
-            first: text.first_chunk().map_or([0; 2], halves),
-            mask: halves(&bits.to_le_bytes()),
-            last: start.last_chunk().map_or([0; 2], halves),
-            text,
-        })
+        let mask = std::array::from_fn(|at| if at < start.len() { 0xff } else { 0 });
+        Some(Self { text, len: start.len(), halves: halves(&text), masks: halves(&mask) })
+    }
+
+    /// What no text begins with: its first byte has bits that do not count.
+    pub(super) fn nothing() -> Self {
+        Self { text: [0; LONGEST], len: LONGEST + 1, halves: [u8x16::splat(1); 2], masks: [u8x16::splat(0); 2] }
     }
 
     /// Its bytes.
@@ -41,25 +38,24 @@ impl Prefix {
     }
 
     /// Whether a text begins with it.
-    #[inline]
+    #[inline(always)]
     pub(super) fn begins(&self, text: &[u8]) -> bool {
-        let Some(first) = text.first_chunk() else { return text.starts_with(&self.text[..self.len]) };
-        let first = halves(first);
-        let differs = (first[0] & self.mask[0]) ^ self.first[0] | (first[1] & self.mask[1]) ^ self.first[1];
-        differs == 0 && (self.len <= 16 || self.ends(text))
+        let Some(start) = text.first_chunk() else { return self.begins_short(text) };
+        let [a, b] = halves(start);
+        let differs = ((a & self.masks[0]) ^ self.halves[0]) | ((b & self.masks[1]) ^ self.halves[1]);
+        differs.simd_eq(u8x16::splat(0)).all()
     }
 
-    #[inline]
-    fn ends(&self, text: &[u8]) -> bool {
-        let last = text.get(..self.len).and_then(|text| text.last_chunk());
-        last.map(halves).is_some_and(|last| (last[0] ^ self.last[0]) | (last[1] ^ self.last[1]) == 0)
+    #[cold]
+    fn begins_short(&self, text: &[u8]) -> bool {
+        self.text.get(..self.len).is_some_and(|start| text.starts_with(start))
     }
 }
 
-#[inline]
-fn halves(bytes: &[u8; 16]) -> [u64; 2] {
-    let bits = u128::from_le_bytes(*bytes);
-    [bits as u64, (bits >> 64) as u64]
+#[inline(always)]
+fn halves(bytes: &[u8; LONGEST]) -> [u8x16; 2] {
+    let half = |at: usize| bytes[at..].first_chunk().map_or(u8x16::splat(0), |half| u8x16::new(*half));
+    [half(0), half(LEN)]
 }
 
 #[cfg(test)]
@@ -84,7 +80,7 @@ mod tests {
         }
         assert!(Prefix::new(&line[..LONGEST + 1]).is_none());
         for text in [&b""[..], &[0; 15], &[0; 16], &[0; 40], &line] {
-            assert!(!Prefix::NOTHING.begins(text), "{text:?}");
+            assert!(!Prefix::nothing().begins(text), "{text:?}");
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use super::chunk::{self, Chunk};
 use super::ipv6::ipv6;
 use super::prefix::Prefix;
 use crate::time::Timestamp;
@@ -45,9 +46,9 @@ pub(super) fn address_with_port(text: &[u8]) -> Option<IpAddr> {
 /// three digits each, no leading zero.
 #[inline]
 pub(super) fn ipv4_prefix(text: &[u8]) -> Option<(Ipv4Addr, usize)> {
-    // The longest has 15 bytes: with the one behind it, all that matters is in here.
+    // The longest has 15 bytes: with the one behind it and what is read past that, all that matters is in here.
     match text.first_chunk() {
-        Some(chunk) => ipv4_in(chunk),
+        Some(bytes) => ipv4_in(bytes),
         None => ipv4_at_the_end(text),
     }
 }
@@ -55,45 +56,48 @@ pub(super) fn ipv4_prefix(text: &[u8]) -> Option<(Ipv4Addr, usize)> {
 /// The same of the first bytes of a longer text, without a branch for each of them: how long the numbers are cannot be
 /// foretold.
 #[inline]
-fn ipv4_in(text: &[u8; 16]) -> Option<(Ipv4Addr, usize)> {
-    /// The least number that is written with so many digits, and what its second and third digit from the end count.
-    const LEAST: [u32; 4] = [u32::MAX, 0, 10, 100];
-    const TENS: [u32; 4] = [0, 0, 10, 10];
-    const HUNDREDS: [u32; 4] = [0, 0, 0, 100];
-    let bits = u128::from_le_bytes(*text);
-    let mut breaks = non_digits(bits as u64) | non_digits((bits >> 64) as u64) << 8;
-    let (mut address, mut start, mut end) = (0, 0, 0);
-    for i in 0..4 {
-        end = breaks.trailing_zeros() as usize;
-        breaks &= breaks.wrapping_sub(1);
-        let len = end.wrapping_sub(start);
-        if !(1..=3).contains(&len) || end >= 16 || (i < 3 && text[end] != b'.') {
+fn ipv4_in(text: &[u8; 20]) -> Option<(Ipv4Addr, usize)> {
+    let chunk = Chunk::new(text.first_chunk()?);
+    let digits = chunk.are_digits();
+    // The first that is no digit ends a number, and so on.
+    let first = !digits;
+    let second = first & first.wrapping_sub(1);
+    let third = second & second.wrapping_sub(1);
+    let fourth = third & third.wrapping_sub(1);
+    let ends = [first, second, third, fourth].map(u32::trailing_zeros);
+    let inside = (1 << ends[3]) - 1;
+    let starts = (!digits & inside) << 1 | 1;
+    let wrong = (!digits & inside) ^ (chunk.are(b'.') & inside) // what is no dot between them
+        | starts & !digits // a number without digits
+        | digits & digits >> 1 & digits >> 2 & digits >> 3 & inside // one of more than three
+        | chunk.are(b'0') & starts & digits >> 1; // one with a leading zero
+    if wrong != 0 || ends[3] >= chunk::LEN as u32 {
+        return None;
+    }
+    let (mut address, mut start) = (0, 0);
+    for end in ends {
+        let at = start as usize % chunk::LEN;
+        let word = text[at..at + 4].try_into().map(u32::from_le_bytes).unwrap_or_default();
+        // Three digits, zeros in front where there are fewer.
+        let digits = word << (8 * (3 - (end - start)) % 32) & 0x0f_0f_0f;
+        if digits.swap_bytes() > 0x02_05_05_00 {
             return None;
         }
-        // What lies before the number may be anything, and counts nothing.
-        let digit = |nth: usize| u32::from(text[end.wrapping_sub(nth) % 16].wrapping_sub(b'0'));
-        let value = digit(1) + TENS[len] * digit(2) + HUNDREDS[len] * digit(3);
-        if value > 255 || value < LEAST[len] {
-            return None;
-        }
+        // Hundreds, tens and ones meet in the third byte.
+        let value = digits.wrapping_mul(100 << 16 | 10 << 8 | 1) >> 16 & 0xff;
         address = address << 8 | value;
         start = end + 1;
     }
-    Some((Ipv4Addr::from_bits(address), end))
+    Some((Ipv4Addr::from_bits(address), ends[3] as usize))
 }
 
-/// The digits of a text from `at` on, as a number where they are at most 19, and how many they are.
+/// The digits that a text begins with, as a number where they are at most 19, and how many they are.
 #[inline]
-pub(super) fn digits_at(text: &[u8], at: usize) -> (u64, usize) {
-    let rest = &text[at..];
-    // Of what ends sooner than in eight bytes those before it are read too, and shifted out.
-    let word = match (rest.first_chunk(), text.last_chunk()) {
-        (Some(chunk), _) => u64::from_le_bytes(*chunk),
-        (None, Some(chunk)) => u64::from_le_bytes(*chunk) >> 8 >> (8 * (7 - rest.len())),
-        (None, None) => return many_digits(rest),
-    };
-    let len = non_digits(word).trailing_zeros();
-    if len < 8 { (few_digits(word, len), len as usize) } else { many_digits(rest) }
+pub(super) fn digits(text: &[u8]) -> (u64, usize) {
+    let Some(chunk) = text.first_chunk() else { return many_digits(text) };
+    let len = (!Chunk::new(chunk).are_digits()).trailing_zeros();
+    let word = text.first_chunk().map_or(0, |word| u64::from_le_bytes(*word));
+    if len < 8 { (few_digits(word, len), len as usize) } else { many_digits(text) }
 }
 
 /// A number of three digits before the byte `end`.
@@ -124,17 +128,6 @@ const fn few_digits(word: u64, len: u32) -> u64 {
     let pairs = (digits.wrapping_mul(10) + (digits >> 8)) & 0x00ff_00ff_00ff_00ff;
     let fours = (pairs.wrapping_mul(100) + (pairs >> 16)) & 0x0000_ffff_0000_ffff;
     (fours.wrapping_mul(10_000) + (fours >> 32)) & 0xffff_ffff
-}
-
-/// Which of eight bytes are no digits: the first one is the lowest bit.
-#[inline]
-fn non_digits(word: u64) -> u32 {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    let offset = word ^ (ONES * 0x30);
-    // The high bit of each byte that is 10 or more: what is added carries into it, and never beyond.
-    let high = ((offset & (ONES * 0x7f)) + ONES * 0x76) | offset;
-    // One bit of each byte, side by side.
-    (((high >> 7 & ONES).wrapping_mul(0x0102_0408_1020_4080)) >> 56) as u32
 }
 
 #[cold]
@@ -382,6 +375,34 @@ mod tests {
     }
 
     #[test]
+    fn dotted_quads_are_read_at_once_as_they_are_one_by_one() {
+        let (mut seed, mut read) = (1u64, 0);
+        let mut next = |below: usize| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) as usize % below
+        };
+        let numbers =
+            ["0", "1", "10", "99", "100", "199", "255", "256", "260", "300", "999", "00", "01", "012", "1000", ""];
+        for _ in 0..200_000 {
+            let mut text = Vec::new();
+            for nth in 0..4 {
+                text.extend_from_slice(
+                    if nth == 0 { "" } else { [".", ".", ".", ".", ".", "..", ":", "x"][next(8)] }.as_bytes(),
+                );
+                let known = if next(8) == 0 { numbers.len() } else { 7 };
+                text.extend_from_slice(numbers[next(known)].as_bytes());
+            }
+            text.extend_from_slice([&b"\""[..], b"\"", b".", b"/", b":", b"5"][next(6)]);
+            text.resize(20, b'"');
+            // What is a prefix only because a digit was left out is nobody's address.
+            let expected = ipv4_at_the_end(&text).filter(|(_, end)| !text[*end].is_ascii_digit());
+            assert_eq!(ipv4_prefix(&text), expected, "{}", text.escape_ascii());
+            read += u32::from(expected.is_some());
+        }
+        assert!(read > 20_000, "{read}");
+    }
+
+    #[test]
     fn usual_stamps_are_read_as_jiff_reads_them() {
         let mut tried = 0;
         for year in [1, 4, 100, 400, 1600, 1900, 1969, 1970, 1972, 2000, 2023, 2024, 2026, 2100, 9998] {
@@ -441,7 +462,7 @@ mod tests {
             for before in ["", "x", "12345678", "a long text: "] {
                 for behind in ["", "\"", "\"}", " and more than eight bytes", "/9"] {
                     let text = format!("{before}{number}{behind}");
-                    let read = digits_at(text.as_bytes(), before.len());
+                    let read = digits(&text.as_bytes()[before.len()..]);
                     assert_eq!(read, (number.parse().unwrap_or(0), number.len()), "{text}");
                 }
             }

@@ -23,7 +23,7 @@ use rotated::{Known, Rotated};
 use source::{Source, Step};
 pub use watcher::{WatchError, Watcher};
 
-pub use crate::record::{LINES_AT_ONCE, MAX_LINE_BYTES};
+pub use crate::record::MAX_LINE_BYTES;
 
 /// Where reading starts.
 #[derive(Clone, Debug, Default)]
@@ -68,9 +68,8 @@ pub struct Progress {
 pub struct Counts {
     /// Bytes read.
     pub bytes: u64,
-    /// Lines handed to the callback, unterminated ones included.
-    pub lines: u64,
-    /// Lines longer than [`MAX_LINE_BYTES`]: skipped, to be counted as rejected (`TooLong`).
+    /// Lines that were longer than [`MAX_LINE_BYTES`] before their end was there: skipped, to be counted as rejected
+    /// (`TooLong`).
     pub oversized: u64,
     /// Last lines of files that went away before their newline was written. They were handed to
     /// the callback as they are.
@@ -88,9 +87,8 @@ pub struct Counts {
 impl Counts {
     /// Adds up the counts of two polls.
     pub fn add(&mut self, other: &Self) {
-        let Self { bytes, lines, oversized, unterminated, rotations, truncations, caught_up, lost_files } = other;
+        let Self { bytes, oversized, unterminated, rotations, truncations, caught_up, lost_files } = other;
         self.bytes += bytes;
-        self.lines += lines;
         self.oversized += oversized;
         self.unterminated += unterminated;
         self.rotations += rotations;
@@ -207,13 +205,13 @@ impl Tail {
             .map_err(|source| TailError::Read { path: self.path.clone(), source })
     }
 
-    /// Reads what is there, at most about `limit_bytes`, and calls `on_lines` with complete lines, without their newlines,
-    /// up to [`LINES_AT_ONCE`] of them at once. Never blocks. `now` is the wall clock: it only decides when a file that was rotated
+    /// Reads what is there, at most about `limit_bytes`, and calls `on_lines` with complete lines and their newlines, as many as
+    /// have been read at once; only the last line of a file that went away may lack its. Never blocks. `now` is the wall clock: it only decides when a file that was rotated
     /// away has been quiet for so long that nobody writes to it any more.
     ///
     /// # Errors
     /// [`TailError::Read`]; the lines handed over before are in the checkpoint.
-    pub fn poll<F: FnMut(&[&[u8]])>(
+    pub fn poll<F: FnMut(&[u8])>(
         &mut self,
         now: Timestamp,
         limit_bytes: usize,
@@ -238,7 +236,7 @@ impl Tail {
     ///
     /// # Errors
     /// As [`Tail::poll`].
-    pub fn glance<F: FnMut(&[&[u8]])>(
+    pub fn glance<F: FnMut(&[u8])>(
         &mut self,
         now: Timestamp,
         limit_bytes: usize,
@@ -261,7 +259,7 @@ impl Tail {
     }
 
     /// Reads the oldest file first; true when all have been read to their ends.
-    fn read<F: FnMut(&[&[u8]])>(
+    fn read<F: FnMut(&[u8])>(
         &mut self,
         now: Timestamp,
         limit_bytes: usize,
@@ -317,7 +315,7 @@ impl Tail {
     }
 
     /// Reads the rotated files, opening those that wait; false when the limit was reached before.
-    fn drain<F: FnMut(&[&[u8]])>(&mut self, now: Timestamp, limit: u64, counts: &mut Counts, on_lines: &mut F) -> bool {
+    fn drain<F: FnMut(&[u8])>(&mut self, now: Timestamp, limit: u64, counts: &mut Counts, on_lines: &mut F) -> bool {
         let mut nth = 0;
         loop {
             if nth == self.draining.len() {
@@ -375,7 +373,7 @@ impl Tail {
     }
 
     /// Closes a rotated file that has been read to its end.
-    fn retire<F: FnMut(&[&[u8]])>(&mut self, nth: usize, counts: &mut Counts, on_lines: &mut F) {
+    fn retire<F: FnMut(&[u8])>(&mut self, nth: usize, counts: &mut Counts, on_lines: &mut F) {
         let mut source = self.draining.remove(nth);
         source.finish(counts, on_lines);
         remember(&mut self.finished, source.position());

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use flate2::bufread::MultiGzDecoder;
 
 use super::checkpoint::{self, FINGERPRINT_BYTES, FileId, Position, digest, modified_ns};
-use super::{Counts, LINES_AT_ONCE, MAX_LINE_BYTES};
+use super::{Counts, MAX_LINE_BYTES};
 use crate::time::Timestamp;
 
 /// Room for reads: large enough that system calls do not count, small enough for the cache.
@@ -219,7 +219,7 @@ impl Source {
     }
 
     /// Reads once, at most `limit` bytes, and hands over the lines that are complete now.
-    pub(super) fn step<F: FnMut(&[&[u8]])>(
+    pub(super) fn step<F: FnMut(&[u8])>(
         &mut self,
         limit: usize,
         counts: &mut Counts,
@@ -250,11 +250,10 @@ impl Source {
     }
 
     /// Hands over what is left of a line whose newline will never come.
-    pub(super) fn finish<F: FnMut(&[&[u8]])>(&mut self, counts: &mut Counts, on_lines: &mut F) {
+    pub(super) fn finish<F: FnMut(&[u8])>(&mut self, counts: &mut Counts, on_lines: &mut F) {
         if self.end > self.start && self.skip == Skip::No {
-            counts.lines += 1;
             counts.unterminated += 1;
-            on_lines(&[&self.buffer[self.start..self.end]]);
+            on_lines(&self.buffer[self.start..self.end]);
         }
         self.pass(self.end);
     }
@@ -324,36 +323,25 @@ impl Source {
     }
 
     /// Hands over the complete lines; newlines are looked for from `from` on.
-    fn lines<F: FnMut(&[&[u8]])>(&mut self, from: usize, counts: &mut Counts, on_lines: &mut F) {
-        let mut line_start = self.start;
-        let (mut lines, mut len) = ([&[][..]; LINES_AT_ONCE], 0);
-        for newline in memchr::memchr_iter(b'\n', &self.buffer[from..self.end]) {
-            let newline = from + newline;
-            let line = &self.buffer[line_start..newline];
-            if self.skip != Skip::No {
-                self.skip = Skip::No;
-            } else if line.len() > MAX_LINE_BYTES {
-                counts.oversized += 1;
-            } else {
-                lines[len] = line;
-                len += 1;
-                if len == lines.len() {
-                    counts.lines += len as u64;
-                    on_lines(&lines);
-                    len = 0;
-                }
-            }
-            line_start = newline + 1;
+    fn lines<F: FnMut(&[u8])>(&mut self, from: usize, counts: &mut Counts, on_lines: &mut F) {
+        let mut begin = self.start;
+        if self.skip != Skip::No {
+            let Some(newline) = memchr::memchr(b'\n', &self.buffer[from..self.end]) else { return self.pass(self.end) };
+            begin = from + newline + 1;
+            self.skip = Skip::No;
         }
-        if len > 0 {
-            counts.lines += len as u64;
-            on_lines(&lines[..len]);
+        let from = from.max(begin);
+        if let Some(newline) = memchr::memrchr(b'\n', &self.buffer[from..self.end]) {
+            let end = from + newline + 1;
+            on_lines(&self.buffer[begin..end]);
+            begin = end;
         }
-        if self.skip == Skip::No && self.end - line_start > MAX_LINE_BYTES {
+        if self.end - begin > MAX_LINE_BYTES {
             counts.oversized += 1;
             self.skip = Skip::Oversized;
+            begin = self.end;
         }
-        self.pass(if self.skip == Skip::No { line_start } else { self.end });
+        self.pass(begin);
     }
 
     /// Everything before `to` has been dealt with.
