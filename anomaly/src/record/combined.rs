@@ -3,13 +3,13 @@
 //!
 //! The address is what the line begins with, so nothing that a client sends can pass for it.
 
-use super::Found;
 use super::fallback::closing_quote;
 use super::value::{self, Clock};
+use super::{Found, Record};
 
 /// Reads a line. What is missing behind the address is missing in the record.
-pub(super) fn read<'a>(line: &'a [u8], clock: &mut Clock) -> Found<'a> {
-    let mut found = Found::default();
+pub(super) fn read<'r, 'a>(line: &'a [u8], clock: &mut Clock, record: &'r mut Record<'a>) -> Found<'r, 'a> {
+    let mut found = Found::new(record);
     let (address, rest) = line.split_at(memchr::memchr(b' ', line).unwrap_or(line.len()));
     // A line that does not even go on is not of this format.
     found.broken = rest.is_empty();

@@ -5,9 +5,9 @@ use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::Found;
 use super::format::{Field, Keys};
 use super::value::{self, Clock};
+use super::{Found, Record};
 
 /// Decoded strings that cannot be borrowed from the line.
 #[derive(Debug, Default)]
@@ -26,26 +26,38 @@ enum Text<'a> {
 }
 
 /// What has been collected on the way.
-#[derive(Default)]
-struct Collected<'a> {
-    found: Found<'a>,
+struct Collected<'r, 'a> {
+    found: Found<'r, 'a>,
     method: Text<'a>,
     path: Text<'a>,
     seen: u16,
 }
 
+impl Collected<'_, '_> {
+    fn clear(&mut self) {
+        self.found.clear();
+        (self.method, self.path, self.seen) = (Text::Missing, Text::Missing, 0);
+    }
+}
+
 /// Reads any line.
-pub(super) fn read<'a>(line: &'a [u8], keys: &Keys, clock: &mut Clock, decoded: &'a mut Decoded) -> Found<'a> {
+pub(super) fn read<'r, 'a>(
+    line: &'a [u8],
+    keys: &Keys,
+    clock: &mut Clock,
+    decoded: &'a mut Decoded,
+    record: &'r mut Record<'a>,
+) -> Found<'r, 'a> {
+    let mut collected = Collected { found: Found::new(record), method: Text::Missing, path: Text::Missing, seen: 0 };
     // Strings as raw bytes first, since Nginx writes bytes above 0x7f as they are. serde_json gives
     // them only where there is a string: a `path` that is a number needs the second way.
-    let mut collected = None;
-    for raw_text in [true, false] {
-        collected = object(line, Collect { keys, object: "", clock, decoded, raw_text });
-        if collected.is_some() {
-            break;
-        }
+    let is_json = [true, false].into_iter().any(|raw_text| {
+        let collect = Collect { keys, object: "", clock: &mut *clock, decoded: &mut *decoded, raw_text };
+        object(line, collect, &mut collected).is_ok()
+    });
+    if !is_json {
+        salvage(line, keys, clock, decoded, &mut collected);
     }
-    let collected = collected.unwrap_or_else(|| salvage(line, keys, clock, decoded));
     let Decoded { method, path } = decoded;
     let resolve = |text, decoded| match text {
         Text::Missing => None,
@@ -58,13 +70,12 @@ pub(super) fn read<'a>(line: &'a [u8], keys: &Keys, clock: &mut Clock, decoded: 
     found
 }
 
-/// The line as JSON; `None` when it is not.
-fn object<'a>(line: &'a [u8], collect: Collect<'_>) -> Option<Collected<'a>> {
+/// The line as JSON; an error when it is not.
+fn object<'a>(line: &'a [u8], collect: Collect<'_>, into: &mut Collected<'_, 'a>) -> serde_json::Result<()> {
+    into.clear();
     let mut deserializer = serde_json::Deserializer::from_slice(line);
-    let mut collected = Collected::default();
-    deserializer.deserialize_map(Members { collect, into: &mut collected }).ok()?;
-    deserializer.end().ok()?;
-    Some(collected)
+    deserializer.deserialize_map(Members { collect, into })?;
+    deserializer.end()
 }
 
 /// What is wanted, and where its parts go.
@@ -77,9 +88,9 @@ struct Collect<'s> {
     raw_text: bool,
 }
 
-struct Members<'s, 'c, 'de> {
+struct Members<'s, 'r, 'de> {
     collect: Collect<'s>,
-    into: &'c mut Collected<'de>,
+    into: &'s mut Collected<'r, 'de>,
 }
 
 impl<'de> Visitor<'de> for Members<'_, '_, 'de> {
@@ -158,16 +169,16 @@ impl<'s> Visitor<'_> for KeySeed<'s> {
 }
 
 /// Puts the value of one key where it belongs. What is of the wrong type is missing.
-struct ValueSeed<'s, 'de> {
+struct ValueSeed<'s, 'r, 'de> {
     field: Field,
     client_has_port: bool,
     raw_text: bool,
     clock: &'s mut Clock,
     decoded: &'s mut Decoded,
-    into: &'s mut Collected<'de>,
+    into: &'s mut Collected<'r, 'de>,
 }
 
-impl<'de> DeserializeSeed<'de> for ValueSeed<'_, 'de> {
+impl<'de> DeserializeSeed<'de> for ValueSeed<'_, '_, 'de> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -178,7 +189,7 @@ impl<'de> DeserializeSeed<'de> for ValueSeed<'_, 'de> {
     }
 }
 
-impl<'de> ValueSeed<'_, 'de> {
+impl<'de> ValueSeed<'_, '_, 'de> {
     /// A string that is not a text field's.
     fn scalar(&mut self, text: &[u8]) {
         let found = &mut self.into.found;
@@ -195,7 +206,7 @@ impl<'de> ValueSeed<'_, 'de> {
     }
 }
 
-impl<'de> Visitor<'de> for ValueSeed<'_, 'de> {
+impl<'de> Visitor<'de> for ValueSeed<'_, '_, 'de> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -285,14 +296,20 @@ impl<'de> Visitor<'de> for ValueSeed<'_, 'de> {
 /// value: Nginx escapes every quote there (`\"` with escape=json, `\x22` otherwise), and a quote
 /// with an odd number of backslashes before it does not open a key. An address only counts up to its closing
 /// quote, so that a cut one is not taken for another.
-fn salvage<'a>(line: &'a [u8], keys: &Keys, clock: &mut Clock, decoded: &mut Decoded) -> Collected<'a> {
-    let mut collected = Collected::default();
+fn salvage<'a>(
+    line: &'a [u8],
+    keys: &Keys,
+    clock: &mut Clock,
+    decoded: &mut Decoded,
+    collected: &mut Collected<'_, 'a>,
+) {
+    collected.clear();
     collected.found.record.damaged = true;
     collected.found.broken = true;
     if !keys.flat {
         // What an object is called does not say where its keys are: one named by a client (Caddy logs the
         // names of headers) could pass for ours.
-        return collected;
+        return;
     }
     for (name, field) in keys.names() {
         let Some(rest) = value_of(line, name) else { continue };
@@ -303,7 +320,7 @@ fn salvage<'a>(line: &'a [u8], keys: &Keys, clock: &mut Clock, decoded: &mut Dec
             };
             collected.found.has_client |= field == Field::Client && whole;
             if whole || matches!(field, Field::Method | Field::Path) {
-                let mut seed = salvage_seed(field, keys, clock, decoded, &mut collected);
+                let mut seed = salvage_seed(field, keys, clock, decoded, collected);
                 match field {
                     Field::Method | Field::Path => salvaged_text(&mut seed, text),
                     _ => seed.scalar(text),
@@ -314,26 +331,25 @@ fn salvage<'a>(line: &'a [u8], keys: &Keys, clock: &mut Clock, decoded: &mut Dec
             collected.found.has_client |= field == Field::Client;
             // A number that the line's end cuts off may have had more digits.
             if field != Field::Client && field != Field::Peer && len < rest.len() {
-                let mut seed = salvage_seed(field, keys, clock, decoded, &mut collected);
+                let mut seed = salvage_seed(field, keys, clock, decoded, collected);
                 seed.scalar(&rest[..len]);
             }
         }
     }
-    collected
 }
 
-fn salvage_seed<'s, 'de>(
+fn salvage_seed<'s, 'r, 'de>(
     field: Field,
     keys: &Keys,
     clock: &'s mut Clock,
     decoded: &'s mut Decoded,
-    into: &'s mut Collected<'de>,
-) -> ValueSeed<'s, 'de> {
+    into: &'s mut Collected<'r, 'de>,
+) -> ValueSeed<'s, 'r, 'de> {
     ValueSeed { field, client_has_port: keys.client_has_port, raw_text: true, clock, decoded, into }
 }
 
 /// A text value of a broken line: decoded where its escapes are JSON's, else as it stands.
-fn salvaged_text<'de>(seed: &mut ValueSeed<'_, 'de>, text: &'de [u8]) {
+fn salvaged_text<'de>(seed: &mut ValueSeed<'_, '_, 'de>, text: &'de [u8]) {
     let (slot, buffer) = match seed.field {
         Field::Method => (&mut seed.into.method, &mut seed.decoded.method),
         _ => (&mut seed.into.path, &mut seed.decoded.path),

@@ -51,6 +51,9 @@ pub struct Record<'a> {
 }
 
 impl<'a> Record<'a> {
+    /// A request of which nothing is known.
+    const BLANK: Self = Self::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), Timestamp::EPOCH);
+
     /// A request of which no more is known than who made it, and when.
     pub const fn new(client: IpAddr, time: Timestamp) -> Self {
         Self {
@@ -124,9 +127,9 @@ pub enum Parsed<'a> {
 
 /// What was found in a line, before it is decided whether it makes a record.
 #[derive(Debug)]
-struct Found<'a> {
+struct Found<'r, 'a> {
     /// What was not found says what a record says of it then.
-    record: Record<'a>,
+    record: &'r mut Record<'a>,
     msec: Timestamp,
     /// A bit of each field whose value could be read.
     has: u16,
@@ -136,14 +139,18 @@ struct Found<'a> {
     broken: bool,
 }
 
-impl Default for Found<'_> {
-    fn default() -> Self {
-        let record = Record::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), Timestamp::EPOCH);
+impl<'r, 'a> Found<'r, 'a> {
+    /// Nothing yet; `record` must be blank.
+    fn new(record: &'r mut Record<'a>) -> Self {
         Self { record, msec: Timestamp::EPOCH, has: 0, has_client: false, broken: false }
     }
-}
 
-impl<'a> Found<'a> {
+    /// Nothing again.
+    fn clear(&mut self) {
+        *self.record = Record::BLANK;
+        (self.msec, self.has, self.has_client, self.broken) = (Timestamp::EPOCH, 0, false, false);
+    }
+
     /// Puts a value that could be read where it belongs.
     #[inline(always)]
     fn put<T>(&mut self, field: Field, place: impl FnOnce(&mut Self) -> &mut T, value: Option<T>) {
@@ -182,8 +189,31 @@ impl<'a> Found<'a> {
         self.put(Field::Size, |found| &mut found.record.response_size, size);
     }
 
-    fn has(&self, fields: u16) -> bool {
-        self.has & fields == fields
+    /// Whether this makes a record, and the rest of it; `last` is the time of the one before, and becomes this one's.
+    ///
+    /// # Errors
+    /// [`Reject`] when no client address (or no time at all) was found.
+    fn conclude(self, last: &mut Option<Timestamp>) -> Result<(), Reject> {
+        const TIME: u16 = Field::Time.bit();
+        const MSEC: u16 = Field::Msec.bit();
+        let Self { record, msec, has, has_client, broken } = self;
+        if has & Field::Client.bit() == 0 {
+            return Err(match (has_client, broken) {
+                (true, _) => Reject::BadAddress,
+                (false, true) => Reject::NotAnObject,
+                (false, false) => Reject::NoAddress,
+            });
+        }
+        match has & (TIME | MSEC) {
+            TIME => {}
+            0 => record.time = last.ok_or(Reject::NoTime)?,
+            MSEC => record.time = msec,
+            _ if msec.as_secs() == record.time.as_secs() => record.time = msec,
+            _ => {}
+        }
+        *last = Some(record.time);
+        record.damaged |= has & Field::TEXTS_AND_NUMBERS != Field::TEXTS_AND_NUMBERS || has & (TIME | MSEC) == 0;
+        Ok(())
     }
 }
 
@@ -243,17 +273,18 @@ impl Parser {
         if line.len() > MAX_LINE_BYTES {
             return Err(Reject::TooLong);
         }
-        let mut found = Found::default();
-        let scanned = self.scan(line, &mut found) == Some(line.len());
-        let Self { keys, clock, decoded, last, .. } = self;
-        if !scanned {
-            found = match keys {
+        let mut record = Record::BLANK;
+        let mut found = Found::new(&mut record);
+        if self.scan(line, &mut found) != Some(line.len()) {
+            record = Record::BLANK;
+            found = match &self.keys {
                 _ if line.trim_ascii().is_empty() => return Err(Reject::Empty),
-                Some(keys) => fallback::read(line, keys, clock, decoded),
-                None => combined::read(line, clock),
+                Some(keys) => fallback::read(line, keys, &mut self.clock, &mut self.decoded, &mut record),
+                None => combined::read(line, &mut self.clock, &mut record),
             };
         }
-        record(found, last)
+        found.conclude(&mut self.last)?;
+        Ok(record)
     }
 
     /// Parses lines with their newlines (the last one may lack its), and hands over in their order what they give.
@@ -269,15 +300,19 @@ impl Parser {
         let mut usual = Vec::with_capacity(at_most);
         let mut rest = lines;
         for _ in 0..at_most {
-            // Where a line of the usual form ends is known when it has been read; any other's newline is looked for.
-            let mut found = Found::default();
-            if let Some(len) = self.scan(rest, &mut found)
-                && let Ok(record) = record(found, &mut self.last)
-            {
-                usual.push(record);
-                rest = &rest[len..];
-                continue;
+            // Where a line of the usual form ends is known when it has been read; any other's newline is looked for. The record is
+            // written where it stays: what was written in parts is slow to copy as a whole right after.
+            usual.push(Record::BLANK);
+            if let Some(record) = usual.last_mut() {
+                let mut found = Found::new(record);
+                if let Some(len) = self.scan(rest, &mut found)
+                    && found.conclude(&mut self.last).is_ok()
+                {
+                    rest = &rest[len..];
+                    continue;
+                }
             }
+            usual.pop();
             if rest.is_empty() {
                 break;
             }
@@ -300,38 +335,11 @@ impl Parser {
 
     /// Reads the line that `text` begins with where it is of the usual form; how many bytes it takes with its newline. What it
     /// says borrows from the text alone.
-    fn scan<'a>(&mut self, text: &'a [u8], found: &mut Found<'a>) -> Option<usize> {
+    fn scan<'a>(&mut self, text: &'a [u8], found: &mut Found<'_, 'a>) -> Option<usize> {
         let keys = self.keys.as_ref().filter(|keys| keys.flat)?;
         let len = scan::scan(text, keys, &mut self.shape, &mut self.clock, found)?;
         (len <= MAX_LINE_BYTES).then_some(len)
     }
-}
-
-/// The record of what was found in a line; `last` is the time of the one before, and becomes this one's.
-///
-/// # Errors
-/// [`Reject`] when no client address (or no time at all) was found.
-fn record<'a>(found: Found<'a>, last: &mut Option<Timestamp>) -> Result<Record<'a>, Reject> {
-    const TIME: u16 = Field::Time.bit();
-    const MSEC: u16 = Field::Msec.bit();
-    if !found.has(Field::Client.bit()) {
-        return Err(match found {
-            Found { has_client: true, .. } => Reject::BadAddress,
-            Found { broken: true, .. } => Reject::NotAnObject,
-            _ => Reject::NoAddress,
-        });
-    }
-    let Found { mut record, msec, has, .. } = found;
-    match has & (TIME | MSEC) {
-        TIME => {}
-        0 => record.time = last.ok_or(Reject::NoTime)?,
-        MSEC => record.time = msec,
-        _ if msec.as_secs() == record.time.as_secs() => record.time = msec,
-        _ => {}
-    }
-    *last = Some(record.time);
-    record.damaged |= has & Field::TEXTS_AND_NUMBERS != Field::TEXTS_AND_NUMBERS || has & (TIME | MSEC) == 0;
-    Ok(record)
 }
 
 #[cfg(test)]
@@ -377,9 +385,9 @@ mod tests {
         let quoted = USUAL.replace('}', r#","a":"-","b":"x"}"#);
         let bare = quoted.replace(r#""404""#, "404").replace(r#""-""#, "0.25");
         for line in [&quoted, &bare, &quoted, &bare] {
-            let mut found = Found::default();
-            assert_eq!(parser.scan(line.as_bytes(), &mut found), Some(line.len()), "{line}");
-            assert_eq!((found.record.status, found.record.response_size), (404, 153), "{line}");
+            let mut record = Record::BLANK;
+            assert_eq!(parser.scan(line.as_bytes(), &mut Found::new(&mut record)), Some(line.len()), "{line}");
+            assert_eq!((record.status, record.response_size), (404, 153), "{line}");
         }
     }
 

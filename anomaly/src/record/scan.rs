@@ -75,7 +75,7 @@ pub(super) fn scan<'a>(
     keys: &Keys,
     shape: &mut Shape,
     clock: &mut Clock,
-    found: &mut Found<'a>,
+    found: &mut Found<'_, 'a>,
 ) -> Option<usize> {
     let (mut rest, mut nth) = (text, 0);
     if let Some(openings) = shape.usual() {
@@ -139,7 +139,7 @@ fn again<'a>(
     (rest, nth): (&mut &'a [u8], &mut usize),
     keys: &Keys,
     clock: &mut Clock,
-    found: &mut Found<'a>,
+    found: &mut Found<'_, 'a>,
 ) -> Option<bool> {
     let opening = &openings[*nth];
     if !opening.text.begins(rest) {
@@ -158,7 +158,7 @@ fn any_quoted<'a>(
     rest: &'a [u8],
     keys: &Keys,
     clock: &mut Clock,
-    found: &mut Found<'a>,
+    found: &mut Found<'_, 'a>,
 ) -> Option<usize> {
     quoted(field, text, rest, keys, clock, found)
 }
@@ -172,7 +172,7 @@ fn quoted<'a>(
     rest: &'a [u8],
     keys: &Keys,
     clock: &mut Clock,
-    found: &mut Found<'a>,
+    found: &mut Found<'_, 'a>,
 ) -> Option<usize> {
     match field {
         Field::Client => {
@@ -249,7 +249,13 @@ fn read_opening(rest: &[u8], first: u8, keys: &Keys) -> Option<(Value, usize)> {
 
 /// The same of a value that has not the form that most have.
 #[inline(never)]
-fn unusual<'a>(rest: &'a [u8], field: Field, keys: &Keys, found: &mut Found<'a>, clock: &mut Clock) -> Option<usize> {
+fn unusual<'a>(
+    rest: &'a [u8],
+    field: Field,
+    keys: &Keys,
+    found: &mut Found<'_, 'a>,
+    clock: &mut Clock,
+) -> Option<usize> {
     let len = string_end(rest)?;
     let text = &rest[..len];
     match field {
@@ -270,7 +276,7 @@ fn unusual<'a>(rest: &'a [u8], field: Field, keys: &Keys, found: &mut Found<'a>,
 /// A number without quotes; how many bytes it takes. Only plain integers, `$msec` with at most three decimals, and any decimals
 /// where nobody asks: where JSON's numbers get subtle, serde_json reads them.
 #[inline(never)]
-fn bare(rest: &[u8], field: Field, found: &mut Found<'_>) -> Option<usize> {
+fn bare(rest: &[u8], field: Field, found: &mut Found<'_, '_>) -> Option<usize> {
     let len = rest.iter().position(|b| !matches!(b, b'0'..=b'9' | b'.'))?;
     let text = &rest[..len];
     match (field, text) {
