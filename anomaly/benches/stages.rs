@@ -1,6 +1,6 @@
 //! The steps of the hot path by themselves, over a log that is read into memory first: `stages STAGE FILE`.
 //!
-//! `cargo xtask bench` runs it, for seconds and, under callgrind, for instructions. Each stage holds the ones before it.
+//! `cargo xtask bench` runs it, for seconds and, under callgrind, for instructions. The engine's stage holds the parser's.
 //! Prints one JSON object.
 
 use std::hint::black_box;
