@@ -24,6 +24,7 @@ mod population;
 mod settings;
 mod signals;
 mod site;
+mod slots;
 mod state;
 mod table;
 mod top;

@@ -138,7 +138,8 @@ impl Kind {
 
     /// Weight as a page request, in tenths.
     pub const fn page_tenths(self) -> u32 {
-        if self.is_asset() { 1 } else { 10 }
+        // Every other request is for an asset: a branch would be guessed wrong as often as right.
+        10 - 9 * self.is_asset() as u32
     }
 
     /// Weight as a distinct path answered 4xx, in tenths.

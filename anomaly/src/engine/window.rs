@@ -5,145 +5,25 @@
 //! has one of its own, up to [`MAX_NAMED`]. So a visitor costs a few bytes and a flood costs no more than
 //! a few kilobytes. All sums are kept as events come and go; nothing is decayed or estimated.
 //!
-//! With many clients, what counts is how many cache lines a record touches. So an event is one number of 32 bits (with
-//! its path: two), and as many as fit into two lines with all the rest are kept in the client itself.
+//! With many clients, what counts is how many cache lines a record touches. So an event is a number of 16 bits, with how
+//! many requests it stands for two and with a path three (`slots`), and as many as fit into two lines with all the rest are
+//! kept in the client itself. Only who is busier than that has a list elsewhere.
 
 use super::signals::Kind;
+use super::slots::{
+    DATA, Event, MAX_COUNT, NEWEST, POST, SECS, Slots, age, event_before, events, head, kind_of, of_path, path_data,
+};
 
 /// Events with a path of their own that a window holds; further ones are counted without their path.
 pub const MAX_NAMED: u16 = 512;
-/// Slots that are kept inside the window itself: with them, a client is two cache lines.
-const INLINE: usize = 15;
-
-const MERGED: u32 = 1 << 4;
-const NEWEST: u32 = 1 << 5;
-const CLASS: u32 = (Kind::ASSET | Kind::ERROR | Kind::CLIENT_ERROR | Kind::POST) as u32;
-/// Seconds are kept modulo this. The events of a window lie at most 600 s apart, so an age below it is exact.
-const SECS: u32 = 1 << 13;
-const SEC_SHIFT: u32 = 6;
-const COUNT_SHIFT: u32 = 19;
-/// A merged event that stands for more requests is followed by another one.
-const MAX_COUNT: u32 = 0xfff;
-/// Marks a slot that holds the path of the event before it.
-const PATH: u32 = 1 << 31;
 /// Bits of a path's hash that are kept.
 const PATH_BITS: u32 = 0xff_ffff;
-
-/// A slot without [`PATH`]: flags, the second, and how many requests a merged event stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Event(u32);
-
-impl Event {
-    const fn new(sec: u32, flags: u32, count: u32) -> Self {
-        Self(flags | (sec % SECS) << SEC_SHIFT | count << COUNT_SHIFT)
-    }
-
-    const fn is(self, flag: u32) -> bool {
-        self.0 & flag != 0
-    }
-
-    const fn kind(self) -> Kind {
-        Kind::from_bits((self.0 & CLASS) as u8)
-    }
-
-    /// How many requests it stands for.
-    const fn count(self) -> u32 {
-        if self.is(MERGED) { self.0 >> COUNT_SHIFT } else { 1 }
-    }
-
-    /// Seconds from it to `newest`.
-    const fn age(self, newest: u32) -> u32 {
-        newest.wrapping_sub(self.0 >> SEC_SHIFT) % SECS
-    }
-}
-
-/// The events of a window.
-#[derive(Clone, Debug)]
-enum Slots {
-    Few { len: u8, at: [u32; INLINE] },
-    Many(Vec<u32>),
-}
-
-impl Slots {
-    const EMPTY: Self = Self::Few { len: 0, at: [0; INLINE] };
-
-    fn as_slice(&self) -> &[u32] {
-        match self {
-            Self::Few { len, at } => &at[..*len as usize],
-            Self::Many(slots) => slots,
-        }
-    }
-
-    fn as_mut_slice(&mut self) -> &mut [u32] {
-        match self {
-            Self::Few { len, at } => &mut at[..*len as usize],
-            Self::Many(slots) => slots,
-        }
-    }
-
-    fn insert(&mut self, index: usize, slot: u32) {
-        match self {
-            Self::Few { len, at } if (*len as usize) < INLINE => {
-                if index < *len as usize {
-                    at.copy_within(index..*len as usize, index + 1);
-                }
-                at[index] = slot;
-                *len += 1;
-            }
-            Self::Few { at, .. } => {
-                let mut slots = Vec::with_capacity(2 * INLINE + 2);
-                slots.extend_from_slice(at);
-                slots.insert(index, slot);
-                *self = Self::Many(slots);
-            }
-            Self::Many(slots) => slots.insert(index, slot),
-        }
-    }
-
-    fn drop_first(&mut self, n: usize) {
-        match self {
-            Self::Few { len, at } => {
-                // One is the rule; all are moved then, which costs less than to see how many there are.
-                if n == 1 {
-                    at.copy_within(1.., 0)
-                } else {
-                    at.copy_within(n..*len as usize, 0)
-                }
-                *len -= n as u8;
-            }
-            Self::Many(slots) if slots.len() - n <= INLINE / 2 + 1 => *self = Self::few(&slots[n..]),
-            Self::Many(slots) => {
-                slots.drain(..n);
-            }
-        }
-    }
-
-    /// A list that fits into the window itself.
-    fn few(slots: &[u32]) -> Self {
-        let mut at = [0; INLINE];
-        at[..slots.len()].copy_from_slice(slots);
-        Self::Few { len: slots.len() as u8, at }
-    }
-}
-
-/// The events in a list, oldest first: where each is, and its path's hash where it has one.
-fn events(slots: &[u32]) -> impl Iterator<Item = (usize, Event, Option<u32>)> {
-    slots.iter().enumerate().filter(|(_, slot)| **slot & PATH == 0).map(|(index, slot)| {
-        let path = slots.get(index + 1).filter(|next| **next & PATH != 0);
-        (index, Event(*slot), path.map(|path| path & PATH_BITS))
-    })
-}
-
-/// Where the events of a path are that have a flag.
-fn of_path(slots: &[u32], path: u32, flag: u32) -> impl Iterator<Item = usize> {
-    events(slots).filter(move |(_, event, of)| *of == Some(path) && event.is(flag)).map(|(index, ..)| index)
-}
-
-/// The newest event before the slot `end`.
-fn event_before(slots: &[u32], end: usize) -> Option<(usize, Event)> {
-    let slot = |back: usize| Some((end.checked_sub(back)?, Event(*slots.get(end.checked_sub(back)?)?)));
-    slot(1).filter(|(_, event)| !event.is(PATH)).or_else(|| slot(2))
-}
+/// What the store calls the class.
+const CLASS: u32 = (Kind::ASSET | Kind::ERROR | Kind::CLIENT_ERROR | Kind::POST) as u32;
+/// What the store calls a merged event.
+const SAVED_MERGED: u32 = 1 << 4;
+/// What the store calls [`NEWEST`].
+const SAVED_NEWEST: u32 = 1 << 5;
 
 /// What one client did in the newest seconds. Weighted figures are in tenths.
 #[derive(Clone, Debug)]
@@ -223,35 +103,43 @@ impl Window {
     }
 
     /// Lets go of what happened before the second `oldest`.
+    #[inline]
     pub fn expire(&mut self, oldest: u32) {
-        let slots = self.slots.as_slice();
-        let Some(first) = slots.first() else { return };
+        let Some(first) = self.slots.as_slice().first() else { return };
+        let span = self.newest.wrapping_sub(oldest);
+        if Self::is_before(self.newest, oldest) || age(*first, self.newest) > span {
+            self.drop_older(oldest);
+        }
+    }
+
+    /// [`Window::expire`] where there is something to let go of: apart, so that to see that there is nothing stays short.
+    #[inline(never)]
+    fn drop_older(&mut self, oldest: u32) {
         if Self::is_before(self.newest, oldest) {
             *self = Self::default();
             return;
         }
         let span = self.newest.wrapping_sub(oldest);
-        if Event(*first).age(self.newest) <= span {
-            return;
-        }
-        let mut gone = slots.len();
-        for (index, event, _) in events(slots) {
-            if event.age(self.newest) <= span {
-                gone = index;
-                break;
-            }
+        let slots = self.slots.as_slice();
+        let mut gone = 0;
+        let (mut requests, mut pages_tenths, mut named) = (0, 0, 0);
+        for event in events(slots).take_while(|event| event.age(self.newest) > span) {
             let (kind, n) = (event.kind(), event.count());
-            self.requests -= n;
-            self.pages_tenths -= n * kind.page_tenths();
+            requests += n;
+            pages_tenths += n * kind.page_tenths();
             if kind.is_error() {
                 self.errors -= n;
                 self.page_errors -= n * u32::from(!kind.is_asset());
             }
-            if event.is(NEWEST) {
+            if event.head() & NEWEST != 0 {
                 self.error_paths_tenths -= kind.error_path_tenths();
             }
-            self.named -= u16::from(!event.is(MERGED));
+            named += u16::from(event.path().is_some());
+            gone += event.0.len();
         }
+        self.requests -= requests;
+        self.pages_tenths -= pages_tenths;
+        self.named -= named;
         self.slots.drop_first(gone);
     }
 
@@ -266,54 +154,65 @@ impl Window {
             self.page_errors += u32::from(!kind.is_asset());
         }
         let slots = self.slots.as_mut_slice();
-        if slots.is_empty() || Self::is_before(self.newest, sec) {
-            self.newest = sec;
-        }
-        let age = self.newest.wrapping_sub(sec);
-        // Almost always the end: records are almost in order.
         let mut end = slots.len();
-        while let Some((index, event)) = event_before(slots, end)
-            && event.age(self.newest) < age
-        {
-            end = index;
-        }
-        let flags = u32::from(kind.bits());
-        if !kind.is_named() || self.named >= MAX_NAMED {
+        let is_named = kind.is_named() && self.named < MAX_NAMED;
+        if end == 0 || Self::is_before(self.newest, sec) {
+            self.newest = sec;
+        } else {
+            let age = self.newest.wrapping_sub(sec);
+            // Almost always the end: records are almost in order.
+            while let Some((index, event)) = event_before(slots, end)
+                && event.age(self.newest) < age
+            {
+                end = index;
+            }
             let mut before = end;
-            while let Some((index, event)) = event_before(slots, before)
+            while !is_named
+                && let Some((index, event)) = event_before(slots, before)
                 && event.age(self.newest) == age
             {
-                if event.0 & (CLASS | MERGED) == flags | MERGED && event.count() < MAX_COUNT {
-                    slots[index] += 1 << COUNT_SHIFT;
-                    return 0;
+                if event.kind() == kind {
+                    match event.0 {
+                        [_] => {
+                            self.slots.insert(index + 1, [DATA | 2]);
+                            return 0;
+                        }
+                        [_, _] if event.count() < MAX_COUNT => {
+                            slots[index + 1] += 1;
+                            return 0;
+                        }
+                        _ => {}
+                    }
                 }
                 before = index;
             }
-            self.slots.insert(end, Event::new(sec, flags | MERGED, 1).0);
+        }
+        let mut head = head(sec, kind);
+        if !is_named {
+            self.slots.insert(end, [head]);
             return 0;
         }
         let path = path & PATH_BITS;
-        let posts = if kind.is_post() { 1 + of_path(slots, path, Kind::POST.into()).count() as u32 } else { 0 };
-        let mut newest = 0;
+        let posts = if kind.is_post() { 1 + of_path(slots, path, POST).count() as u32 } else { 0 };
         if kind.is_client_error() {
             let newest_before = of_path(slots, path, NEWEST).next();
             match newest_before {
                 // A path counts until its newest request leaves, and as what it was then.
                 Some(index) if index < end => {
                     slots[index] &= !NEWEST;
-                    self.error_paths_tenths -= Event(slots[index]).kind().error_path_tenths();
-                    newest = NEWEST;
+                    self.error_paths_tenths -= kind_of(slots[index]).error_path_tenths();
+                    head |= NEWEST;
                 }
                 Some(_) => {}
-                None => newest = NEWEST,
+                None => head |= NEWEST,
             }
-            if newest == NEWEST {
+            if head & NEWEST != 0 {
                 self.error_paths_tenths += kind.error_path_tenths();
             }
         }
         self.named += 1;
-        self.slots.insert(end, Event::new(sec, flags | newest, 0).0);
-        self.slots.insert(end + 1, path | PATH);
+        let [low, high] = path_data(path);
+        self.slots.insert(end, [head, low, high]);
         posts
     }
 
@@ -338,11 +237,11 @@ impl Window {
 
     /// Whether its events are kept elsewhere.
     pub const fn has_list(&self) -> bool {
-        matches!(self.slots, Slots::Many(_))
+        self.slots.has_list()
     }
 
     /// Its events, wherever they are, so that they can be read ahead of time; what they say is for nobody else.
-    pub fn list(&self) -> &[u32] {
+    pub fn list(&self) -> &[u16] {
         self.slots.as_slice()
     }
 
@@ -352,41 +251,37 @@ impl Window {
             return (0, 0);
         }
         let span = self.newest.wrapping_sub(oldest);
-        let newer = events(self.slots.as_slice()).map(|(_, e, _)| e).filter(|e| e.age(self.newest) <= span);
+        let newer = events(self.slots.as_slice()).filter(|e| e.age(self.newest) <= span);
         newer.fold((0, 0), |(requests, errors), e| {
             (requests + e.count(), errors + if e.kind().is_error() { e.count() } else { 0 })
         })
     }
 
     /// Heap bytes it holds.
-    pub fn heap_bytes(&self) -> usize {
-        match &self.slots {
-            Slots::Few { .. } => 0,
-            Slots::Many(slots) => slots.capacity() * size_of::<u32>(),
-        }
+    pub const fn heap_bytes(&self) -> usize {
+        self.slots.heap_bytes()
     }
 
     /// All requests and those with status >= 400, counted anew.
     #[cfg(test)]
     fn naive(&self) -> (u32, u32) {
-        let count = |f: &dyn Fn(Event) -> bool| {
-            events(self.slots.as_slice()).filter(|(_, e, _)| f(*e)).map(|(_, e, _)| e.count()).sum()
-        };
+        let count = |f: &dyn Fn(Event) -> bool| events(self.slots.as_slice()).filter(|e| f(*e)).map(Event::count).sum();
         (count(&|_| true), count(&|e| e.kind().is_error()))
     }
 
     /// Everything as numbers, for the store: per event its second, and flags below its path's hash or, of a merged one,
     /// its number.
     pub fn events(&self) -> Vec<(u32, u32)> {
-        events(self.slots.as_slice())
-            .map(|(_, event, path)| {
-                let word = path.unwrap_or_else(|| event.count());
-                (self.newest.wrapping_sub(event.age(self.newest)), word << 8 | event.0 & (CLASS | MERGED | NEWEST))
-            })
-            .collect()
+        let saved = |event: Event<'_>| {
+            let (word, merged) = event.path().map_or((event.count(), SAVED_MERGED), |path| (path, 0));
+            let newest = if event.head() & NEWEST != 0 { SAVED_NEWEST } else { 0 };
+            let flags = u32::from(event.kind().bits()) | merged | newest;
+            (self.newest.wrapping_sub(event.age(self.newest)), word << 8 | flags)
+        };
+        events(self.slots.as_slice()).map(saved).collect()
     }
 
-    /// A window with these events, which must be in the order of their seconds and lie less than 8192 s apart; `None`
+    /// A window with these events, which must be in the order of their seconds and lie less than 1024 s apart; `None`
     /// where they are not.
     pub fn from_events(list: &[(u32, u32)]) -> Option<Self> {
         let mut window = Self::default();
@@ -399,35 +294,42 @@ impl Window {
             return None;
         }
         for (sec, bits) in list {
-            let (flags, word) = (bits & (CLASS | MERGED | NEWEST), bits >> 8);
-            let event = Event::new(*sec, flags, 0);
-            let kind = event.kind();
-            let n = if event.is(MERGED) { word } else { 1 };
+            let (kind, word) = (Kind::from_bits((bits & CLASS) as u8), bits >> 8);
+            let is_merged = bits & SAVED_MERGED != 0;
+            let mut head = head(*sec, kind);
+            let n = if is_merged { word } else { 1 };
             window.requests = window.requests.checked_add(n)?;
             window.pages_tenths = window.pages_tenths.checked_add(n.checked_mul(kind.page_tenths())?)?;
             if kind.is_error() {
                 window.errors += n;
                 window.page_errors += n * u32::from(!kind.is_asset());
             }
-            if event.is(NEWEST) {
-                window.error_paths_tenths += kind.error_path_tenths();
-            }
-            if event.is(MERGED) {
-                let whole = std::iter::repeat_n(MAX_COUNT, (word / MAX_COUNT) as usize);
-                let rest = Some(word % MAX_COUNT).filter(|rest| *rest > 0);
-                slots.extend(whole.chain(rest).map(|count| Event::new(*sec, flags, count).0));
+            if is_merged {
+                let mut left = word;
+                while left > 0 {
+                    let count = left.min(MAX_COUNT);
+                    slots.push(head);
+                    slots.extend((count > 1).then_some(DATA | count as u16));
+                    left -= count;
+                }
             } else {
+                if bits & SAVED_NEWEST != 0 {
+                    head |= NEWEST;
+                    window.error_paths_tenths += kind.error_path_tenths();
+                }
                 window.named = window.named.checked_add(1)?;
-                slots.extend([event.0, word | PATH]);
+                let [low, high] = path_data(word);
+                slots.extend([head, low, high]);
             }
         }
-        window.slots = if slots.len() <= INLINE { Slots::few(&slots) } else { Slots::Many(slots) };
+        window.slots = Slots::of(slots);
         Some(window)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::slots::INLINE;
     use super::*;
     use crate::record::Extension;
     use proptest::prelude::*;
@@ -462,7 +364,11 @@ mod tests {
     proptest! {
         #[test]
         fn equals_a_naive_count_for_any_order_within_the_lateness(
-            steps in proptest::collection::vec((0u32..4, 0u32..60, any::<bool>(), 0usize..4, any::<bool>(), 0u32..6), 1..300)
+            steps in proptest::collection::vec(
+                // Now and then it is quiet for a while, so that what a list was needed for fits into the window again.
+                (prop_oneof![19 => 0u32..4, 1 => 0u32..60], 0u32..60, any::<bool>(), 0usize..4, any::<bool>(), 0u32..6),
+                1..300,
+            )
         ) {
             let mut window = Window::default();
             let mut seen = Vec::new();
@@ -490,6 +396,7 @@ mod tests {
                 let back = window.pages_back(now).last();
                 prop_assert_eq!(back.map(|(_, sum)| sum), Some(pages));
                 let again = Window::from_events(&window.events()).expect("its own events");
+                prop_assert_eq!(again.events(), window.events());
                 prop_assert_eq!(again.error_paths_tenths(), paths);
                 prop_assert_eq!(again.pages_tenths(), pages);
             }
@@ -520,6 +427,72 @@ mod tests {
         assert_eq!(window.events().len(), MAX_NAMED as usize + merged);
         let again = Window::from_events(&window.events()).expect("its own events");
         assert_eq!((again.requests(), again.events()), (window.requests(), window.events()));
+    }
+
+    #[test]
+    fn keeps_its_events_as_they_move_to_a_list_and_back() {
+        let (get, missing) = (kind(false, 200, false), kind(false, 404, false));
+        let merged = |count: u32| count << 8 | SAVED_MERGED;
+        for (alone, is_named) in (1..=INLINE as u32).flat_map(|alone| [(alone, false), (alone, true)]) {
+            let mut window = Window::default();
+            let mut expected: Vec<(u32, u32)> = (0..alone).map(|i| (100 + i, merged(1))).collect();
+            expected.iter().for_each(|(sec, _)| assert_eq!(window.add(*sec, get, 0), 0));
+            // In the middle, and at the end until there is no room.
+            window.add(100, get, 0);
+            expected[0].1 = merged(2);
+            assert_eq!((window.has_list(), window.events()), (alone as usize == INLINE, expected.clone()), "{alone}");
+            for sec in 100 + alone.. {
+                let kept = if is_named {
+                    window.add(sec, missing, sec);
+                    sec << 8 | u32::from(missing.bits()) | SAVED_NEWEST
+                } else {
+                    window.add(sec, get, 0);
+                    window.add(sec, get, 0);
+                    merged(2)
+                };
+                expected.push((sec, kept));
+                assert_eq!(window.events(), expected, "{alone}");
+                if window.has_list() {
+                    break;
+                }
+            }
+            window.add(100, missing, 0);
+            expected.insert(1, (100, u32::from(missing.bits()) | SAVED_NEWEST));
+            let mut is_back = false;
+            while let Some((sec, _)) = expected.first().copied() {
+                assert_eq!(window.events(), expected, "{alone}");
+                let again = Window::from_events(&expected).expect("its own events");
+                assert_eq!((again.requests(), again.events()), (window.requests(), window.events()));
+                window.expire(sec + 1);
+                expected.retain(|(of, _)| *of != sec);
+                is_back |= !window.has_list() && !window.is_empty();
+            }
+            assert!(is_back && window.is_empty() && window.heap_bytes() == 0, "{alone}");
+        }
+    }
+
+    #[test]
+    fn counts_more_than_one_slot_can_say() {
+        let mut window = Window::default();
+        let get = kind(false, 200, false);
+        (0..2 * MAX_COUNT + 1).for_each(|_| assert_eq!(window.add(100, get, 0), 0));
+        window.add(101, get, 0);
+        window.add(100, get, 0);
+        let merged = |count: u32| count << 8 | SAVED_MERGED;
+        let events = [(100, merged(MAX_COUNT)), (100, merged(MAX_COUNT)), (100, merged(2)), (101, merged(1))];
+        assert_eq!(window.events(), events);
+        let saved = [(100, merged(2 * MAX_COUNT + 2)), (101, merged(1))];
+        assert_eq!(Window::from_events(&saved).expect("a large count").events(), events);
+        window.expire(101);
+        assert_eq!((window.requests(), window.pages_tenths(), window.events().len()), (1, 10, 1));
+    }
+
+    #[test]
+    fn takes_no_events_that_it_could_not_tell_apart() {
+        let one = 1 << 8 | SAVED_MERGED;
+        assert!(Window::from_events(&[(7, one), (7 + SECS - 1, one)]).is_some());
+        assert!(Window::from_events(&[(7, one), (7 + SECS, one)]).is_none());
+        assert!(Window::from_events(&[(8, one), (7, one)]).is_none());
     }
 
     #[test]
