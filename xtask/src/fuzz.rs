@@ -23,8 +23,8 @@ pub struct Args {
     /// Logs whose lines are the first inputs; by default a few lines of each format.
     #[arg(long, value_name = "FILE")]
     log: Vec<PathBuf>,
-    /// Only these targets.
-    #[arg(long, value_name = "TARGET", value_parser = TARGETS)]
+    /// Only these targets, separated by commas.
+    #[arg(long, value_name = "TARGET", value_delimiter = ',', value_parser = TARGETS)]
     only: Vec<String>,
 }
 
