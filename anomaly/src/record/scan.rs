@@ -20,22 +20,26 @@ const REMEMBERED_KEYS: usize = 24;
 #[derive(Debug, Default)]
 pub(super) struct Shape {
     openings: Vec<Opening>,
-    /// They begin with the [`USUAL`] ones, and all of these have quotes.
+    /// They begin with the [`USUAL`] ones.
     is_usual: bool,
 }
 
-/// What stands before a value: `{"key":` or `,"key":`, and the opening quote if there is one.
+/// What stands before a value: `{"key":` or `,"key":`.
 #[derive(Debug)]
 struct Opening {
     text: Prefix,
-    value: Value,
+    /// The same before a string.
+    with_quote: Prefix,
+    field: Field,
 }
 
-/// What is known of a value before it is read.
-#[derive(Clone, Copy, Debug)]
-struct Value {
-    field: Field,
-    quoted: bool,
+impl Opening {
+    /// What is behind it where a text begins with it, and a string or a number follows.
+    #[inline(always)]
+    fn value<'a>(&self, text: &'a [u8]) -> Option<&'a [u8]> {
+        let value = self.text.begins(text).then(|| &text[self.text.len()..])?;
+        matches!(value, [b'"' | b'0'..=b'9', ..]).then_some(value)
+    }
 }
 
 impl Shape {
@@ -45,22 +49,23 @@ impl Shape {
         self.openings.first_chunk().filter(|_| self.is_usual)
     }
 
-    /// What stands before the nth value, letter by letter, and how many bytes it takes; remembers it.
+    /// Whose value the nth is, and what is behind its opening, which is read letter by letter; remembers it.
     #[cold]
     #[inline(never)]
-    fn learn(&mut self, nth: usize, rest: &[u8], keys: &Keys) -> Option<(Value, usize)> {
-        let (value, len) = read_opening(rest, if nth == 0 { b'{' } else { b',' }, keys)?;
+    fn learn<'a>(&mut self, nth: usize, rest: &'a [u8], keys: &Keys) -> Option<(Field, &'a [u8])> {
+        let (field, len) = read_opening(rest, if nth == 0 { b'{' } else { b',' }, keys)?;
         if nth < REMEMBERED_KEYS.min(self.openings.len() + 1) {
             // One that is too long keeps its place, for the sake of those behind it.
-            let opening = Opening { text: Prefix::new(&rest[..len]).unwrap_or_else(Prefix::nothing), value };
+            let prefix = |text: &[u8]| Prefix::new(text).unwrap_or_else(Prefix::nothing);
+            let text = &rest[..len];
+            let opening = Opening { text: prefix(text), with_quote: prefix(&[text, b"\""].concat()), field };
             match self.openings.get_mut(nth) {
                 Some(old) => *old = opening,
                 None => self.openings.push(opening),
             }
-            let first = self.openings.iter().map(|opening| (opening.value.field, opening.value.quoted));
-            self.is_usual = first.take(USUAL.len()).eq(USUAL.map(|field| (field, true)));
+            self.is_usual = self.openings.iter().map(|opening| opening.field).take(USUAL.len()).eq(USUAL);
         }
-        Some((value, len))
+        Some((field, &rest[len..]))
     }
 }
 
@@ -91,29 +96,19 @@ pub(super) fn scan<'a>(
     }
     let mut seen = USUAL[..nth].iter().fold(0, |seen, field| seen | field.bit());
     loop {
-        let (value, len) = match shape.openings.get(nth) {
-            Some(opening) if opening.text.begins(rest) => (opening.value, opening.text.len()),
-            _ if nth > 0 && rest.first() == Some(&b'}') => return Some(text.len() - behind(&rest[1..])?.len()),
-            _ => shape.learn(nth, rest, keys)?,
+        let remembered = shape.openings.get(nth).and_then(|opening| Some((opening.field, opening.value(rest)?)));
+        let (field, value) = match remembered {
+            Some(remembered) => remembered,
+            None if nth > 0 && rest.first() == Some(&b'}') => return Some(text.len() - behind(&rest[1..])?.len()),
+            None => shape.learn(nth, rest, keys)?,
         };
         // Which of two is meant is for others to say.
-        if seen & value.field.bit() != 0 {
+        if seen & field.bit() != 0 {
             return None;
         }
-        seen |= value.field.bit();
+        seen |= field.bit();
         nth += 1;
-        rest = &rest[len..];
-        // A value may be quoted in this line that was not in the one before.
-        let is_quoted = value.quoted || rest.first() == Some(&b'"');
-        if is_quoted && !value.quoted {
-            rest = &rest[1..];
-        }
-        let len = if is_quoted {
-            any_quoted(value.field, text, rest, keys, clock, found)?
-        } else {
-            bare(rest, value.field, found)?
-        };
-        rest = &rest[len..];
+        rest = any_value(field, text, value, keys, clock, found)?;
     }
 }
 
@@ -130,7 +125,7 @@ fn behind(mut rest: &[u8]) -> Option<&[u8]> {
     }
 }
 
-/// Reads the next value if it has the key of the line before, which is that of `field`.
+/// Reads the next value if it is a string and has the key of the line before, which is that of `field`.
 #[inline(always)]
 fn again<'a>(
     field: Field,
@@ -141,26 +136,30 @@ fn again<'a>(
     clock: &mut Clock,
     found: &mut Found<'_, 'a>,
 ) -> Option<bool> {
-    let opening = &openings[*nth];
-    if !opening.text.begins(rest) {
+    let opening = &openings[*nth].with_quote;
+    if !opening.begins(rest) {
         return Some(false);
     }
-    *rest = &rest[opening.text.len()..];
+    *rest = &rest[opening.len()..];
     *rest = &rest[quoted(field, text, rest, keys, clock, found)?..];
     *nth += 1;
     Some(true)
 }
 
+/// Reads a value, `value` being the end of `text`; what is behind it.
 #[inline(never)]
-fn any_quoted<'a>(
+fn any_value<'a>(
     field: Field,
     text: &'a [u8],
-    rest: &'a [u8],
+    value: &'a [u8],
     keys: &Keys,
     clock: &mut Clock,
     found: &mut Found<'_, 'a>,
-) -> Option<usize> {
-    quoted(field, text, rest, keys, clock, found)
+) -> Option<&'a [u8]> {
+    match value {
+        [b'"', string @ ..] => Some(&string[quoted(field, text, string, keys, clock, found)?..]),
+        _ => Some(&value[bare(value, field, found)?..]),
+    }
 }
 
 /// A string value that `rest`, the end of `text`, begins with, its opening quote behind us; how many bytes it takes with its
@@ -224,8 +223,8 @@ fn quoted<'a>(
     unusual(rest, field, keys, found, clock)
 }
 
-/// What stands before a value, and how many bytes it takes; `first` is the first of them.
-fn read_opening(rest: &[u8], first: u8, keys: &Keys) -> Option<(Value, usize)> {
+/// Whose value what stands before it says it is, and how many bytes that takes; `first` is the first of them.
+fn read_opening(rest: &[u8], first: u8, keys: &Keys) -> Option<(Field, usize)> {
     let byte = |at: usize| rest.get(at).copied();
     let skip_space = |at: usize| if byte(at) == Some(b' ') { at + 1 } else { at };
     if byte(0) != Some(first) {
@@ -242,9 +241,7 @@ fn read_opening(rest: &[u8], first: u8, keys: &Keys) -> Option<(Value, usize)> {
     if byte(colon) != Some(b':') {
         return None;
     }
-    let at = skip_space(colon + 1);
-    let quoted = byte(at) == Some(b'"');
-    Some((Value { field, quoted }, at + usize::from(quoted)))
+    Some((field, skip_space(colon + 1)))
 }
 
 /// The same of a value that has not the form that most have.
@@ -327,4 +324,46 @@ fn first_of<const N: usize>(bytes: [u8; N], text: &[u8]) -> Option<usize> {
         at += 2 * chunk::LEN;
     }
     text[at..].iter().position(|byte| bytes.contains(byte)).map(|more| at + more)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::format::FieldMap;
+    use super::super::{Format, Record};
+    use super::*;
+
+    #[test]
+    fn one_odd_line_does_not_slow_down_all_that_follow() {
+        let Format::Json(map) = Format::nginx() else { panic!("our own format is JSON") };
+        let keys = Keys::new(&FieldMap { peer: None, ..map });
+        let (mut shape, mut clock) = (Shape::default(), Clock::default());
+        let mut read = |line: &str| {
+            let mut record = Record::BLANK;
+            let len = scan(line.as_bytes(), &keys, &mut shape, &mut clock, &mut Found::new(&mut record));
+            (len.is_some(), shape.is_usual)
+        };
+        let usual = r#"{"source_ip":"192.0.2.1","timestamp":"2026-04-27T09:25:51Z","method":"GET","path":"/","status":"200","response_size":"5"}"#;
+        assert_eq!(read(usual), (true, true));
+        for odd in [
+            usual[..usual.len() - 26].to_owned(),
+            usual.replace(r#""200""#, "200"),
+            usual.replace(r#""200""#, "null"),
+            usual.replace(':', ": "),
+            usual.replace("status", "code"),
+            r#"{"foo":"bar"}"#.to_owned(),
+            "x".to_owned(),
+        ] {
+            for line in [&odd, &odd] {
+                read(line);
+            }
+            // What is learned of it is learned anew.
+            read(usual);
+            assert_eq!(read(usual), (true, true), "{odd}");
+        }
+        // A log that writes numbers bare is read the same way, as far as that goes.
+        let bare = usual.replace(r#""200""#, "200");
+        for line in [&bare, &bare] {
+            assert_eq!(read(line), (true, true));
+        }
+    }
 }
