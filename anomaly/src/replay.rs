@@ -214,6 +214,8 @@ struct Source {
     buffer: Vec<u8>,
     start: usize,
     end: usize,
+    /// The end of the last complete line.
+    complete: usize,
     ended: bool,
     /// The rest of a line that is longer than [`MAX_LINE_BYTES`] is being skipped.
     skipping: bool,
@@ -274,6 +276,7 @@ impl Source {
             buffer: vec![0; CHUNK],
             start: 0,
             end: 0,
+            complete: 0,
             ended: false,
             skipping: false,
             next: None,
@@ -298,6 +301,7 @@ impl Source {
                 return Ok(());
             }
             if self.fill().with_context(|| self.name())? == 0 && self.at_end() {
+                summary.rejected += u64::from(self.skipping);
                 return Ok(());
             }
         }
@@ -320,15 +324,9 @@ impl Source {
             self.skipping = false;
             self.start += newline + 1;
         }
-        let complete = match memchr::memrchr(b'\n', &buffer[self.start..]) {
-            // The last line of a file may lack its newline.
-            _ if self.ended => self.end,
-            Some(newline) => self.start + newline + 1,
-            None => self.start,
-        };
-        while self.start < complete {
+        while self.start < self.complete {
             let mut result = Ok(());
-            let len = self.parser.parse_some(&buffer[self.start..complete], at_once, &mut |parsed| match parsed {
+            let len = self.parser.parse_some(&buffer[self.start..self.complete], at_once, &mut |parsed| match parsed {
                 Parsed::Records([record, ..]) if limit.is_some_and(|limit| record.time > limit) => {
                     self.next = Some(record.time);
                     outcome.stopped = Stopped::AtLimit;
@@ -338,6 +336,8 @@ impl Source {
                     result = on_records(records);
                 }
                 Parsed::Records(_) | Parsed::Rejected(Reject::Empty, _) => {}
+                // It says nothing of the others.
+                Parsed::Rejected(Reject::TooLong, _) => outcome.rejected += 1,
                 Parsed::Rejected(why, line) => {
                     outcome.rejected += 1;
                     if self.rejected.is_none() {
@@ -362,6 +362,7 @@ impl Source {
             self.skipping = true;
             (self.start, self.end) = (0, 0);
         }
+        // What is left is less than a line.
         if self.start > 0 {
             self.buffer.copy_within(self.start..self.end, 0);
             self.end -= self.start;
@@ -376,8 +377,14 @@ impl Source {
                 other => break other?,
             }
         };
+        let newline = memchr::memrchr(b'\n', &self.buffer[self.end..self.end + read]);
+        self.complete = newline.map_or(0, |newline| self.end + newline + 1);
         self.end += read;
         self.ended |= read == 0;
+        if self.ended {
+            // The last line of a file may lack its newline.
+            self.complete = self.end;
+        }
         Ok(read)
     }
 }

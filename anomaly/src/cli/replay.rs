@@ -163,6 +163,7 @@ impl Report for Rows {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use anomaly::record::MAX_LINE_BYTES;
 
     struct Nothing;
 
@@ -195,6 +196,35 @@ mod tests {
             let summary = replay.summary(std::time::Duration::ZERO);
             let said = why_rejected(replay.rejected().unwrap(), &summary, &format);
             assert!(said.contains(why) && said.contains(next), "{line}: {said}");
+        }
+    }
+
+    #[test]
+    fn lines_that_are_too_long_are_counted_and_hide_nothing() {
+        let usual = |bytes: usize| {
+            let start = r#"{"source_ip":"192.0.2.1","timestamp":"2026-04-27T09:25:51Z","path":"/"#;
+            format!("{start}{}\"}}", "x".repeat(bytes - start.len() - 2))
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log.json");
+        let long = MAX_LINE_BYTES + 1;
+        for (text, records, rejected) in [
+            ([usual(200), usual(MAX_LINE_BYTES), usual(long), usual(long + 1), usual(200)].join("\n"), 3, 2),
+            // Longer than what is read at once, and than a line and that.
+            ([usual(200), usual(long + (300 << 10)), usual(3 * long), usual(200)].join("\n"), 2, 2),
+            (usual(2 * long), 0, 1),
+            ([usual(200), usual(2 * long)].join("\n"), 1, 1),
+        ] {
+            std::fs::write(&log, &text).unwrap();
+            // Alone and merged with another, line by line.
+            for logs in [vec![log.clone()], vec![log.clone(), log.clone()]] {
+                let mut replay = Replay::new(anomaly::engine::Settings::default());
+                replay.run(&logs, &Format::nginx(), &mut Nothing).unwrap();
+                let summary = replay.summary(std::time::Duration::ZERO);
+                let times = logs.len() as u64;
+                assert_eq!((summary.records, summary.rejected), (records * times, rejected * times), "{}", text.len());
+                assert_eq!(replay.rejected(), None);
+            }
         }
     }
 }
