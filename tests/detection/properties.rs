@@ -254,6 +254,21 @@ proptest! {
         state.windows.truncate(cut);
         prop_assert_eq!(Engine::new(settings()).restore(state), if cut == 0 { Ok(()) } else { Err(BadState) });
     }
+
+    #[test]
+    fn windows_without_the_baseline_that_was_saved_with_them_are_gone_on_with(bad in any::<bool>(), more in 1..300u16) {
+        let step = |i: u16| Step { forward: u16::from(i % 20 == 0), client: (i % 30) as u8, what: (i % 12) as u8, late: 0 };
+        let mut run = Run::new(settings());
+        (0..300).for_each(|i| run.step(&step(i)));
+        let mut state = run.engine.save();
+        state.baseline = if bad { vec![0xff; 40] } else { Vec::new() };
+        let restored = run.engine.snapshot(0).tracked_ips;
+        run.engine = Engine::new(settings());
+        prop_assert_eq!(run.engine.restore(state), if bad { Err(BadState) } else { Ok(()) });
+        prop_assert_eq!(run.engine.snapshot(0).tracked_ips, restored);
+        // Who was counted in the minute that was lost is counted anew, and never taken out of it.
+        (0..more).for_each(|i| run.step(&step(i)));
+    }
 }
 
 fn flood(run: &mut Run, client: u8, requests: u32, per_second: u32) {

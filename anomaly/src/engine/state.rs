@@ -51,7 +51,8 @@ impl Engine {
         let unbans = self.ledger.lift_where(at, &self.settings, |p| exempt.overlap(p).is_some());
         self.owed.extend(unbans.into_iter().map(|u| Output::Decision(Decision::Unban(u))));
         let baseline = if state.baseline.is_empty() { Ok(()) } else { self.load_baseline(&state.baseline) };
-        let windows = if state.windows.is_empty() { Ok(()) } else { self.load_windows(&state.windows) };
+        let has_learned = baseline.is_ok() && !state.baseline.is_empty();
+        let windows = if state.windows.is_empty() { Ok(()) } else { self.load_windows(&state.windows, has_learned) };
         baseline.and(windows)
     }
 
@@ -145,7 +146,8 @@ impl Engine {
         bytes
     }
 
-    fn load_windows(&mut self, bytes: &[u8]) -> Result<(), BadState> {
+    /// `has_learned` says whether the baseline that was saved with them has been loaded: clients are counted in it.
+    fn load_windows(&mut self, bytes: &[u8], has_learned: bool) -> Result<(), BadState> {
         let mut r = Reader::new(bytes, WINDOWS_VERSION)?;
         let r = &mut r;
         let clock = Timestamp::from_ms(r.int()?);
@@ -196,7 +198,8 @@ impl Engine {
             }
             let window = Window::from_events(&events).ok_or(BadState)?;
             let mut client = Client::new(&key, last);
-            (client.flags, client.seen, client.window) = (flags, seen, window);
+            client.seen = if has_learned { seen } else { Seen::default() };
+            (client.flags, client.window) = (flags, window);
             clients.push(client);
         }
         // Everything could be read; from here on nothing fails.
