@@ -68,7 +68,11 @@ fn benches(c: &mut Criterion) {
         group.bench_function("parser", |b| {
             b.iter_batched_ref(
                 Parser::new,
-                |parser| each_line(black_box(&log), |line| drop(black_box(parser.parse(line)))),
+                |parser| {
+                    parser.parse_all(black_box(&log), &mut |parsed| {
+                        black_box(parsed);
+                    });
+                },
                 BatchSize::PerIteration,
             );
         });

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
-use super::{LINES_AT_ONCE, Parsed, Parser, Record, Reject};
+use super::{Extension, LINES_AT_ONCE, Parsed, Parser, Record, Reject};
 use crate::time::Timestamp;
 
 /// What a line says, by serde_json and the standard library, as plainly as can be.
@@ -16,6 +16,7 @@ struct Plain {
     time: Option<Timestamp>,
     method: Vec<u8>,
     path: Vec<u8>,
+    extension: Extension,
     status: u16,
     response_size: u64,
     peer: Option<IpAddr>,
@@ -86,6 +87,7 @@ fn plain(line: &[u8]) -> Option<Plain> {
         time,
         method: text("method").unwrap_or_default().into(),
         path: text("path").unwrap_or_default().into(),
+        extension: Extension::of(text("path").unwrap_or_default().as_bytes()),
         status: status.unwrap_or_default(),
         response_size: number("response_size").unwrap_or_default(),
         peer: address("peer"),
@@ -100,6 +102,7 @@ fn as_plain(result: Result<Record<'_>, Reject>, last: Timestamp, expected: &Plai
             time: (expected.time.is_some() || record.time != last).then_some(record.time),
             method: record.method.into(),
             path: record.path.into(),
+            extension: record.extension,
             status: record.status,
             response_size: record.response_size,
             peer: record.peer,
@@ -111,6 +114,7 @@ fn as_plain(result: Result<Record<'_>, Reject>, last: Timestamp, expected: &Plai
             time: expected.time,
             method: expected.method.clone(),
             path: expected.path.clone(),
+            extension: expected.extension,
             ..*expected
         },
     }
@@ -215,9 +219,10 @@ const STAMPS: [&str; 15] = [
     "-5.5",
     r#""""#,
 ];
-const TEXTS: [&str; 10] = [
+const TEXTS: [&str; 11] = [
     r#""GET""#,
-    r#""/index.html?a=b""#,
+    r#""/index.html?a=b.js""#,
+    r#""/a/logo.PNG""#,
     r#""/""#,
     r#""""#,
     r#""/\"quoted\"""#,
@@ -308,7 +313,7 @@ fn lines_read_together_give_what_each_gives() {
         let mut lines = Vec::new();
         for _ in 0..=random.below(LINES_AT_ONCE - 1) {
             let usual =
-                br#"{"source_ip":"192.0.2.1","timestamp":"2026-04-27T10:25:51+01:00","method":"GET","path":"/"}"#;
+                br#"{"source_ip":"192.0.2.1","timestamp":"2026-04-27T10:25:51+01:00","method":"GET","path":"/a.JS?b=c.d"}"#;
             let mut line = if random.below(3) == 0 { random.line() } else { usual.to_vec() };
             if random.below(5) == 0 {
                 random.mutate(&mut line);

@@ -526,6 +526,20 @@ mod tests {
     }
 
     #[test]
+    fn a_line_that_is_too_long_is_so_among_others_too() {
+        let long = |bytes: usize| USUAL.replace("/a?b=c", &"/".repeat(bytes + "/a?b=c".len() - USUAL.len()));
+        let text =
+            [USUAL, &long(MAX_LINE_BYTES), &long(MAX_LINE_BYTES + 1), USUAL, &long(MAX_LINE_BYTES + 2)].join("\n");
+        let mut got = Vec::new();
+        Parser::new().parse_all(text.as_bytes(), &mut |parsed| match parsed {
+            Parsed::Records(records) => got.extend(records.iter().map(|_| Ok(()))),
+            Parsed::Rejected(why, line) => got.push(Err((why, line.len()))),
+        });
+        let rejected = |bytes| Err((Reject::TooLong, bytes));
+        assert_eq!(got, [Ok(()), Ok(()), rejected(MAX_LINE_BYTES + 1), Ok(()), rejected(MAX_LINE_BYTES + 2)]);
+    }
+
+    #[test]
     fn logs_of_other_servers() {
         let caddy = r#"{"level":"info","ts":1777281951.25,"logger":"http.log.access","msg":"handled request","request":{"remote_ip":"10.0.0.1","remote_port":"41342","client_ip":"203.0.113.7","proto":"HTTP/2.0","method":"GET","host":"localhost","uri":"/a?b=c","headers":{"client_ip":["6.6.6.6"],"User-Agent":["curl \"x\""]}},"duration":0.0009,"size":153,"status":404,"resp_headers":{"Server":["Caddy"]}}"#;
         let traefik = r#"{"ClientAddr":"203.0.113.7:52316","ClientHost":"203.0.113.7","DownstreamContentSize":153,"DownstreamStatus":404,"RequestMethod":"GET","RequestPath":"/a?b=c","level":"info","msg":"","time":"2026-04-27T10:25:51+01:00"}"#;

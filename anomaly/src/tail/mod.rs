@@ -206,8 +206,8 @@ impl Tail {
     }
 
     /// Reads what is there, at most about `limit_bytes`, and calls `on_lines` with complete lines and their newlines, as many as
-    /// have been read at once; only the last line of a file that went away may lack its. Never blocks. `now` is the wall clock: it only decides when a file that was rotated
-    /// away has been quiet for so long that nobody writes to it any more.
+    /// have been read at once; only the last line of a file that went away may lack its. Never blocks. `now` is the wall clock:
+    /// it only decides when a file that was rotated away has been quiet for so long that nobody writes to it any more.
     ///
     /// # Errors
     /// [`TailError::Read`]; the lines handed over before are in the checkpoint.
