@@ -257,7 +257,12 @@ proptest! {
 
     #[test]
     fn windows_without_the_baseline_that_was_saved_with_them_are_gone_on_with(bad in any::<bool>(), more in 1..300u16) {
-        let step = |i: u16| Step { forward: u16::from(i % 20 == 0), client: (i % 30) as u8, what: (i % 12) as u8, late: 0 };
+        let step = |i: u16| Step {
+            forward: u16::from(i.is_multiple_of(20)),
+            client: (i % 30) as u8,
+            what: (i % 12) as u8,
+            late: 0,
+        };
         let mut run = Run::new(settings());
         (0..300).for_each(|i| run.step(&step(i)));
         let mut state = run.engine.save();
