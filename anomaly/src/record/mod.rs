@@ -11,6 +11,7 @@ mod differential;
 mod extension;
 mod fallback;
 mod format;
+mod found;
 mod ipv6;
 mod prefix;
 mod scan;
@@ -20,8 +21,9 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use crate::time::Timestamp;
 pub use extension::Extension;
-use format::{Field, Keys};
+use format::Keys;
 pub use format::{FieldMap, Format};
+use found::Found;
 
 /// What one log line says.
 ///
@@ -123,98 +125,6 @@ pub enum Parsed<'a> {
     Records(&'a [Record<'a>]),
     /// The line that gave none.
     Rejected(Reject, &'a [u8]),
-}
-
-/// What was found in a line, before it is decided whether it makes a record.
-#[derive(Debug)]
-struct Found<'r, 'a> {
-    /// What was not found says what a record says of it then.
-    record: &'r mut Record<'a>,
-    msec: Timestamp,
-    /// A bit of each field whose value could be read.
-    has: u16,
-    /// The client's key is there, whatever its value.
-    has_client: bool,
-    /// Not a JSON object.
-    broken: bool,
-}
-
-impl<'r, 'a> Found<'r, 'a> {
-    /// Nothing yet; `record` must be blank.
-    fn new(record: &'r mut Record<'a>) -> Self {
-        Self { record, msec: Timestamp::EPOCH, has: 0, has_client: false, broken: false }
-    }
-
-    /// Nothing again.
-    fn clear(&mut self) {
-        *self.record = Record::BLANK;
-        (self.msec, self.has, self.has_client, self.broken) = (Timestamp::EPOCH, 0, false, false);
-    }
-
-    /// Puts a value that could be read where it belongs.
-    #[inline(always)]
-    fn put<T>(&mut self, field: Field, place: impl FnOnce(&mut Self) -> &mut T, value: Option<T>) {
-        if let Some(value) = value {
-            *place(self) = value;
-            self.has |= field.bit();
-        }
-    }
-
-    fn client(&mut self, client: Option<IpAddr>) {
-        self.put(Field::Client, |found| &mut found.record.client, client);
-    }
-
-    fn time(&mut self, time: Option<Timestamp>) {
-        self.put(Field::Time, |found| &mut found.record.time, time);
-    }
-
-    fn msec(&mut self, msec: Option<Timestamp>) {
-        self.put(Field::Msec, |found| &mut found.msec, msec);
-    }
-
-    fn method(&mut self, method: Option<&'a [u8]>) {
-        self.put(Field::Method, |found| &mut found.record.method, method);
-    }
-
-    fn path(&mut self, path: Option<&'a [u8]>) {
-        self.record.extension = path.map_or(Extension::NONE, Extension::of);
-        self.put(Field::Path, |found| &mut found.record.path, path);
-    }
-
-    fn status(&mut self, status: Option<u16>) {
-        self.put(Field::Status, |found| &mut found.record.status, status);
-    }
-
-    fn size(&mut self, size: Option<u64>) {
-        self.put(Field::Size, |found| &mut found.record.response_size, size);
-    }
-
-    /// Whether this makes a record, and the rest of it; `last` is the time of the one before, and becomes this one's.
-    ///
-    /// # Errors
-    /// [`Reject`] when no client address (or no time at all) was found.
-    fn conclude(self, last: &mut Option<Timestamp>) -> Result<(), Reject> {
-        const TIME: u16 = Field::Time.bit();
-        const MSEC: u16 = Field::Msec.bit();
-        let Self { record, msec, has, has_client, broken } = self;
-        if has & Field::Client.bit() == 0 {
-            return Err(match (has_client, broken) {
-                (true, _) => Reject::BadAddress,
-                (false, true) => Reject::NotAnObject,
-                (false, false) => Reject::NoAddress,
-            });
-        }
-        match has & (TIME | MSEC) {
-            TIME => {}
-            0 => record.time = last.ok_or(Reject::NoTime)?,
-            MSEC => record.time = msec,
-            _ if msec.as_secs() == record.time.as_secs() => record.time = msec,
-            _ => {}
-        }
-        *last = Some(record.time);
-        record.damaged |= has & Field::TEXTS_AND_NUMBERS != Field::TEXTS_AND_NUMBERS || has & (TIME | MSEC) == 0;
-        Ok(())
-    }
 }
 
 /// Parses lines; holds what makes it fast: the last stamp, the keys of the last line, and a
