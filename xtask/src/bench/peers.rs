@@ -157,7 +157,8 @@ fn crowdsec(dir: &Path, yes: bool) -> Result<Peer> {
     let setup = crowdsec::Setup {
         parsers: &[("s00-raw", "syslog-logs"), ("s02-enrich", "dateparse-enrich"), ("s02-enrich", "http-logs")],
         own_parser: Some(include_str!("peers/six-keys.yaml")),
-        collections: &["base-http-scenarios"],
+        // Who installs the first gets the second with it.
+        collections: &["base-http-scenarios", "http-cve"],
         log_level: "warning",
         acquisition: "",
         port,
@@ -168,7 +169,7 @@ fn crowdsec(dir: &Path, yes: bool) -> Result<Peer> {
         lines: 6_000,
         times: 5000.0,
         how: format!(
-            "crowdsec {version} -dsn file://, {} scenarios of base-http-scenarios, the six keys by JsonExtract",
+            "crowdsec {version} -dsn file://, {} scenarios of base-http-scenarios and http-cve, the six keys by JsonExtract",
             home.scenarios
         ),
         command: Box::new(move |log| {
