@@ -79,6 +79,7 @@ const fn lower(word: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::differential::Random;
     use super::*;
 
     #[test]
@@ -112,17 +113,13 @@ mod tests {
             Extension::new(if extension.len() <= Extension::LONGEST { &extension } else { b"" })
         };
         // Paths of few different bytes, so that dots, queries and extensions meet in every position.
-        let (mut seed, mut some) = (1u64, 0);
+        let (mut random, mut some) = (Random(1), 0);
         for _ in 0..200_000 {
-            let mut next = |below: u64| {
-                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                (seed >> 33) % below
-            };
             let (mut text, mut start) = (Vec::new(), 0);
-            for part in 0..next(14) {
+            for part in 0..random.below(14) {
                 let parts: [&[u8]; 12] =
                     [b".", b"?", b"JS", b"css", b"js", b"c", b"s", b"/", b"\x0a", b"\xea\xf3", b"woff2", b"\0"];
-                text.extend_from_slice(parts[next(12) as usize]);
+                text.extend_from_slice(parts[random.below(12)]);
                 start = if part < 3 { text.len() } else { start };
             }
             let path = &text[start..];

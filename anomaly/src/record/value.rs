@@ -341,6 +341,7 @@ impl Clock {
 
 #[cfg(test)]
 mod tests {
+    use super::super::differential::Random;
     use super::*;
 
     #[test]
@@ -376,11 +377,8 @@ mod tests {
 
     #[test]
     fn dotted_quads_are_read_at_once_as_they_are_one_by_one() {
-        let (mut seed, mut read) = (1u64, 0);
-        let mut next = |below: usize| {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (seed >> 33) as usize % below
-        };
+        let (mut random, mut read) = (Random(1), 0);
+        let mut next = |below| random.below(below);
         let numbers =
             ["0", "1", "10", "99", "100", "199", "255", "256", "260", "300", "999", "00", "01", "012", "1000", ""];
         for _ in 0..200_000 {
