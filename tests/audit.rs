@@ -252,6 +252,37 @@ fn a_ban_whose_line_a_crash_prevented_is_found() {
     assert_eq!(prefixes(&Newest::read(&path).untold_bans(&late)), ["192.0.2.6/32"]);
 }
 
+/// A ban is decided in the log's time, which may lag behind the clock by which the audit log's lines are stamped.
+#[test]
+fn a_ban_of_before_the_log_was_begun_is_found_where_there_was_none_then() {
+    let begun = |restored_bans| {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("audit.jsonl");
+        let mut audit = Audit::open(&path, 1 << 20);
+        audit.write(at(1), "xdp", &Event::Started { version: "1", restored_bans }).expect("written");
+        Newest::read(&path).untold_bans(&[ban("")]).len()
+    };
+    assert_eq!((begun(0), begun(1)), (1, 0));
+}
+
+#[test]
+fn what_was_told_is_also_looked_for_in_rotated_files() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("audit.jsonl");
+    let mut audit = Audit::open(&path, 1);
+    let bans = [1, 2, 3].map(|n| Ban { prefix: net(&format!("192.0.2.{n}/32")), ..ban("") });
+    audit.write(at(-1), "xdp", &Event::Off).expect("written");
+    for ban in &bans[..2] {
+        audit.write(at(1), "xdp", &Event::Ban { ban, error: None }).expect("written");
+    }
+    assert_eq!(fs::read_dir(dir.path()).expect("a directory").count(), 3, "each line is a file");
+    let untold = Newest::read(&path).untold_bans(&bans);
+    assert_eq!(untold.iter().map(|ban| ban.prefix).collect::<Vec<_>>(), [bans[2].prefix]);
+    // What is older than a file that somebody has taken away is not known.
+    fs::remove_file(dir.path().join("audit.jsonl.1")).expect("removed");
+    assert!(Newest::read(&path).untold_bans(&bans).is_empty());
+}
+
 /// What the start looks for in the audit log.
 #[test]
 fn what_ended_lately_is_what_an_unban_ended() {

@@ -15,6 +15,7 @@ use anomaly::time::Timestamp;
 use anyhow::{Context, Result, bail, ensure};
 use aya::maps::{HashMap as BpfMap, MapData};
 use rusqlite::{Connection, OpenFlags};
+use serde_json::Value;
 
 use super::{Chance, binary, figure, from_env};
 use crate::lab::daemon::{Config, Daemon};
@@ -253,7 +254,13 @@ fn told_once(daemon: &Daemon<'_>, attackers: &HashSet<String>) -> Result<usize> 
     ensure!(last == attackers.len(), "of {} bans {last} were told", attackers.len());
     let over: HashSet<_> = bans.keys().filter(|ban| !lasts(ban)).collect();
     let differ: Vec<_> = over.symmetric_difference(&unbans.keys().collect()).take(20).copied().collect();
-    ensure!(differ.is_empty(), "ended and not told, or told and never banned: {differ:?}");
+    let of_them = |line: &&Value| differ.iter().any(|(ip, _)| line["ip"] == **ip);
+    ensure!(
+        differ.is_empty(),
+        "ended and not told, or told and never banned: {differ:?}; told of them: {:#?}; starts: {:#?}",
+        lines.iter().filter(of_them).collect::<Vec<_>>(),
+        lines.iter().filter(|line| line["event"] == "started").collect::<Vec<_>>()
+    );
     Ok(lines.len())
 }
 

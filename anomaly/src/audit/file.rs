@@ -115,7 +115,8 @@ impl AppendFile {
     }
 }
 
-fn generation(path: &Path, n: u32) -> PathBuf {
+/// The name of the nth older file.
+pub(super) fn generation(path: &Path, n: u32) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{n}"));
     name.into()

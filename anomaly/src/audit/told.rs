@@ -3,16 +3,19 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::iter;
 use std::path::Path;
 
 use serde::Deserialize;
 
+use super::GENERATIONS;
+use super::file::generation;
 use crate::engine::Ban;
 use crate::report::{DecisionRow, ip_text};
 use crate::store::Recorded;
 use crate::time::Timestamp;
 
-/// As much of the log's end is read: a few thousand lines, and only the last moments matter.
+/// As much of the log's end is read, also of files that were rotated: a few thousand lines, and only the last moments matter.
 const NEWEST_BYTES: u64 = 1 << 20;
 
 #[derive(Deserialize)]
@@ -22,12 +25,15 @@ struct Line {
     time: Option<String>,
     ip: Option<String>,
     offence: Option<u32>,
+    restored_bans: Option<u64>,
 }
 
 /// What the newest lines of the audit log tell of.
 #[derive(Debug, Default)]
 pub struct Newest {
     begins: Option<Timestamp>,
+    /// They tell of a start with no ban in force: of every ban that is in force now, they would tell.
+    from_none: bool,
     /// Time and address of each ban.
     bans: HashSet<(String, String)>,
     /// When the nth ban of an address last ended.
@@ -38,7 +44,7 @@ impl Newest {
     /// Reads the end of the log at `path`. Nothing where it cannot be read: what is not known is not told again.
     pub fn read(path: &Path) -> Self {
         let mut newest = Self::default();
-        let Ok(text) = end_of(path) else { return newest };
+        let text = end_of(path);
         for line in text.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice::<Line>(line).ok()) {
             newest.begins = newest.begins.or_else(|| Timestamp::parse(&line.ts));
             let (time, ip) = (line.time.unwrap_or_default(), line.ip.unwrap_or_default());
@@ -49,6 +55,7 @@ impl Newest {
                 ("unban", Some(offence), Some(time)) => {
                     newest.unbans.insert((ip, offence), time);
                 }
+                ("started", ..) => newest.from_none |= line.restored_bans == Some(0),
                 _ => {}
             }
         }
@@ -60,14 +67,16 @@ impl Newest {
         self.begins
     }
 
-    /// Those of `bans` that are not told of although the lines reach back to before they were decided.
+    /// Those of `bans` that are not told of although the lines reach back to before they were decided. (By the log's time, which
+    /// may lag behind that of the lines: a second by its stamps, and longer in a backlog.)
     pub fn untold_bans(&self, bans: &[Ban]) -> Vec<Ban> {
         let Some(begins) = self.begins else { return Vec::new() };
         let is_told = |ban: &Ban| {
             let row = DecisionRow::ban(ban);
             self.bans.contains(&(row.time, row.ip.unwrap_or_default()))
         };
-        bans.iter().filter(|ban| !ban.in_past && ban.at > begins && !is_told(ban)).cloned().collect()
+        let in_reach = |ban: &Ban| self.from_none || ban.at > begins;
+        bans.iter().filter(|ban| !ban.in_past && in_reach(ban) && !is_told(ban)).cloned().collect()
     }
 
     /// Those of `ended` of whose end no line tells although the lines reach back to before it.
@@ -82,16 +91,34 @@ impl Newest {
     }
 }
 
-/// The end of the file, from a line's beginning on.
-fn end_of(path: &Path) -> io::Result<Vec<u8>> {
-    let mut file = File::open(path)?;
-    let skipped = file.metadata()?.len().saturating_sub(NEWEST_BYTES);
-    file.seek(SeekFrom::Start(skipped))?;
-    let mut text = Vec::new();
-    file.take(NEWEST_BYTES).read_to_end(&mut text)?;
-    if skipped > 0 {
+/// The end of the log, from a line's beginning on; nothing where there is none.
+fn end_of(path: &Path) -> Vec<u8> {
+    // The newest first.
+    let mut files = Vec::new();
+    let mut room = NEWEST_BYTES;
+    for path in iter::once(path.to_owned()).chain((1..=GENERATIONS).map(|n| generation(path, n))) {
+        let Ok(text) = end_of_file(&path, room) else { break };
+        room -= text.len() as u64;
+        files.push(text);
+        if room == 0 {
+            break;
+        }
+    }
+    files.reverse();
+    let mut text = files.concat();
+    if room == 0 {
+        // Its first line is cut.
         let first = text.iter().position(|b| *b == b'\n').map_or(text.len(), |at| at + 1);
         text.drain(..first);
     }
+    text
+}
+
+/// At most so many bytes.
+fn end_of_file(path: &Path, bytes: u64) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    file.seek(SeekFrom::Start(file.metadata()?.len().saturating_sub(bytes)))?;
+    let mut text = Vec::new();
+    file.take(bytes).read_to_end(&mut text)?;
     Ok(text)
 }
