@@ -141,7 +141,7 @@ fn in_xdp(lab: &Lab, engine: &Engine<'_>, settings: &[(&str, String)]) -> Result
     ensure!(bans.as_array().is_some_and(|all| all.len() == 1) && row["ip"] == ATTACKER.v4, "{bans}");
     ensure!(row["enforcer"] == "xdp", "{bans}");
     ensure!(seconds <= 15.0, "dropped only {seconds:.1} s after its first request");
-    clock::wait_until("dropped packets to be counted", Duration::from_secs(5), || {
+    clock::wait_until("dropped packets to be counted", Duration::from_secs(20), || {
         engine.json(&["bans"]).is_ok_and(|bans| bans[0]["packets"].as_u64() > Some(0))
     })?;
     ensure!(!engine.rules("DOCKER-USER")?.contains(ATTACKER.v4), "XDP needs no rule");
@@ -190,7 +190,7 @@ fn by_rules(lab: &Lab, engine: &Engine<'_>, settings: &[(&str, String)]) -> Resu
 
 fn unban(lab: &Lab, engine: &Engine<'_>) -> Result<()> {
     engine.anomaly(&["unban", ATTACKER.v4])?;
-    clock::wait_until("the unbanned client to be served", Duration::from_secs(5), || {
+    clock::wait_until("the unbanned client to be served", Duration::from_secs(20), || {
         lab.attacker.get(ATTACKER.v4()).is_ok_and(|answer| answer == Answer::Status(200))
     })
 }

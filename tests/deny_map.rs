@@ -83,7 +83,7 @@ fn a_banned_client_behind_a_proxy_gets_403_and_nobody_else_does() {
     run(command().arg("-t")).unwrap();
     let _process = Process::start("nginx", command(), &dir.join("nginx.out"), &guardian).unwrap();
     let settles = |from_proxy, client, wanted| {
-        clock::wait_until(&format!("{wanted} for {client}"), Duration::from_secs(5), || {
+        clock::wait_until(&format!("{wanted} for {client}"), Duration::from_secs(20), || {
             status(&space, from_proxy, client) == Some(wanted)
         })
         .unwrap();

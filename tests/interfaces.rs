@@ -336,7 +336,7 @@ fn status_bans_audit_and_api_have_their_keys_and_the_stream_its_events() {
     }
     // The list is a picture of at most a second ago.
     let listed = || daemon.json(&["bans"]).filter(|rows| rows[0].is_object());
-    let rows = clock::wait_for("the ban in the list", Duration::from_secs(5), listed).expect("a ban");
+    let rows = clock::wait_for("the ban in the list", Duration::from_secs(20), listed).expect("a ban");
     exactly(&rows[0], &[BAN, ACTIVE]);
     for path in
         ["status", "bans", "top", "baseline", "history", "openapi.json", "bans/203.0.113.10", "bans/203.0.113.0%2F24"]

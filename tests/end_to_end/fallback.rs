@@ -67,7 +67,7 @@ fn missing_capabilities_lead_to_iptables() -> Result<()> {
 
 /// The reason that is audited for stepping down.
 fn fallback(daemon: &Daemon<'_>) -> Result<String> {
-    let lines = daemon.wait_for_audit("fallback", None, 1, Duration::from_secs(5))?;
+    let lines = daemon.wait_for_audit("fallback", None, 1, Duration::from_secs(20))?;
     let last = lines.last().context("no fallback")?;
     Ok(last.to_string())
 }
@@ -88,7 +88,7 @@ fn cut_by_rules(lab: &Lab, attacker: std::net::IpAddr, daemon: Daemon<'_>) -> Re
     flood.wait_for_cut(flood.began, Duration::from_secs(20))?;
     let banned = if attacker.is_ipv4() { attacker.to_string() } else { "2001:db8:3::/64".into() };
     let rule = if attacker.is_ipv4() { format!("-s {banned}/32 ") } else { format!("-s {banned} ") };
-    let row = wait_for_ban(&daemon, &banned, 1, Duration::from_secs(5))?;
+    let row = wait_for_ban(&daemon, &banned, 1, Duration::from_secs(20))?;
     ensure!(row["enforcer"] == "iptables", "{row}");
     let listed = list()?;
     let ours: Vec<&str> = listed.lines().filter(|line| line.contains(&rule)).collect();
@@ -97,7 +97,7 @@ fn cut_by_rules(lab: &Lab, attacker: std::net::IpAddr, daemon: Daemon<'_>) -> Re
 
     let output = daemon.command(&["unban", &attacker.to_string()])?;
     ensure!(output.status.success(), "{output:?}");
-    clock::wait_until("the rule to be removed", Duration::from_secs(5), || list().is_ok_and(|l| !l.contains(&rule)))?;
+    clock::wait_until("the rule to be removed", Duration::from_secs(10), || list().is_ok_and(|l| !l.contains(&rule)))?;
     ensure!(lab.attacker.get(attacker)? == Answer::Status(200), "not served after its unban");
     ensure!(list()?.contains(&format!("-s {stranger} -j DROP")), "somebody else's rule was touched: {}", list()?);
     Ok(())

@@ -51,7 +51,7 @@ fn is_served(lab: &Lab) -> Result<bool> {
 fn flood_is_cut(lab: &Lab, daemon: &Daemon<'_>) -> Result<()> {
     let flood = Traffic::start(&lab.attacker, Plan::new(ATTACKER.v4(), 50.0));
     flood.wait_for_cut(flood.began, Duration::from_secs(20)).map_err(|e| e.context(daemon.output()))?;
-    wait_for_ban(daemon, ATTACKER.v4, 1, Duration::from_secs(5))?;
+    wait_for_ban(daemon, ATTACKER.v4, 1, Duration::from_secs(20))?;
     ensure!(is_served(lab)?, "somebody else is cut off as well");
     Ok(())
 }
@@ -80,7 +80,7 @@ fn a_damaged_database_is_moved_aside_and_said_loudly() -> Result<()> {
     ensure!(daemon.command(&["ban", "203.0.113.201", "--for", "1h"])?.status.success());
     daemon.kill();
     daemon.restart()?;
-    wait_for_ban(&daemon, "203.0.113.201", 1, Duration::from_secs(5))?;
+    wait_for_ban(&daemon, "203.0.113.201", 1, Duration::from_secs(20))?;
     wait_for_word(&daemon, "store_damaged", false)?;
     Ok(())
 }
@@ -121,7 +121,7 @@ fn bans_need_neither_slack_nor_audit_log_nor_database() -> Result<()> {
     // What was decided meanwhile is on record.
     daemon.kill();
     daemon.restart()?;
-    wait_for_ban(&daemon, ATTACKER.v4, 1, Duration::from_secs(5))?;
+    wait_for_ban(&daemon, ATTACKER.v4, 1, Duration::from_secs(20))?;
     ensure!(lab.attacker.get(ATTACKER.v4())? == Answer::NoConnection, "not banned any more");
     Ok(())
 }
@@ -141,7 +141,7 @@ fn a_bpffs_that_is_unmounted_lifts_no_ban_and_is_mounted_again() -> Result<()> {
     daemon.kill();
     let restarted = daemon.restart();
     restarted.with_context(|| daemon.output())?;
-    wait_for_ban(&daemon, ATTACKER.v4, 1, Duration::from_secs(5))?;
+    wait_for_ban(&daemon, ATTACKER.v4, 1, Duration::from_secs(20))?;
     ensure!(daemon.status()?["enforcement_ratio"] == 1.0, "{}", daemon.status()?);
     ensure!(lab.attacker.get(ATTACKER.v4())? == Answer::NoConnection, "the ban is not enforced after the restart");
     Ok(())

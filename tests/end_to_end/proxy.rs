@@ -30,7 +30,7 @@ fn behind_a_proxy_only_the_banned_client_gets_403() -> Result<()> {
     let daemon = daemon(&lab, config.clone())?;
     let through = |client, rate| Plan { forwarded: client, ..Plan::new(proxy.v4(), rate) };
     let settles = |client, wanted| {
-        clock::wait_until(&format!("{client} to get {wanted}"), Duration::from_secs(5), || {
+        clock::wait_until(&format!("{client} to get {wanted}"), Duration::from_secs(20), || {
             lab.honest.ask(&through(client, 1.0)).is_ok_and(|answer| answer == Answer::Status(wanted))
         })
     };

@@ -30,7 +30,7 @@ impl Config {
             .with("log", "paths", format!("[{:?}]", lab.log()))
             .with("enforcer", "interfaces", format!("[{INTERFACE:?}]"))
             .with("enforcer", "pin_dir", format!("{:?}", lab.bpffs().join(name)))
-            .with("bans", "durations", r#"["6s", "12s", "permanent"]"#)
+            .with("bans", "durations", r#"["15s", "30s", "permanent"]"#)
             .with("dashboard", "listen", r#""127.0.0.1:8081""#)
             .with("dashboard", "socket", file("sock"))
             .with("store", "path", file("db"))

@@ -193,7 +193,7 @@ fn intact(path: &Path) -> Result<()> {
 /// The kernel drops exactly these addresses.
 fn enforced_are(lab: &Lab, backend: &str, expected: &HashSet<String>) -> Result<()> {
     let held = || if backend == "xdp" { in_map(lab) } else { in_rules(lab) };
-    let same = clock::wait_until("the kernel to hold the bans and nothing else", Duration::from_secs(5), || {
+    let same = clock::wait_until("the kernel to hold the bans and nothing else", Duration::from_secs(20), || {
         held().is_ok_and(|held| held == *expected)
     });
     same.map_err(|e| e.context(format!("held: {:?}", held().map(|held| held.len()))))
