@@ -221,7 +221,7 @@ impl Apply {
             self.notice_off();
             self.maintain();
             if at >= count_at {
-                self.count();
+                self.recount();
                 // What failed is soon asked again: until then nobody knows what is dropped.
                 let pause = if self.unlisted.is_some() { 5 } else { 50 };
                 count_at = at + ((clock() - at) * pause).clamp(MAINTAIN_EVERY, COUNT_EVERY);

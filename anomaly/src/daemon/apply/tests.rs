@@ -368,12 +368,14 @@ fn what_cannot_be_asked_or_was_switched_off_enforces_nothing() {
     apply.outputs(bans(2), None);
     assert_eq!(health(&mut apply), (1.0, None));
     calls.mute.store(true, Ordering::Relaxed);
-    apply.count();
+    apply.recount();
     let (ratio, lost) = health(&mut apply);
     assert!(ratio == 0.0 && lost.as_ref().is_some_and(|why| why.contains("iptables-save: no answer")), "{lost:?}");
+    assert_eq!(shown(&mut apply).len(), 1);
     calls.mute.store(false, Ordering::Relaxed);
-    apply.count();
+    apply.recount();
     assert_eq!(health(&mut apply), (1.0, None));
+    assert!(shown(&mut apply).is_empty(), "it is known again, and as it should be");
     // The kernel's switch and the mark that `anomaly off` leaves are the same thing, told once.
     apply.incidents(vec![Incident::Off, Incident::Off]);
     let (ratio, lost) = health(&mut apply);

@@ -169,9 +169,18 @@ impl Apply {
             Err(failure) => {
                 self.metrics.enforcer_errors.inc();
                 self.unlisted = Some(failure.to_string());
-                // The next reconciliation that succeeds says that it is over.
+                // The next comparison that succeeds says that it is over.
                 self.degrade(HELD, Some(failure.to_string()));
             }
+        }
+    }
+
+    /// The same, from time to time. Once the enforcer says again what it drops, that is compared with what is wanted at once.
+    pub(super) fn recount(&mut self) {
+        let was_unlisted = self.unlisted.is_some();
+        self.count();
+        if was_unlisted && self.unlisted.is_none() {
+            self.reconcile(true);
         }
     }
 
