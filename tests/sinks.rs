@@ -254,7 +254,7 @@ fn ten_thousand_bans_in_a_minute_are_a_few_messages_and_none_is_forgotten() {
         let messages = sink.bodies().len();
         println!("{messages} messages, the longest call of send took {longest:?}");
         assert!(messages <= 20, "{messages} messages");
-        assert!(longest < Duration::from_millis(100), "one send took {longest:?}");
+        assert!(longest < Duration::from_secs(1), "one send took {longest:?}");
         assert_eq!(health(&notifier).lost, 0);
         let told: u64 = sink
             .bodies()
