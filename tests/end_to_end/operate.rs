@@ -134,6 +134,7 @@ fn the_command_line_asks_and_steers_the_daemon() -> Result<()> {
     );
     let code = daemon.stop()?.code();
     ensure!(code == Some(0), "SIGTERM: {code:?}: {}", daemon.output());
+    ensure!(daemon.output().contains("stopped; nothing was dropped any more"), "{}", daemon.output());
     let output = daemon.command(&["status"])?;
     ensure!(output.status.code() == Some(1), "no daemon to ask: {output:?}");
     let output = daemon.command(&["down"])?;

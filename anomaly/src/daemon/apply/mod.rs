@@ -465,6 +465,7 @@ impl Apply {
         }
         let bans = match self.config.enforcer.backend {
             Backend::DryRun => "nothing was dropped (dry-run)",
+            _ if self.off => "nothing was dropped any more (`anomaly off`)",
             _ if keep => "bans stay enforced until they run out",
             _ => "bans were taken out of the kernel",
         };
