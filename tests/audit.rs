@@ -265,6 +265,23 @@ fn a_ban_of_before_the_log_was_begun_is_found_where_there_was_none_then() {
     assert_eq!((begun(0), begun(1)), (1, 0));
 }
 
+/// Thousands of bans within a second are more than is read of a log otherwise, and a crash is likely then.
+#[test]
+fn a_ban_that_a_crash_kept_from_being_told_is_found_after_a_storm_of_bans() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("audit.jsonl");
+    let mut audit = Audit::open(&path, 2 << 20);
+    let bans: Vec<Ban> = (0..=6000u32)
+        .map(|n| Ban { prefix: std::net::IpAddr::from((0xcb00_7000 + n).to_be_bytes()).into(), at: at(100), ..ban("") })
+        .collect();
+    audit.write(at(1), "xdp", &Event::Off).expect("written");
+    let (last, told) = bans.split_last().expect("bans");
+    for ban in told {
+        audit.write(at(101), "xdp", &Event::Ban { ban, error: None }).expect("written");
+    }
+    assert_eq!(Newest::read(&path).untold_bans(&bans), std::slice::from_ref(last));
+}
+
 #[test]
 fn what_was_told_is_also_looked_for_in_rotated_files() {
     let dir = tempfile::tempdir().expect("a directory");

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::iter;
 use std::path::Path;
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -17,6 +18,11 @@ use crate::time::Timestamp;
 
 /// As much of the log's end is read, also of files that were rotated: a few thousand lines, and only the last moments matter.
 const NEWEST_BYTES: u64 = 1 << 20;
+/// As much where those lines are of less than [`MOMENTS`]: a storm of bans.
+const STORM_BYTES: u64 = 16 << 20;
+/// Bans are compared with the lines by the log's time, which may lag behind the clock: a second by its stamps, and longer where
+/// Nginx keeps lines back.
+const MOMENTS: Duration = Duration::from_secs(60);
 
 #[derive(Deserialize)]
 struct Line {
@@ -44,7 +50,10 @@ impl Newest {
     /// Reads the end of the log at `path`. Nothing where it cannot be read: what is not known is not told again.
     pub fn read(path: &Path) -> Self {
         let mut newest = Self::default();
-        let text = end_of(path);
+        let mut text = end_of(path, NEWEST_BYTES);
+        if span(&text) < MOMENTS {
+            text = end_of(path, STORM_BYTES);
+        }
         for line in text.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice::<Line>(line).ok()) {
             newest.begins = newest.begins.or_else(|| Timestamp::parse(&line.ts));
             let (time, ip) = (line.time.unwrap_or_default(), line.ip.unwrap_or_default());
@@ -67,8 +76,7 @@ impl Newest {
         self.begins
     }
 
-    /// Those of `bans` that are not told of although the lines reach back to before they were decided. (By the log's time, which
-    /// may lag behind that of the lines: a second by its stamps, and longer in a backlog.)
+    /// Those of `bans` that are not told of although the lines reach back to before they were decided.
     pub fn untold_bans(&self, bans: &[Ban]) -> Vec<Ban> {
         let Some(begins) = self.begins else { return Vec::new() };
         let is_told = |ban: &Ban| {
@@ -91,11 +99,19 @@ impl Newest {
     }
 }
 
-/// The end of the log, from a line's beginning on; nothing where there is none.
-fn end_of(path: &Path) -> Vec<u8> {
+/// From the first of these lines to the last.
+fn span(text: &[u8]) -> Duration {
+    let stamp = |line| Timestamp::parse(&serde_json::from_slice::<Line>(line).ok()?.ts);
+    let lines = || text.split(|b| *b == b'\n');
+    let ends = lines().find_map(stamp).zip(lines().rev().find_map(stamp));
+    ends.map_or(Duration::ZERO, |(first, last)| last.since(first))
+}
+
+/// So much of the log's end, from a line's beginning on; nothing where there is none.
+fn end_of(path: &Path, bytes: u64) -> Vec<u8> {
     // The newest first.
     let mut files = Vec::new();
-    let mut room = NEWEST_BYTES;
+    let mut room = bytes;
     for path in iter::once(path.to_owned()).chain((1..=GENERATIONS).map(|n| generation(path, n))) {
         let Ok(text) = end_of_file(&path, room) else { break };
         room -= text.len() as u64;

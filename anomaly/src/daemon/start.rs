@@ -31,6 +31,7 @@ use crate::dashboard::history::History;
 use crate::enforce;
 use crate::metrics::Metrics;
 use crate::notify::Notifier;
+use crate::store::MAX_ENDED;
 
 /// Requests that may wait for the hot thread.
 const REQUESTS: usize = 1024;
@@ -42,9 +43,6 @@ const EVENTS: usize = 1024;
 const LAST_NOTICES: Duration = Duration::from_secs(3);
 /// A port that is taken (by a daemon that is just ending) is tried again this often.
 const BIND_AGAIN: Duration = Duration::from_secs(5);
-
-/// Bans that have ended lately and are looked for in the audit log: more lines than of so many are not read of it.
-const MAX_ENDED: usize = 10_000;
 
 /// Seconds between two looks at CPU and memory while somebody watches.
 const MACHINE_EVERY: u64 = 3;
@@ -163,7 +161,7 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
     // It only fails where the hot thread has ended, which is noticed below.
     let _ = request_sender.send(Request::Enforced(now()));
     let newest_lines = begun.newest_lines;
-    let ended = newest_lines.begins().map(|begins| apply.reader.ended(begins, MAX_ENDED).unwrap_or_default());
+    let ended = newest_lines.begins().map(|begins| apply.reader.ended(begins, MAX_ENDED as usize).unwrap_or_default());
     apply.tell_late(&begun.untold, &newest_lines.untold_ends(ended.unwrap_or_default()));
     apply.publish();
     let coverage = apply.enforcer.coverage();
