@@ -6,9 +6,9 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { readFileSync } from "node:fs";
-import { after, before, test } from "node:test";
+import { after, afterEach, before, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import { LOOKS, accessible, launch, overflow, picture, visit } from "./browser.mjs";
+import { LOOKS, accessible, closePages, launch, overflow, picture, visit } from "./browser.mjs";
 import { until } from "./daemon.mjs";
 
 const lab = JSON.parse(process.env.ANOMALY_LAB ?? "null");
@@ -27,6 +27,8 @@ const floods = new Set();
 before(async () => {
   browser = await launch();
 });
+
+afterEach(() => closePages(browser));
 
 after(async () => {
   await browser?.close();

@@ -49,6 +49,11 @@ export async function visit(browser, url, options = {}) {
   return page;
 }
 
+/** Closes what a failed test left open: the next one would find its pages among those that ask the daemon. */
+export async function closePages(browser) {
+  for (const context of browser.contexts()) await context.close();
+}
+
 const PHONE = { viewport: { width: 375, height: 812 }, hasTouch: true, isMobile: true };
 /** Devices and tastes that a page is looked at with: name, options of `visit`. */
 export const LOOKS = [

@@ -39,6 +39,19 @@ export async function until(what, probe, patience = 20_000) {
   }
 }
 
+/** Waits until `check` throws nothing; what it threw last is what is wrong. */
+export async function eventually(check, patience = 20_000) {
+  const end = Date.now() + patience;
+  for (;;) {
+    try {
+      return await check();
+    } catch (error) {
+      if (Date.now() > end) throw error;
+    }
+    await sleep(50);
+  }
+}
+
 export class Daemon {
   /**
    * `listen` is the address to bind; the port is picked. `rate` is what honest clients send, requests per second; with 0
