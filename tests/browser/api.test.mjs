@@ -2,11 +2,13 @@
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
-import { existsSync } from "node:fs";
+import { createHash } from "node:crypto";
+import { existsSync, readFileSync } from "node:fs";
 import { after, before, test } from "node:test";
 import { Daemon, TOKEN } from "./daemon.mjs";
 
-const VERSION = "4.32.5";
+const REQUIREMENTS = new URL("requirements.txt", import.meta.url).pathname;
+const VERSION = createHash("sha256").update(readFileSync(REQUIREMENTS)).digest("hex").slice(0, 12);
 const VENV = new URL(`../../target/schemathesis-${VERSION}`, import.meta.url).pathname;
 
 let daemon;
@@ -14,7 +16,7 @@ let daemon;
 before(async () => {
   if (!existsSync(`${VENV}/bin/schemathesis`)) {
     assert.equal(await run("python3", ["-m", "venv", VENV]), 0, "needs the Debian package python3-venv");
-    assert.equal(await run(`${VENV}/bin/pip`, ["install", "--quiet", `schemathesis==${VERSION}`]), 0);
+    assert.equal(await run(`${VENV}/bin/pip`, ["install", "--quiet", "--requirement", REQUIREMENTS]), 0);
   }
   daemon = await Daemon.start();
 });
