@@ -47,7 +47,7 @@ pub fn run(args: &Args) -> Result<()> {
         println!("the committed object is from the present sources");
         return Ok(());
     }
-    let tool_chain = ToolChain::find(args.yes)?;
+    let tool_chain = ToolChain::find(root, args.yes)?;
     let linker = tool_chain.linker(root, args.yes)?;
     let built = tool_chain.build(root, &linker)?;
     if let Some(output) = &args.output {
@@ -146,45 +146,65 @@ struct ToolChain {
 }
 
 impl ToolChain {
-    fn find(yes: bool) -> Result<Self> {
-        if let Some(found) = Self::nightly()?.or(Self::with_target()?) {
-            return Ok(found);
-        }
+    /// A compiler that can make BPF and for which there is, or can be, a bpf-linker: what is here already comes first.
+    fn find(root: &Path, yes: bool) -> Result<Self> {
         let mut tried = Vec::new();
-        if setup::is_there("rustup") && setup::confirm("rustup toolchain install nightly --component rust-src", yes)? {
-            let status = Command::new("rustup")
-                .args(["toolchain", "install", "nightly", "--profile", "minimal", "--component", "rust-src"])
-                .status()?;
-            match Self::nightly()? {
-                Some(found) if status.success() => return Ok(found),
-                _ => tried.push("rustup could not install nightly with rust-src".to_owned()),
+        for found in [Self::nightly("nightly")?, Self::nightly(NIGHTLY)?, Self::with_target()?].into_iter().flatten() {
+            if let Some(usable) = found.usable(root, &mut tried) {
+                return Ok(usable);
             }
         }
         for set in DEBIAN_RUST {
             if !setup::can_be_installed(set) {
                 tried.push(format!("this distribution has no {}", set.join(" ")));
-                continue;
+            } else if let Err(why) = setup::install("building the kernel program", set, yes) {
+                tried.push(format!("{why:#}"));
+            } else if let Some(found) = Self::with_target()? {
+                if let Some(usable) = found.usable(root, &mut tried) {
+                    return Ok(usable);
+                }
+            } else {
+                tried.push(format!("{} is older than Rust {}.{}", set[0], OLDEST_RUSTC.0, OLDEST_RUSTC.1));
             }
-            setup::install("building the kernel program", set, yes)?;
-            match Self::with_target()? {
-                Some(found) => return Ok(found),
-                None => tried.push(format!("{} is older than Rust {}.{}", set[0], OLDEST_RUSTC.0, OLDEST_RUSTC.1)),
+        }
+        let install = ["toolchain", "install", NIGHTLY, "--profile", "minimal", "--component", "rust-src"];
+        let by_hand = format!("rustup {}", install.join(" "));
+        if setup::is_there("rustup") && setup::confirm(&by_hand, yes)? {
+            let status = Command::new("rustup").args(install).status()?;
+            match Self::nightly(NIGHTLY)? {
+                Some(found) if status.success() => {
+                    if let Some(usable) = found.usable(root, &mut tried) {
+                        return Ok(usable);
+                    }
+                }
+                _ => tried.push(format!("rustup could not install {NIGHTLY} with rust-src")),
             }
         }
         bail!(
             "no compiler here can build for {TARGET}. Install one of these:\n\
-             - rustup (https://rustup.rs), then: rustup toolchain install nightly --component rust-src\n\
              - on Debian bookworm with security updates: apt-get install {}\n\
+             - rustup (https://rustup.rs) and the LLVM that its compiler has (https://apt.llvm.org), then: {by_hand}\n\
              or say --yes. ({})",
             DEBIAN_RUST[0].join(" "),
             if tried.is_empty() { "nothing was tried".to_owned() } else { tried.join("; ") },
         );
     }
 
-    /// rustup's nightly, where rust-src is installed with it.
-    fn nightly() -> Result<Option<Self>> {
+    /// This, where there is a bpf-linker for it or one can be built; else why not goes to `tried`.
+    fn usable(self, root: &Path, tried: &mut Vec<String>) -> Option<Self> {
+        match self.linker_packages(root) {
+            Ok(_) => Some(self),
+            Err(why) => {
+                tried.push(why.to_string());
+                None
+            }
+        }
+    }
+
+    /// rustup's tool chain of this name, where rust-src is installed with it.
+    fn nightly(name: &str) -> Result<Option<Self>> {
         let which = |tool: &str| -> Option<PathBuf> {
-            let output = Command::new("rustup").args(["which", "--toolchain", "nightly", tool]).output().ok()?;
+            let output = Command::new("rustup").args(["which", "--toolchain", name, tool]).output().ok()?;
             output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().into())
         };
         let (Some(rustc), Some(cargo)) = (which("rustc"), which("cargo")) else { return Ok(None) };
@@ -229,49 +249,66 @@ impl ToolChain {
         (numbers.next(), numbers.next()) >= (Some(OLDEST_RUSTC.0), Some(OLDEST_RUSTC.1))
     }
 
-    /// bpf-linker with the compiler's LLVM, installed below target/ and nowhere else.
+    /// Where bpf-linker with the compiler's LLVM is installed: below target/ and nowhere else.
+    fn linker_home(&self, root: &Path) -> PathBuf {
+        root.join(format!("target/bpf-linker/llvm-{}", self.llvm))
+    }
+
+    /// The version of bpf-linker that can be built with the compiler's LLVM.
+    fn linker_version(&self) -> Result<&'static str> {
+        let found = LINKERS.iter().find(|(_, llvms)| llvms.contains(&self.llvm));
+        Ok(found.with_context(|| format!("{}: no known bpf-linker is built with LLVM {}", self.version, self.llvm))?.0)
+    }
+
+    /// The packages that are missing for building bpf-linker, none where it is there.
+    ///
+    /// # Errors
+    /// When it cannot be built here, and why.
+    fn linker_packages(&self, root: &Path) -> Result<Vec<String>> {
+        if self.linker_home(root).join(LINKER).is_file() {
+            return Ok(Vec::new());
+        }
+        self.linker_version()?;
+        let mut needed = Vec::new();
+        if !self.llvm_tools().join("llvm-config").is_file() {
+            needed.extend([format!("llvm-{}-dev", self.llvm), format!("libpolly-{}-dev", self.llvm)]);
+        }
+        let multiarch = format!("/usr/include/{}-linux-gnu", std::env::consts::ARCH);
+        needed.extend(LIBRARIES.into_iter().filter_map(|(package, header)| {
+            let there = ["/usr/include", &multiarch].iter().any(|dir| Path::new(dir).join(header).is_file());
+            (!there).then(|| package.to_owned())
+        }));
+        ensure!(
+            needed.is_empty() || setup::can_be_installed(&needed),
+            "bpf-linker is built with LLVM {} (that of {}), and this distribution has no {}; https://apt.llvm.org has",
+            self.llvm,
+            self.version,
+            needed.join(" "),
+        );
+        Ok(needed)
+    }
+
+    fn llvm_tools(&self) -> PathBuf {
+        format!("/usr/lib/llvm-{}/bin", self.llvm).into()
+    }
+
+    /// bpf-linker with the compiler's LLVM.
     fn linker(&self, root: &Path, yes: bool) -> Result<PathBuf> {
-        let home = root.join(format!("target/bpf-linker/llvm-{}", self.llvm));
-        let linker = home.join("bin/bpf-linker");
+        let home = self.linker_home(root);
+        let linker = home.join(LINKER);
         if linker.is_file() {
             return Ok(linker);
         }
-        let Some((version, _)) = LINKERS.iter().find(|(_, llvms)| llvms.contains(&self.llvm)) else {
-            bail!("{}: no known bpf-linker is built with LLVM {}", self.version, self.llvm);
-        };
-        let llvm = format!("/usr/lib/llvm-{}/bin", self.llvm);
-        let dev = [format!("llvm-{}-dev", self.llvm), format!("libpolly-{}-dev", self.llvm)];
-        let mut needed = vec![];
-        if !Path::new(&llvm).join("llvm-config").is_file() {
-            needed.extend(dev.iter().map(String::as_str));
-        }
-        let libraries = [
-            ("libzstd-dev", "zstd.h"),
-            ("zlib1g-dev", "zlib.h"),
-            ("libxml2-dev", "libxml2/libxml/parser.h"),
-            ("libffi-dev", "ffi.h"),
-        ];
-        let multiarch = format!("/usr/include/{}-linux-gnu", std::env::consts::ARCH);
-        needed.extend(libraries.into_iter().filter_map(|(package, header)| {
-            let there = ["/usr/include", &multiarch].iter().any(|dir| Path::new(dir).join(header).is_file());
-            (!there).then_some(package)
-        }));
+        let version = self.linker_version()?;
+        let needed = self.linker_packages(root)?;
         if !needed.is_empty() {
-            if !setup::can_be_installed(&needed) {
-                bail!(
-                    "bpf-linker is built with LLVM {} (that of {}), and this distribution has no {}; https://apt.llvm.org has",
-                    self.llvm,
-                    self.version,
-                    needed.join(" "),
-                );
-            }
             setup::install("building bpf-linker", &needed, yes)?;
         }
         if !setup::confirm(&format!("cargo install bpf-linker {version} below target/ (a minute or two)"), yes)? {
             bail!("bpf-linker is missing; say --yes");
         }
         let path = std::env::var_os("PATH").unwrap_or_default();
-        let path = std::env::join_paths([PathBuf::from(llvm)].into_iter().chain(std::env::split_paths(&path)))?;
+        let path = std::env::join_paths([self.llvm_tools()].into_iter().chain(std::env::split_paths(&path)))?;
         // The compiler of this workspace builds it: bpf-linker itself needs nothing special.
         let status = cargo(&["install", "bpf-linker", "--locked", "--version", version, "--no-default-features"])
             .args(["--features", &format!("llvm-{}", self.llvm), "--root"])
@@ -317,6 +354,21 @@ impl ToolChain {
 /// Debian's compilers with core for BPF: compiler, cargo, core.
 const DEBIAN_RUST: [&[&str]; 2] =
     [&["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"], &["rustc", "cargo", "libstd-rust-dev-bpf"]];
+
+/// The nightly compiler that is installed where the distribution has none: of a day, because the newest one moves to an
+/// LLVM that no distribution has yet, and because what else uses `nightly` here must not change under it.
+const NIGHTLY: &str = "nightly-2026-05-20";
+
+/// bpf-linker, where cargo installs it.
+const LINKER: &str = "bin/bpf-linker";
+
+/// What LLVM is linked to: Debian's package, and a header that shows that it is there.
+const LIBRARIES: [(&str, &str); 4] = [
+    ("libzstd-dev", "zstd.h"),
+    ("zlib1g-dev", "zlib.h"),
+    ("libxml2-dev", "libxml2/libxml/parser.h"),
+    ("libffi-dev", "ffi.h"),
+];
 
 /// Versions of bpf-linker and the LLVMs they can be built with.
 const LINKERS: [(&str, &[u32]); 2] = [("0.13.0", &[21, 22, 23]), ("0.9.15", &[19, 20])];

@@ -57,7 +57,8 @@ pub fn packages(what: &str, packages: &[Package], yes: bool) -> Result<()> {
 ///
 /// # Errors
 /// Says exactly which command would install them when it may not be run, or failed.
-pub fn install(what: &str, packages: &[&str], yes: bool) -> Result<()> {
+pub fn install<S: AsRef<str>>(what: &str, packages: &[S], yes: bool) -> Result<()> {
+    let packages: Vec<&str> = packages.iter().map(AsRef::as_ref).collect();
     let list = packages.join(" ");
     let by_hand = format!("apt-get install --no-install-recommends {list}");
     if !rustix::process::geteuid().is_root() {
@@ -76,7 +77,7 @@ pub fn install(what: &str, packages: &[&str], yes: bool) -> Result<()> {
     let _quiet = NoServices::begin();
     apt(&["update", "-qq"]).context("apt-get update")?;
     let mut args = vec!["install", "-y", "-qq", "--no-install-recommends"];
-    args.extend(packages);
+    args.extend(&packages);
     apt(&args).with_context(|| by_hand.clone())?;
     for service in ["nginx", "prometheus"].iter().filter(|service| packages.contains(service)) {
         stop_service(service);
@@ -152,9 +153,10 @@ fn stop_service(name: &str) {
 }
 
 /// Whether apt knows all of these. Updates its lists once when it does not.
-pub fn can_be_installed(packages: &[&str]) -> bool {
+pub fn can_be_installed<S: AsRef<str>>(packages: &[S]) -> bool {
+    let packages: Vec<&str> = packages.iter().map(AsRef::as_ref).collect();
     let known = || {
-        let output = Command::new("apt-cache").args(["show", "--no-all-versions", "-q"]).args(packages).output();
+        let output = Command::new("apt-cache").args(["show", "--no-all-versions", "-q"]).args(&packages).output();
         output.is_ok_and(|output| {
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
             packages.iter().all(|name| text.lines().any(|line| line.strip_prefix("Package: ") == Some(name)))
