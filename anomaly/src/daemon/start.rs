@@ -319,10 +319,8 @@ impl Service {
     fn remember(&self, live: &Live) {
         let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
         history.push(point(live, now()));
-        if let Some(minute) = history.finished_minute() {
-            // A graph with a hole is better than a daemon that waits.
-            let _ = self.work.try_send(Work::History(minute));
-        }
+        // A graph with a hole is better than a daemon that waits.
+        history.offer_minute(|minute| self.work.try_send(Work::History(minute)).is_ok());
     }
 
     fn start_dashboard(&self, live: watch::Receiver<Arc<Live>>) -> (oneshot::Sender<()>, tokio::task::JoinHandle<()>) {

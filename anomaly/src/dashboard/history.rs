@@ -81,11 +81,13 @@ impl Ring {
 #[derive(Clone, Debug)]
 pub struct History {
     rings: [Ring; 3],
+    /// The minute that the store has last been given.
+    given: Option<i64>,
 }
 
 impl Default for History {
     fn default() -> Self {
-        Self { rings: [Ring::new(Range::FiveMinutes), Ring::new(Range::Hour), Ring::new(Range::Day)] }
+        Self { rings: [Ring::new(Range::FiveMinutes), Ring::new(Range::Hour), Ring::new(Range::Day)], given: None }
     }
 }
 
@@ -102,9 +104,14 @@ impl History {
         self.rings.iter().filter(|r| r.range == range).flat_map(|r| r.points.iter().copied()).collect()
     }
 
-    /// The newest finished minute, for the store; `None` until one is over.
-    pub fn finished_minute(&self) -> Option<HistoryPoint> {
-        self.rings.iter().find(|r| r.range == Range::Day).and_then(|r| r.points.iter().rev().nth(1).copied())
+    /// Offers the newest finished minute to the store, until it has `taken` it: each is written once.
+    pub fn offer_minute(&mut self, taken: impl FnOnce(HistoryPoint) -> bool) {
+        let finished = self.rings.iter().find(|r| r.range == Range::Day).and_then(|r| r.points.iter().rev().nth(1));
+        if let Some(&minute) = finished.filter(|minute| self.given != Some(minute.t))
+            && taken(minute)
+        {
+            self.given = Some(minute.t);
+        }
     }
 
     /// Puts stored minutes back, oldest first, before those of this run.
@@ -170,7 +177,23 @@ mod tests {
         history.restore((0..5).map(|m| point(m * 60, 1.0)));
         let points = history.points(Range::Day);
         assert_eq!(points.iter().map(|p| p.t).collect::<Vec<_>>(), [0, 60, 120, 180, 240, 600]);
-        history.push(point(660, 1.0));
-        assert_eq!(history.finished_minute().map(|p| p.t), Some(600));
+    }
+
+    #[test]
+    fn each_minute_is_stored_once_when_it_is_over_and_again_when_it_could_not_be() {
+        let mut history = History::default();
+        let mut stored = Vec::new();
+        for t in 0..240 {
+            history.push(point(t, 1.0));
+            // For a while the store's queue is full.
+            let room = !(120..130).contains(&t);
+            history.offer_minute(|minute| {
+                if room {
+                    stored.push((t, minute.t));
+                }
+                room
+            });
+        }
+        assert_eq!(stored, [(60, 0), (130, 60), (180, 120)]);
     }
 }
