@@ -38,6 +38,9 @@ mod upkeep;
 const MAINTAIN_EVERY: Duration = Duration::from_secs(1);
 /// Counts of bans are read at least this often, and otherwise as often as reading takes less than a fiftieth of the time.
 const COUNT_EVERY: Duration = Duration::from_secs(60);
+/// The same while nothing is banned and nothing held: an empty map costs a walk through all of its buckets. The first ban
+/// ends this pause.
+const COUNT_NOTHING_EVERY: Duration = Duration::from_secs(5);
 /// Counts of active bans reach the store this often.
 const STORE_COUNTS_EVERY: Duration = Duration::from_secs(60);
 const PRUNE_EVERY: Duration = Duration::from_secs(3600);
@@ -203,7 +206,7 @@ impl Apply {
     /// Runs until [`Work::Stop`].
     pub fn run(mut self, work: &Receiver<Work>) {
         let clock = stopwatch();
-        let (mut maintain_at, mut count_at) = (Duration::ZERO, Duration::ZERO);
+        let (mut maintain_at, mut count_at, mut nothing_to_count) = (Duration::ZERO, Duration::ZERO, false);
         let (mut store_counts_at, mut prune_at) = (STORE_COUNTS_EVERY, Duration::from_secs(30));
         loop {
             let wait = maintain_at.saturating_sub(clock());
@@ -220,11 +223,13 @@ impl Apply {
             maintain_at = at + MAINTAIN_EVERY;
             self.notice_off();
             self.maintain();
-            if at >= count_at {
+            if at >= count_at || (nothing_to_count && !self.wanted.is_empty()) {
                 self.recount();
                 // What failed is soon asked again: until then nobody knows what is dropped.
                 let pause = if self.unlisted.is_some() { 5 } else { 50 };
-                count_at = at + ((clock() - at) * pause).clamp(MAINTAIN_EVERY, COUNT_EVERY);
+                nothing_to_count = self.unlisted.is_none() && self.wanted.is_empty() && self.counts.is_empty();
+                let least = if nothing_to_count { COUNT_NOTHING_EVERY } else { MAINTAIN_EVERY };
+                count_at = at + ((clock() - at) * pause).clamp(least, COUNT_EVERY);
             }
             if at >= store_counts_at {
                 store_counts_at = at + STORE_COUNTS_EVERY;
