@@ -177,6 +177,10 @@ mod tests {
         history.restore((0..5).map(|m| point(m * 60, 1.0)));
         let points = history.points(Range::Day);
         assert_eq!(points.iter().map(|p| p.t).collect::<Vec<_>>(), [0, 60, 120, 180, 240, 600]);
+        history.push(point(660, 1.0));
+        let mut offered = None;
+        history.offer_minute(|minute| offered.replace(minute.t).is_none());
+        assert_eq!(offered, Some(600));
     }
 
     #[test]
