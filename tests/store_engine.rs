@@ -64,7 +64,7 @@ fn play(path: &Path, log: &[(Timestamp, IpAddr)], kills: &[usize]) -> Story {
     'start: loop {
         let opened = Store::open(path, wall).expect("opened");
         let mut store = opened.store;
-        let mut engine = Engine::new(settings());
+        let mut engine = Engine::new(settings(), 1);
         let mut i = opened
             .loaded
             .checkpoints

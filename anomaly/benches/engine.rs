@@ -36,7 +36,7 @@ impl Load {
         // No bans: blocked records would cost less.
         let settings = Settings { hard_limit: u32::MAX, min_requests: 1_000_000, ..Settings::default() };
         let per_second = (u64::from(clients) / 50).max(1000);
-        Self { engine: Engine::new(settings), out: Vec::new(), clients, sent: 0, per_second }
+        Self { engine: Engine::new(settings, 0), out: Vec::new(), clients, sent: 0, per_second }
     }
 
     fn send(&mut self, records: u64) {

@@ -54,7 +54,7 @@ fn main() {
         "engine" => {
             let mut parser = Parser::new();
             let settings = Settings { self_proof: false, replay: true, ..Settings::default() };
-            let (mut engine, mut out) = (Engine::new(settings), Vec::new());
+            let (mut engine, mut out) = (Engine::new(settings, 0), Vec::new());
             let mut judge = |parsed: Parsed<'_>| {
                 let records = records_of(parsed);
                 engine.look_ahead(records);

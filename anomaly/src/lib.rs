@@ -9,7 +9,6 @@ pub mod daemon;
 pub mod dashboard;
 pub mod doctor;
 pub mod enforce;
-pub mod engine;
 pub mod metrics;
 pub mod notify;
 pub mod record;
@@ -17,4 +16,6 @@ pub mod replay;
 pub mod report;
 pub mod store;
 pub mod tail;
-pub mod time;
+
+pub use anomaly_engine as engine;
+pub use anomaly_engine::time;

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::engine::{Decision, Engine, Input, Output, Settings};
 use crate::record::{Format, LINES_AT_ONCE, MAX_LINE_BYTES, Parsed, Parser, Record, Reject};
-use crate::report::DecisionRow;
+use crate::report::{DecisionRow, Reason};
 use crate::time::Timestamp;
 
 const CHUNK: usize = 256 << 10;
@@ -81,7 +81,7 @@ impl Replay {
     /// Prepares an engine for past logs: `settings` with self-proof off and log time believed only when it is confirmed.
     pub fn new(settings: Settings) -> Self {
         let settings = Settings { self_proof: false, replay: true, ..settings };
-        let engine = Engine::new(settings);
+        let engine = Engine::new(settings, 0);
         Self { engine, out: Vec::new(), summary: Summary::default(), rejected: None, now: Timestamp::MIN }
     }
 

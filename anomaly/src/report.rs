@@ -7,9 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{
-    Ban, BanLength, Braked, Finding, Level, LevelAccepted, Origin, Rule, Scope, Signal, Source, Unban,
-};
+use crate::engine::{Ban, Braked, Finding, Level, LevelAccepted, Origin, Scope, Signal, Unban};
 use crate::time::Timestamp;
 
 /// An address where the prefix is one address, else the prefix.
@@ -44,27 +42,6 @@ pub fn parse_ip(text: &str) -> Option<IpNet> {
 pub(crate) fn round(value: f64) -> f64 {
     if value.is_finite() { (value * 1000.0).round() / 1000.0 } else { 0.0 }
 }
-
-macro_rules! words {
-    ($type:ty { $($variant:ident => $word:literal),+ $(,)? }) => {
-        impl $type {
-            /// The word that JSON, audit and configuration use.
-            pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $word),+ }
-            }
-            /// The value of a word.
-            pub fn from_word(word: &str) -> Option<Self> {
-                match word { $($word => Some(Self::$variant),)+ _ => None }
-            }
-        }
-    };
-}
-
-words!(Rule { ZScore => "z_score", RateMultiplier => "rate_multiplier", HardLimit => "hard_limit" });
-words!(Scope { Ip => "ip", Global => "global" });
-words!(Source { Floor => "floor", Rolling => "rolling", Hour => "hour", Long => "long", Own => "own" });
-words!(Signal { Pages => "pages", ErrorPaths => "error_paths", PostsToOnePath => "posts_to_one_path", Errors => "errors" });
-words!(Origin { Detector => "detector", Operator => "operator" });
 
 /// Mean and spread as they were judged.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -199,14 +176,14 @@ impl DecisionRow {
     }
 }
 
-impl Ban {
-    /// Its whole length in seconds; `None` when permanent.
-    pub fn duration_secs(&self) -> Option<u64> {
-        self.until.map(|until| until.since(self.at).as_secs())
-    }
+/// Why something was decided, in one line of English.
+pub trait Reason {
+    /// Rule and numbers, or the operator's note.
+    fn reason(&self) -> String;
+}
 
-    /// Why, in words: rule and numbers, or the operator's note.
-    pub fn reason(&self) -> String {
+impl Reason for Ban {
+    fn reason(&self) -> String {
         match (&self.finding, self.origin) {
             (_, Origin::Operator) if !self.note.is_empty() => self.note.clone(),
             (_, Origin::Operator) => "banned by hand".into(),
@@ -216,9 +193,8 @@ impl Ban {
     }
 }
 
-impl Finding {
-    /// Rule and numbers in one line of English.
-    pub fn reason(&self) -> String {
+impl Reason for Finding {
+    fn reason(&self) -> String {
         let surge = if self.error_surge { ", error surge" } else { "" };
         let signal = match self.signal {
             Some((Signal::Pages, v)) => format!("{v:.0} page requests in the window (limit {:.0}), ", self.limit),
@@ -240,16 +216,6 @@ impl Finding {
             self.baseline.source.as_str(),
             self.z_score
         )
-    }
-}
-
-impl BanLength {
-    /// Seconds; `None` when permanent.
-    pub fn secs(self) -> Option<u64> {
-        match self {
-            Self::Timed(d) => Some(d.as_secs()),
-            Self::Permanent => None,
-        }
     }
 }
 

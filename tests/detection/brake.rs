@@ -19,7 +19,7 @@ struct Site {
 impl Site {
     /// Warm, with nothing learned: the limit of a client is 80 pages at once.
     fn new(settings: Settings) -> Self {
-        let mut site = Self { engine: Engine::new(settings), now: START };
+        let mut site = Self { engine: Engine::new(settings, 1), now: START };
         site.ask(client(60_000), 1);
         site.now += 600;
         site.engine.handle(Timestamp::from_secs(site.now), Input::Tick { caught_up: true }, &mut Vec::new());
@@ -137,7 +137,7 @@ fn bans_by_hand_and_restored_bans_do_not_count() {
     }
     let state = site.engine.save();
     assert_eq!(state.bans.len(), 40);
-    let mut again = Site { engine: Engine::new(Settings::default()), now: site.now };
+    let mut again = Site { engine: Engine::new(Settings::default(), 0), now: site.now };
     assert_eq!(again.engine.restore(state), Ok(()));
     for mut site in [site, again] {
         assert_eq!(site.crowd(0, 30), (20, 10));

@@ -61,7 +61,7 @@ struct Run {
 
 impl Run {
     fn new(settings: Settings) -> Self {
-        Self { engine: Engine::new(settings), time: START, out: Vec::new() }
+        Self { engine: Engine::new(settings, 1), time: START, out: Vec::new() }
     }
 
     fn step(&mut self, step: &Step) {
@@ -130,7 +130,7 @@ proptest! {
         let at = at.min(steps.len());
         steps[..at].iter().for_each(|step| first.step(step));
         let state = first.engine.save();
-        let mut second = Run { engine: Engine::new(settings()), time: first.time, out: first.out.clone() };
+        let mut second = Run { engine: Engine::new(settings(), 1), time: first.time, out: first.out.clone() };
         prop_assert_eq!(second.engine.restore(state.clone()), Ok(()));
         // Sums of fractions may differ in their last bits, bytes not.
         prop_assert_eq!(second.engine.save(), state);
@@ -242,7 +242,7 @@ proptest! {
 
     #[test]
     fn bytes_that_are_no_state_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..400), cut in 0usize..4000) {
-        let mut broken = Engine::new(settings());
+        let mut broken = Engine::new(settings(), 1);
         let mut state = State { baseline: bytes.clone(), windows: bytes, ..State::default() };
         let _ = broken.restore(state.clone());
         let mut run = Run::new(settings());
@@ -252,7 +252,7 @@ proptest! {
         state = run.engine.save();
         prop_assume!(cut < state.windows.len());
         state.windows.truncate(cut);
-        prop_assert_eq!(Engine::new(settings()).restore(state), if cut == 0 { Ok(()) } else { Err(BadState) });
+        prop_assert_eq!(Engine::new(settings(), 1).restore(state), if cut == 0 { Ok(()) } else { Err(BadState) });
     }
 
     #[test]
@@ -268,7 +268,7 @@ proptest! {
         let mut state = run.engine.save();
         state.baseline = if bad { vec![0xff; 40] } else { Vec::new() };
         let restored = run.engine.snapshot(0).tracked_ips;
-        run.engine = Engine::new(settings());
+        run.engine = Engine::new(settings(), 1);
         prop_assert_eq!(run.engine.restore(state), if bad { Err(BadState) } else { Ok(()) });
         prop_assert_eq!(run.engine.snapshot(0).tracked_ips, restored);
         // Who was counted in the minute that was lost is counted anew, and never taken out of it.

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anomaly::engine::{Decision, Engine, Input, Output, Settings};
 use anomaly::record::Record;
+use anomaly::report::Reason;
 use anomaly::time::Timestamp;
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -202,7 +203,7 @@ pub fn check(text: &str) -> Result<(), String> {
         warmup_secs: scenario.warmup_secs.unwrap_or(defaults.warmup_secs),
         ..defaults
     };
-    let mut engine = Engine::new(settings);
+    let mut engine = Engine::new(settings, 1);
     let mut random = Random(7);
     let (mut out, mut outcome) = (Vec::new(), Outcome::default());
     for t in 0..scenario.seconds {

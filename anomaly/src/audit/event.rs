@@ -4,7 +4,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::engine::{Ban, BaselineUpdate, Braked, Finding, Level, LevelAccepted, NotEffective, Origin, Unban};
-use crate::report::{BaselineFigures, DecisionRow, Numbers, inert, ip_text, round};
+use crate::report::{BaselineFigures, DecisionRow, Numbers, Reason, inert, ip_text, round};
 use crate::time::Timestamp;
 
 /// Prefixes that one line names; the rest is a number.

@@ -1,6 +1,7 @@
 //! What need not wait for the enforcer when the daemon starts: what was saved is read, and the hot thread begins with the
 //! logs. With XDP that is done while the program is loaded. What is decided waits for the apply thread.
 
+use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
@@ -151,7 +152,7 @@ pub(super) fn begin(beginning: Beginning, mut tell: impl FnMut(Early)) -> Result
     let newest_lines = audit::Newest::read(&config.audit.path);
     let untold = newest_lines.untold_bans(&state.bans);
     let (restored, wanted) = (state.bans.len(), wanted(state.bans.iter()));
-    let engine = Engine::new(config.engine.clone());
+    let engine = Engine::new(config.engine.clone(), hash_seed());
     let mut hot = Hot::new(config.clone(), Parts { engine, checkpoints, requests, wake, work, picture, saves })?;
     let (hot_thread, hot_ended) = spawn("anomaly-hot", move || {
         if hot.restore(state).is_err() {
@@ -225,6 +226,11 @@ fn open_store(path: &Path, tell: &mut dyn FnMut(store::Early<'_>)) -> Result<Ope
     let day_ago = now().minus(Duration::from_secs(86_400)).as_secs();
     let history = store.reader().history(day_ago).unwrap_or_default();
     Ok(Opened { store, state: loaded.state, checkpoints, history, trouble })
+}
+
+/// The seed of the engine's hashes: the clients choose the addresses and paths that are hashed, so it must be unpredictable.
+fn hash_seed() -> u64 {
+    RandomState::new().hash_one(0u64)
 }
 
 #[cfg(test)]

@@ -129,7 +129,7 @@ mod tests {
     impl Day {
         fn new(mean: f64) -> Self {
             let now = Timestamp::from_secs(1_777_281_951);
-            let mut snapshot = Engine::new(Settings::default()).snapshot(0);
+            let mut snapshot = Engine::new(Settings::default(), 0).snapshot(0);
             snapshot.global.mean = mean;
             let log = LogPicture { path: PathBuf::from("access.json"), presence: Presence::Reading, since: now };
             Self { watch: LogWatch::default(), snapshot, log, now, rejected: 0 }

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::Notice;
 use crate::engine::{Ban, Finding, Level, Origin};
-use crate::report::{inert, ip_text};
+use crate::report::{Reason, inert, ip_text};
 use crate::time::Timestamp;
 
 /// A notice in words. Nothing in it can move a cursor or begin a line; whoever shows it escapes it for

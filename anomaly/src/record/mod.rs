@@ -8,7 +8,6 @@ mod chunk;
 mod combined;
 #[cfg(test)]
 mod differential;
-mod extension;
 mod fallback;
 mod format;
 mod found;
@@ -17,65 +16,11 @@ mod prefix;
 mod scan;
 mod value;
 
-use std::net::{IpAddr, Ipv4Addr};
-
 use crate::time::Timestamp;
-pub use extension::Extension;
+pub use anomaly_engine::record::{Extension, LINES_AT_ONCE, Record};
 use format::Keys;
 pub use format::{FieldMap, Format};
 use found::Found;
-
-/// What one log line says.
-///
-/// Text fields are the decoded JSON strings as bytes: Nginx writes bytes above
-/// 0x7f raw, so they need not be UTF-8.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Record<'a> {
-    /// The client, with IPv4-mapped IPv6 addresses turned into IPv4.
-    pub client: IpAddr,
-    /// When the request was logged; the time of the record before where the line's own stamp
-    /// cannot be read.
-    pub time: Timestamp,
-    /// `GET`, `POST`, ...; empty when missing.
-    pub method: &'a [u8],
-    /// Path with query; empty when missing.
-    pub path: &'a [u8],
-    /// What the path ends in.
-    pub extension: Extension,
-    /// HTTP status; 0 when missing or not a number (then no error is counted).
-    pub status: u16,
-    /// Bytes sent; 0 when missing or not a number.
-    pub response_size: u64,
-    /// The TCP peer, when the log has it (`peer`): differs from `client` behind a proxy.
-    pub peer: Option<IpAddr>,
-    /// Some field was missing or could not be read; the record counts all the same.
-    pub damaged: bool,
-}
-
-impl<'a> Record<'a> {
-    /// A request of which nothing is known.
-    const BLANK: Self = Self::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), Timestamp::EPOCH);
-
-    /// A request of which no more is known than who made it, and when.
-    pub const fn new(client: IpAddr, time: Timestamp) -> Self {
-        Self {
-            client,
-            time,
-            method: &[],
-            path: &[],
-            extension: Extension::NONE,
-            status: 0,
-            response_size: 0,
-            peer: None,
-            damaged: false,
-        }
-    }
-
-    /// The same for this path.
-    pub fn with_path(self, path: &'a [u8]) -> Self {
-        Self { path, extension: Extension::of(path), ..self }
-    }
-}
 
 /// Why a line gave no record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -114,9 +59,6 @@ impl Reject {
 
 /// A line longer than this is [`Reject::TooLong`]: 1 MiB.
 pub const MAX_LINE_BYTES: usize = 1 << 20;
-
-/// So many lines are read before the first record of them is judged.
-pub const LINES_AT_ONCE: usize = 32;
 
 /// What lines have given.
 #[derive(Clone, Copy, Debug)]
@@ -254,6 +196,8 @@ impl Parser {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
 
     const USUAL: &str = r#"{"source_ip":"203.0.113.7","timestamp":"2026-04-27T10:25:51+01:00","method":"GET","path":"/a?b=c","status":"404","response_size":"153"}"#;

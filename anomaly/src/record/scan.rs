@@ -6,8 +6,8 @@
 //! Almost every line has the keys of the line before it, in the same order. So what stood before each value, from the
 //! end of the one before on, is remembered, and compared as a whole before it is read letter by letter.
 
+use super::Extension;
 use super::chunk;
-use super::extension::Extension;
 use super::format::{Field, Keys};
 use super::prefix::Prefix;
 use super::value::{Clock, digits, ipv4_prefix};

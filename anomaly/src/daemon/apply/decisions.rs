@@ -11,7 +11,7 @@ use crate::audit::{self, Change};
 use crate::enforce::{Drop, EnforceError};
 use crate::engine::{Ban, Origin, Unban};
 use crate::notify::Notice;
-use crate::report::{DecisionRow, ip_text, some_of};
+use crate::report::{DecisionRow, Reason, ip_text, some_of};
 use crate::store::{BanState, Recorded};
 
 /// Up to so many bans, what each has dropped is read anew before unbans are told.

@@ -24,7 +24,7 @@ use crate::enforce::{Coverage, Drop, Enforcer, Name};
 use crate::engine::{Ban, Decision, LevelAccepted, NotEffective, Output, Refusal, State};
 use crate::metrics::Metrics;
 use crate::notify::{Notice, Notifier};
-use crate::report::{BanRow, DecisionRow, Explanation, HistoryPoint, PastBan, TopRow, ip_text};
+use crate::report::{BanRow, DecisionRow, Explanation, HistoryPoint, PastBan, Reason, TopRow, ip_text};
 use crate::store::{BanState, Reader, Store, StoreError};
 use crate::tail::Checkpoint;
 use crate::time::Timestamp;

@@ -101,6 +101,13 @@ pub struct Ban {
     pub in_past: bool,
 }
 
+impl Ban {
+    /// Its whole length in seconds; `None` when permanent.
+    pub fn duration_secs(&self) -> Option<u64> {
+        self.until.map(|until| until.since(self.at).as_secs())
+    }
+}
+
 /// The end of a ban.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Unban {
@@ -123,6 +130,16 @@ pub enum BanLength {
     Timed(Duration),
     /// Until an operator lifts it.
     Permanent,
+}
+
+impl BanLength {
+    /// Seconds; `None` when permanent.
+    pub fn secs(self) -> Option<u64> {
+        match self {
+            Self::Timed(d) => Some(d.as_secs()),
+            Self::Permanent => None,
+        }
+    }
 }
 
 /// Who wanted a decision.
@@ -412,3 +429,25 @@ pub struct State {
 /// Bytes in a [`State`] that are not of this engine's making.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadState;
+
+/// Gives the variants of an enum their words.
+macro_rules! words {
+    ($type:ty { $($variant:ident => $word:literal),+ $(,)? }) => {
+        impl $type {
+            /// The word that JSON, audit and configuration use.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word),+ }
+            }
+            /// The value of a word.
+            pub fn from_word(word: &str) -> Option<Self> {
+                match word { $($word => Some(Self::$variant),)+ _ => None }
+            }
+        }
+    };
+}
+
+words!(Rule { ZScore => "z_score", RateMultiplier => "rate_multiplier", HardLimit => "hard_limit" });
+words!(Scope { Ip => "ip", Global => "global" });
+words!(Source { Floor => "floor", Rolling => "rolling", Hour => "hour", Long => "long", Own => "own" });
+words!(Signal { Pages => "pages", ErrorPaths => "error_paths", PostsToOnePath => "posts_to_one_path", Errors => "errors" });
+words!(Origin { Detector => "detector", Operator => "operator" });

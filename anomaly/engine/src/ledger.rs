@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use foldhash::fast::RandomState;
+use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use ipnet::IpNet;
 
@@ -92,7 +92,7 @@ impl Lengths {
 /// The ledger.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
-    bans: HashMap<IpNet, Active, RandomState>,
+    bans: HashMap<IpNet, Active, FixedState>,
     /// Since when those of an earlier life are in force again.
     enforced_from: Option<Timestamp>,
     /// What [`Ledger::bans`] gave last; empty once `bans` has changed.
@@ -102,13 +102,19 @@ pub struct Ledger {
     /// Bans that are over, or were when they were decided, until log time has passed them: what is read of a
     /// backlog (also again, after a crash) may still lie within them.
     past: BTreeMap<IpNet, Timestamp>,
-    offences: HashMap<IpNet, Count, RandomState>,
+    offences: HashMap<IpNet, Count, FixedState>,
     by_age: BTreeSet<(Timestamp, IpNet)>,
     grace: BTreeMap<IpNet, Timestamp>,
     recent: VecDeque<Timestamp>,
 }
 
 impl Ledger {
+    /// An empty ledger whose hashes are seeded by `seed`.
+    pub fn new(seed: u64) -> Self {
+        let hasher = FixedState::with_seed(seed);
+        Self { bans: HashMap::with_hasher(hasher.clone()), offences: HashMap::with_hasher(hasher), ..Self::default() }
+    }
+
     /// The ban that covers an address, widest last.
     #[inline]
     pub fn covering(&self, address: IpAddr) -> Option<IpNet> {

@@ -8,7 +8,7 @@
 use std::hash::BuildHasher;
 use std::mem::offset_of;
 
-use foldhash::fast::RandomState;
+use foldhash::fast::FixedState;
 
 use super::ahead::Hint;
 use super::index::Index;
@@ -124,12 +124,12 @@ pub struct Table {
     capacity: usize,
     peak: usize,
     evicted: u64,
-    hasher: RandomState,
+    hasher: FixedState,
 }
 
 impl Table {
-    /// An empty table for at most `capacity` clients.
-    pub fn new(capacity: usize) -> Self {
+    /// An empty table for at most `capacity` clients. Its hashes are seeded by `seed`, which those who choose addresses must not know.
+    pub fn new(capacity: usize, seed: u64) -> Self {
         Self {
             index: Index::default(),
             slabs: Vec::new(),
@@ -139,7 +139,7 @@ impl Table {
             capacity: capacity.max(1),
             peak: 0,
             evicted: 0,
-            hasher: RandomState::default(),
+            hasher: FixedState::with_seed(seed),
         }
     }
 
@@ -402,7 +402,7 @@ mod tests {
 
     #[test]
     fn never_exceeds_its_capacity_and_keeps_who_keeps_sending() {
-        let mut table = Table::new(1000);
+        let mut table = Table::new(1000, 1);
         for i in 0..100_000u32 {
             touch(&mut table, 1 << 31 | i, 1000 + i / 5000);
             if i % 250 == 0 {
@@ -417,7 +417,7 @@ mod tests {
 
     #[test]
     fn a_smaller_capacity_is_reached_with_the_next_client() {
-        let mut table = Table::new(10_000);
+        let mut table = Table::new(10_000, 1);
         (0..10_000).for_each(|i| touch(&mut table, i, 1000));
         (0..50).for_each(|_| touch(&mut table, 7, 1000));
         table.set_capacity(10);
@@ -432,7 +432,7 @@ mod tests {
 
     #[test]
     fn idle_clients_go_as_new_ones_come() {
-        let mut table = Table::new(1_000_000);
+        let mut table = Table::new(1_000_000, 1);
         for i in 0..50_000u32 {
             touch(&mut table, i, 1000 + i / 10);
         }
@@ -443,7 +443,7 @@ mod tests {
 
     #[test]
     fn a_browser_that_is_idle_is_remembered_without_what_it_did() {
-        let mut table = Table::new(1_000_000);
+        let mut table = Table::new(1_000_000, 1);
         for i in 0..10_000u32 {
             for sec in 1000..1020 {
                 touch(&mut table, i, sec);
@@ -465,9 +465,9 @@ mod tests {
 
     #[test]
     fn a_hint_of_the_table_before_leads_nowhere_wrong() {
-        let before = Table::new(10);
+        let before = Table::new(10, 1);
         let hint = before.hint(&key(1));
-        let mut after = Table::new(10);
+        let mut after = Table::new(10, 1);
         after.inherit(&before);
         let (index, new) = after.entry(key(1), Some(hint), 0, |_, _| {});
         assert!(new && after.find(&key(1)) == Some(index));
@@ -475,7 +475,7 @@ mod tests {
 
     #[test]
     fn a_client_seen_twice_costs_little() {
-        let mut table = Table::new(1_000_000);
+        let mut table = Table::new(1_000_000, 1);
         for i in 0..300_000u32 {
             touch(&mut table, i, 1000);
             touch(&mut table, i, 1001);

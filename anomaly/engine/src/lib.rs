@@ -14,6 +14,7 @@ mod codec;
 mod command;
 mod contract;
 mod detector;
+mod extension;
 mod histogram;
 mod index;
 mod key;
@@ -21,12 +22,14 @@ mod known;
 mod ledger;
 mod picture;
 mod population;
+pub mod record;
 mod settings;
 mod signals;
 mod site;
 mod slots;
 mod state;
 mod table;
+pub mod time;
 mod top;
 mod waiting;
 mod window;
@@ -34,23 +37,23 @@ mod window;
 use std::cell::Cell;
 use std::hash::BuildHasher;
 
-use foldhash::fast::{FixedState, RandomState};
+use foldhash::fast::FixedState;
 use ipnet::IpNet;
 
 pub use contract::*;
 pub use settings::Settings;
 
-use crate::record::Record;
-use crate::time::Timestamp;
 use ahead::Ahead;
 use detector::{Limits, Verdict};
 use key::Exempt;
 use known::Known;
 use ledger::{BanRequest, Ledger};
 use population::{MEASURES, Population};
+use record::Record;
 use signals::Kind;
 use site::Site;
 use table::Table;
+use time::Timestamp;
 use top::{Evidence, Top};
 use waiting::{JUMP, Queue, Waiting};
 
@@ -106,23 +109,22 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine that has learned nothing.
-    pub fn new(settings: Settings) -> Self {
-        // Who writes paths into our log must not know how they hash; a replay must not differ from the next.
-        let seed = if settings.replay { 0 } else { RandomState::default().hash_one(0u64) };
+    /// An engine that has learned nothing. `seed` seeds its hashes: the clients of a live site choose the addresses and paths
+    /// that are hashed, so a daemon draws it at random; a replay takes a constant, so that it gives the same decisions again.
+    pub fn new(settings: Settings, seed: u64) -> Self {
         let site = Site::new(&settings);
         let population = Population::new(&settings);
         let limits = Limits::new(&population, settings.min_error_rate, &settings);
         Self {
             exempt: Exempt::new(&settings.allowlist, &settings.never_ban, settings.ipv6_prefix),
-            table: Table::new(settings.max_tracked_ips),
+            table: Table::new(settings.max_tracked_ips, seed),
             ahead: Ahead::default(),
             top: Top::default(),
             busiest: 0,
             hurry: false,
             evidence: Evidence::default(),
             known: Known::default(),
-            ledger: Ledger::default(),
+            ledger: Ledger::new(seed),
             limits,
             level: population.level(&settings, settings.min_error_rate),
             clock: Timestamp::MIN,
@@ -328,7 +330,7 @@ impl Engine {
         self.clock = to;
         self.site.restart(sec);
         self.population.restart(sec.div_euclid(60));
-        let mut table = Table::new(self.settings.max_tracked_ips);
+        let mut table = Table::new(self.settings.max_tracked_ips, self.path_seed);
         table.inherit(&self.table);
         self.table = table;
         self.top = Top::default();

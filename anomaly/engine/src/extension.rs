@@ -29,10 +29,10 @@ impl Extension {
         Self::of_tail(word(&path[path.len().saturating_sub(LOOKED_AT)..]))
     }
 
-    /// The extension of a path that is `text[start..end]` and has no query. Each record asks this, and how long paths are cannot
-    /// be foretold: so what stands before a short one is read, too.
+    /// The extension of a path that is `text[start..end]` and has no query. Each record asks this, and the lengths of paths are
+    /// unpredictable: so what stands before a short one is read, too.
     #[inline(always)]
-    pub(super) fn of_path_in(text: &[u8], start: usize, end: usize) -> Self {
+    pub fn of_path_in(text: &[u8], start: usize, end: usize) -> Self {
         let Some(tail) = text.get(..end).and_then(|text| text.last_chunk()) else { return Self::of(&text[start..end]) };
         let unwanted = 8 * LOOKED_AT.saturating_sub(end - start);
         Self::of_tail(u64::from_be_bytes(*tail) & u64::MAX.checked_shr(unwanted as u32).unwrap_or(0))
@@ -79,8 +79,17 @@ const fn lower(word: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::differential::Random;
     use super::*;
+
+    /// Knuth's linear congruential generator: the same paths in each run.
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, n: usize) -> usize {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            ((self.0 >> 33) % n as u64) as usize
+        }
+    }
 
     #[test]
     fn of_paths() {
