@@ -138,3 +138,150 @@ fn killed_at_any_record_it_comes_to_the_same_end() {
         assert_eq!(killed, undisturbed, "round {round}, killed before {kills:?}");
     }
 }
+
+/// What 0.1.0 had stored for a small site after 27 hours. `store/state-0.1.0.sql` is the dump of its database; the figures
+/// beside it are those that its API gave before it stopped.
+#[test]
+fn the_state_of_version_0_1_0_is_read_with_all_that_it_has_learned() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("state.db");
+    let dump = rusqlite::Connection::open(&path).expect("a new database");
+    dump.execute_batch(include_str!("store/state-0.1.0.sql")).expect("the dump");
+    drop(dump);
+    let stopped = Timestamp::parse("2026-11-29T21:58:42Z").expect("a stamp");
+    let state = Store::open(&path, stopped).expect("opened").loaded.state;
+    let mut engine = Engine::new(Settings::default(), 1);
+    engine.restore(state).expect("read");
+    let means = [
+        0.281, 0.339, 0.306, 0.295, 0.321, 0.283, 0.307, 0.318, 0.281, 0.323, 0.275, 0.287, 0.299, 0.29, 0.296, 0.332,
+        0.297, 0.283, 0.282, 0.297, 0.314, 0.288, 0.321, 0.302,
+    ];
+    let known = |engine: &Engine| {
+        let seen = engine.snapshot(20);
+        let hours =
+            seen.hours.map(|hour| hour.map(|hour| ((hour.mean * 1000.0).round() / 1000.0, hour.samples >= 3600)));
+        assert_eq!(hours, means.map(|mean| Some((mean, true))), "the 24 hour slots");
+        assert_eq!((seen.ip.source, seen.ip.samples), (anomaly::engine::Source::Long, 7906), "the long memory");
+        assert_eq!(seen.warmup_left_secs, 0, "no second warm-up");
+        assert_eq!(
+            (seen.records, seen.blocked, seen.at >= stopped.minus(Duration::from_secs(60))),
+            (41_273, 11_754, true)
+        );
+        let mut top: Vec<String> = seen.top.iter().map(|c| format!("{} {}", c.prefix, c.requests)).collect();
+        top.sort();
+        let mut offences: Vec<String> =
+            engine.save().offences.iter().map(|o| format!("{} {}", o.prefix, o.count)).collect();
+        offences.sort();
+        let mut bans: Vec<String> = seen.bans.iter().map(|ban| ban.prefix.to_string()).collect();
+        bans.sort();
+        assert_eq!(bans, ["203.0.113.200/32", "203.0.113.9/32"]);
+        assert_eq!(
+            offences,
+            ["2001:db8:5::/64 1", "203.0.113.200/32 1", "203.0.113.77/32 1", "203.0.113.9/32 3"],
+            "who has offended how often"
+        );
+        (top, seen.ip, seen.ip_limit.to_bits(), seen.global, seen.tracked_ips)
+    };
+    let first = known(&engine);
+    assert!(first.4 > 0, "clients in the windows");
+    // Saved by this version, and read again.
+    let mut again = Engine::new(Settings::default(), 1);
+    again.restore(engine.save()).expect("read");
+    assert_eq!(known(&again), first);
+    assert_eq!(again.save(), engine.save());
+}
+
+/// A section that is unknown here costs nothing; one that is missing costs only itself.
+#[test]
+fn sections_that_come_and_go_cost_only_themselves() {
+    let mut engine = Engine::new(settings(), 1);
+    let mut out = Vec::new();
+    for (time, client) in log() {
+        let record = Record { method: b"GET", status: 200, ..Record::new(client, time) }.with_path(b"/");
+        engine.handle(time, Input::Record(&record), &mut out);
+    }
+    let saved = engine.save();
+    let restored = |state: anomaly::engine::State| {
+        let mut engine = Engine::new(settings(), 1);
+        engine.restore(state).map(|()| engine)
+    };
+    let whole = restored(saved.clone()).expect("read");
+    let later = |bytes: &[u8]| {
+        // The last byte is the end mark.
+        let mut later = bytes[..bytes.len() - 1].to_vec();
+        later.push(200);
+        later.extend(5u64.to_le_bytes());
+        later.extend(b"later\0");
+        later
+    };
+    let mut state = saved.clone();
+    (state.baseline, state.windows) = (later(&saved.baseline), later(&saved.windows));
+    let with_unknown = restored(state).expect("an unknown section is skipped");
+    assert_eq!(with_unknown.save(), whole.save());
+    for (name, pick) in [("baseline", 0), ("windows", 1)] {
+        let bytes = [&saved.baseline, &saved.windows][pick];
+        let tags = sections(bytes);
+        assert!(tags.len() >= 5, "{name} has {} sections", tags.len());
+        for (tag, range) in &tags {
+            let mut without = bytes.clone();
+            without.drain(range.clone());
+            let mut state = saved.clone();
+            *[&mut state.baseline, &mut state.windows][pick] = without;
+            let engine = restored(state).unwrap_or_else(|_| panic!("{name} without section {tag} is not read"));
+            assert_eq!(engine.save().offences, saved.offences, "{name} without section {tag}");
+            let rest = [engine.save().baseline, engine.save().windows][pick].clone();
+            for (other, range) in sections(&rest).into_iter().filter(|(other, _)| other != tag) {
+                let before = sections(bytes).into_iter().find(|(t, _)| *t == other).map(|(_, r)| bytes[r].to_vec());
+                // Clients of the windows are nothing without the clock; all else stands for itself.
+                let depends = name == "windows";
+                assert!(depends || before.as_deref() == Some(&rest[range]), "{name}: {other} without {tag}");
+            }
+        }
+    }
+}
+
+/// Tag and place of each section of a blob.
+fn sections(bytes: &[u8]) -> Vec<(u8, std::ops::Range<usize>)> {
+    let (mut found, mut at) = (Vec::new(), 1);
+    while bytes[at] != 0 {
+        let length = u64::from_le_bytes(bytes[at + 1..at + 9].try_into().expect("eight bytes"));
+        let end = at + 9 + usize::try_from(length).expect("small");
+        found.push((bytes[at], at..end));
+        at = end;
+    }
+    found
+}
+
+/// A downgrade: it ends with 2, so that a supervisor does not try for ever, and names the file and the way out.
+#[test]
+fn a_database_of_a_later_version_is_refused_in_clear_words() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let newer = dir.path().join("state.db");
+    drop(Store::open(&newer, Timestamp::EPOCH).expect("opened"));
+    rusqlite::Connection::open(&newer).expect("opened").pragma_update(None, "user_version", 99).expect("set");
+    let config = dir.path().join("anomaly.toml");
+    let file = |name: &str| dir.path().join(name);
+    std::fs::write(file("access.json"), "").expect("written");
+    let text = format!(
+        "log.paths = [{:?}]\nenforcer.backend = \"dry-run\"\nenforcer.pin_dir = {:?}\ndashboard.socket = {:?}\n\
+         dashboard.listen = \"off\"\nstore.path = {newer:?}\naudit.path = {:?}\naudit.snapshot_path = {:?}\n",
+        file("access.json"),
+        file("pins"),
+        file("sock"),
+        file("audit.jsonl"),
+        file("snapshots.log"),
+    );
+    std::fs::write(&config, text).expect("written");
+    let anomaly = |args: &[&std::ffi::OsStr]| {
+        std::process::Command::new(env!("CARGO_BIN_EXE_anomaly")).args(args).output().expect("started")
+    };
+    let log = file("access.json");
+    for output in [
+        anomaly(&["run".as_ref(), "--config".as_ref(), config.as_ref()]),
+        anomaly(&["replay".as_ref(), "--baseline".as_ref(), newer.as_ref(), log.as_ref()]),
+    ] {
+        let words = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{words}");
+        assert!(words.contains("newer version (schema 99") && words.contains("update anomaly"), "{words}");
+    }
+}

@@ -10,6 +10,7 @@ use anomaly::config::presets::Preset;
 use anomaly::config::{self, Config, ConfigError, Loaded};
 use anomaly::enforce::{EnforceError, deny_map, iptables, xdp};
 use anomaly::engine::BanLength;
+use anomaly::store::StoreError;
 use anomaly::{daemon, doctor};
 use anyhow::{Context, Result, anyhow};
 use clap::{CommandFactory, Parser};
@@ -26,7 +27,10 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("anomaly: {}", in_one_line(&error));
-            let usage = error.downcast_ref::<ConfigError>().is_some();
+            // A database that this program must not touch is as much the operator's to mend as a wrong key: trying again, as
+            // systemd would after a 1, changes nothing.
+            let usage = error.downcast_ref::<ConfigError>().is_some()
+                || error.downcast_ref::<StoreError>().is_some_and(StoreError::is_fatal);
             ExitCode::from(if usage { 2 } else { 1 })
         }
     }

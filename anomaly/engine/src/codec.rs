@@ -1,8 +1,17 @@
-//! The engine's own byte encoding: little-endian base-128 integers and raw floats, no names, no tags.
+//! The engine's own byte encoding: little-endian base-128 integers and raw floats inside sections with a tag and a length.
 //!
-//! Each blob starts with a version; a reader of another version gives up rather than guess.
+//! A blob starts with a version. [`SECTIONS`] is the last one that was needed: from there on state grows by sections, and a
+//! section by values at its end. A reader skips sections and values that it does not know, and takes defaults for those that
+//! are missing, so that no version forgets what another one has learned. A tag is never used again for something else.
 
 use super::contract::BadState;
+
+/// The version of a blob that is a list of sections.
+pub const SECTIONS: u8 = 0x80;
+/// Bytes of a section's length, little-endian: fixed, because it is written when the section is complete.
+const LENGTH_BYTES: usize = 8;
+/// Stands where a section's tag would, behind the last one: a blob that was cut between two sections is damaged, not short.
+const END: u8 = 0;
 
 /// Appends values to a byte string.
 #[derive(Debug, Default)]
@@ -47,7 +56,32 @@ impl Writer {
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// A section: its tag (not 0), its length, and what `write` writes.
+    pub fn section(&mut self, tag: u8, write: impl FnOnce(&mut Self)) {
+        self.bytes.push(tag);
+        let length_at = self.bytes.len();
+        self.bytes.extend_from_slice(&[0; LENGTH_BYTES]);
+        write(self);
+        let begins = length_at + LENGTH_BYTES;
+        let length = (self.bytes.len() - begins) as u64;
+        self.bytes[length_at..begins].copy_from_slice(&length.to_le_bytes());
+    }
+
+    /// A part of a list, with its length: later versions may append values to each. `scratch` is empty, before and after.
+    pub fn part(&mut self, scratch: &mut Self, write: impl FnOnce(&mut Self)) {
+        write(scratch);
+        self.uint(scratch.bytes.len() as u64);
+        self.bytes.append(&mut scratch.bytes);
+    }
+
+    /// The blob of the sections that were written.
+    pub fn finish_sections(mut self) -> Vec<u8> {
+        self.bytes.push(END);
+        self.bytes
+    }
+
     /// The blob.
+    #[cfg(test)]
     pub fn finish(self) -> Vec<u8> {
         self.bytes
     }
@@ -68,6 +102,36 @@ impl<'a> Reader<'a> {
         match bytes.split_first() {
             Some((found, rest)) if *found == version => Ok(Self { rest }),
             _ => Err(BadState),
+        }
+    }
+
+    /// Whether nothing is left: a value that an earlier version did not write is missing.
+    pub const fn is_empty(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    /// The next part of a list, as [`Writer::part`] wrote it.
+    ///
+    /// # Errors
+    /// [`BadState`] where less is left than its length says.
+    pub fn part(&mut self) -> Result<Reader<'a>, BadState> {
+        let length = self.small()?;
+        Ok(Reader { rest: self.raw(length)? })
+    }
+
+    /// The sections of the rest of the blob.
+    ///
+    /// # Errors
+    /// [`BadState`] where one is cut short.
+    pub fn sections(mut self) -> Result<Sections<'a>, BadState> {
+        let mut found = Vec::new();
+        loop {
+            let tag = self.raw(1)?[0];
+            if tag == END {
+                return if self.is_empty() { Ok(Sections { found }) } else { Err(BadState) };
+            }
+            let length = u64::from_le_bytes(self.raw(LENGTH_BYTES)?.try_into().map_err(|_| BadState)?);
+            found.push((tag, self.raw(usize::try_from(length).map_err(|_| BadState)?)?));
         }
     }
 
@@ -133,19 +197,60 @@ impl<'a> Reader<'a> {
         self.rest = rest;
         Ok(head)
     }
+}
 
-    /// That nothing is left over.
-    ///
-    /// # Errors
-    /// [`BadState`] where something is.
-    pub fn end(self) -> Result<(), BadState> {
-        if self.rest.is_empty() { Ok(()) } else { Err(BadState) }
+/// The sections of a blob, by tag.
+#[derive(Debug)]
+pub struct Sections<'a> {
+    found: Vec<(u8, &'a [u8])>,
+}
+
+impl<'a> Sections<'a> {
+    /// The content of a section; `None` where the blob has none of this tag.
+    pub fn get(&self, tag: u8) -> Option<Reader<'a>> {
+        self.found.iter().find(|(found, _)| *found == tag).map(|(_, rest)| Reader { rest })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sections_are_found_by_their_tags_whatever_stands_between() {
+        let mut w = Writer::new(SECTIONS);
+        w.section(9, |w| w.raw(b"from another version"));
+        w.section(2, |w| {
+            w.uint(300);
+            w.raw(b"and a value more");
+        });
+        w.section(1, |_| {});
+        let bytes = w.finish_sections();
+        let sections = Reader::new(&bytes, SECTIONS).and_then(Reader::sections).expect("whole");
+        assert_eq!(sections.get(2).map(|mut r| r.uint()), Some(Ok(300)));
+        assert!(sections.get(1).is_some_and(|r| r.is_empty()));
+        assert!(sections.get(3).is_none());
+        for cut in 1..bytes.len() {
+            assert!(Reader::new(&bytes[..cut], SECTIONS).and_then(Reader::sections).is_err(), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn parts_may_be_longer_than_their_reader_knows() {
+        let (mut w, mut scratch) = (Writer::default(), Writer::default());
+        for n in 0..3u64 {
+            w.part(&mut scratch, |w| {
+                w.uint(n);
+                w.raw(&[0xff; 200]);
+            });
+        }
+        let bytes = w.finish();
+        let mut r = Reader { rest: &bytes };
+        for n in 0..3 {
+            assert_eq!(r.part().and_then(|mut part| part.uint()), Ok(n));
+        }
+        assert!(r.is_empty() && r.part().is_err());
+    }
 
     #[test]
     fn reads_what_was_written() {
@@ -168,7 +273,7 @@ mod tests {
         }
         assert_eq!(r.float(), Ok(0.1));
         assert_eq!(r.raw(3), Ok(&b"abc"[..]));
-        assert_eq!(r.end(), Ok(()));
+        assert!(r.is_empty());
     }
 
     #[test]

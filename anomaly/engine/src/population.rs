@@ -29,8 +29,10 @@ pub enum Measure {
     PageErrors,
 }
 
-/// Number of [`Measure`]s.
+/// Number of [`Measure`]s. Their order is that of stored state: a new one is appended.
 pub const MEASURES: usize = 5;
+/// Number of measures in a stored state that does not say how many it has.
+pub const MEASURES_AT_FIRST: usize = 5;
 /// Minutes of an hour in which a client speaks for the far tails.
 const HEARD_AN_HOUR: u8 = 3;
 /// Counters of who has been heard; clients that share one are heard less.
@@ -82,11 +84,11 @@ impl Seen {
         w.raw(&self.bins);
     }
 
-    /// Reads what [`Seen::save`] wrote.
+    /// Reads what [`Seen::save`] wrote while there were `stored` measures.
     ///
     /// # Errors
     /// [`BadState`] where it is something else.
-    pub fn load(r: &mut Reader<'_>) -> Result<Self, BadState> {
+    pub fn load(r: &mut Reader<'_>, stored: usize) -> Result<Self, BadState> {
         let minute = r.small()?;
         let state = match r.raw(1)?[0] {
             0 => SeenState::Never,
@@ -95,7 +97,10 @@ impl Seen {
             3 => SeenState::LeftOut,
             _ => return Err(BadState),
         };
-        let bins: [u8; MEASURES] = r.raw(MEASURES)?.try_into().map_err(|_| BadState)?;
+        let mut bins = [0; MEASURES];
+        for (bin, stored) in bins.iter_mut().zip(r.raw(stored)?) {
+            *bin = *stored;
+        }
         if bins.iter().any(|b| usize::from(*b) >= BINS) {
             return Err(BadState);
         }
@@ -371,6 +376,7 @@ impl Population {
 
     /// Writes down what has been learned; the present minute is lost, unless it is saved with the clients.
     pub fn save(&self, w: &mut Writer) {
+        w.uint(MEASURES as u64);
         w.int(self.minute);
         w.int(self.day);
         for memory in [&self.long, &self.hour, &self.held] {
@@ -394,23 +400,33 @@ impl Population {
     /// # Errors
     /// [`BadState`] where it is something else.
     pub fn load(r: &mut Reader<'_>, settings: &Settings) -> Result<Self, BadState> {
+        let stored = r.count(1)?;
+        Self::load_measures(r, stored, settings)
+    }
+
+    /// Reads a population of which `stored` measures were saved: further ones have seen nothing yet.
+    ///
+    /// # Errors
+    /// [`BadState`] where it is something else.
+    pub fn load_measures(r: &mut Reader<'_>, stored: usize, settings: &Settings) -> Result<Self, BadState> {
         let mut population = Self::new(settings);
         population.minute = r.int()?;
         population.day = r.int()?;
-        for memory in [&mut population.long, &mut population.hour, &mut population.held] {
-            for histogram in memory.iter_mut() {
-                *histogram = Histogram::load(r)?;
+        let memories = [&mut *population.long, &mut population.hour, &mut population.held];
+        for memory in memories.into_iter().chain(&mut population.slots) {
+            for measure in 0..stored {
+                let histogram = Histogram::load(r)?;
+                if let Some(known) = memory.get_mut(measure) {
+                    *known = histogram;
+                }
             }
         }
-        for histogram in population.slots.iter_mut().flatten() {
-            *histogram = Histogram::load(r)?;
-        }
-        let minutes = r.count(MEASURES)?;
+        let minutes = r.count(stored)?;
         for _ in 0..minutes {
-            population.now = load_counts(r)?;
+            population.now = load_counts(r, stored)?;
             population.push();
         }
-        population.now = load_counts(r)?;
+        population.now = load_counts(r, stored)?;
         for _ in 0..r.count(2)? {
             let i: usize = r.small()?;
             *population.heard.get_mut(i).ok_or(BadState)? = r.raw(1)?[0];
@@ -435,12 +451,15 @@ fn save_counts(counts: &Counts, w: &mut Writer) {
     }
 }
 
-fn load_counts(r: &mut Reader<'_>) -> Result<Box<Counts>, BadState> {
+fn load_counts(r: &mut Reader<'_>, stored: usize) -> Result<Box<Counts>, BadState> {
     let mut all = counts();
-    for counts in all.iter_mut() {
+    for measure in 0..stored {
         for _ in 0..r.count(2)? {
             let bin = usize::from(r.raw(1)?[0]);
-            *counts.get_mut(bin).ok_or(BadState)? = r.small()?;
+            let count = r.small()?;
+            if let Some(counts) = all.get_mut(measure) {
+                *counts.get_mut(bin).ok_or(BadState)? = count;
+            }
         }
     }
     Ok(all)

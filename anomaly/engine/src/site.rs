@@ -410,23 +410,46 @@ impl Site {
         Ok(())
     }
 
-    /// Writes the baseline down.
-    pub fn save_baseline(&self, w: &mut Writer) {
+    /// Writes the rolling history down.
+    pub fn save_rolling(&self, w: &mut Writer) {
         self.rolling.save(w);
+    }
+
+    /// Reads what [`Site::save_rolling`] wrote.
+    ///
+    /// # Errors
+    /// [`BadState`] where it is something else.
+    pub fn load_rolling(&mut self, r: &mut Reader<'_>) -> Result<(), BadState> {
+        self.rolling.load(r)
+    }
+
+    /// Writes the level down that is held out of the baseline.
+    pub fn save_held(&self, w: &mut Writer) {
         self.held.save(w);
         w.uint(self.calm_secs.into());
+    }
+
+    /// Reads what [`Site::save_held`] wrote.
+    ///
+    /// # Errors
+    /// [`BadState`] where it is something else.
+    pub fn load_held(&mut self, r: &mut Reader<'_>) -> Result<(), BadState> {
+        self.held.load(r)?;
+        self.calm_secs = r.small()?;
+        Ok(())
+    }
+
+    /// Writes this hour so far and the slots of the 24 hours down.
+    pub fn save_hours(&self, w: &mut Writer) {
         self.hour.save(w);
         self.slots.iter().for_each(|s| s.save(w));
     }
 
-    /// Reads what [`Site::save_baseline`] wrote.
+    /// Reads what [`Site::save_hours`] wrote.
     ///
     /// # Errors
     /// [`BadState`] where it is something else.
-    pub fn load_baseline(&mut self, r: &mut Reader<'_>) -> Result<(), BadState> {
-        self.rolling.load(r)?;
-        self.held.load(r)?;
-        self.calm_secs = r.small()?;
+    pub fn load_hours(&mut self, r: &mut Reader<'_>) -> Result<(), BadState> {
         self.hour = Sums::load(r)?;
         for slot in &mut self.slots {
             *slot = Sums::load(r)?;

@@ -2,13 +2,14 @@
 //!
 //! Not in here: samples kept as evidence (they are in the bans already), and a replay's records that wait for witnesses.
 
-use super::codec::{Reader, Writer};
+use super::codec::{Reader, SECTIONS, Writer};
 use super::contract::{BadState, Level, Output, Scope, Source, State};
 use super::detector::Limits;
 use super::key::Key;
 use super::known::Known;
 use super::ledger::Proof;
-use super::population::{Population, Seen};
+use super::population::{MEASURES, MEASURES_AT_FIRST, Population, Seen};
+use super::site::Site;
 use super::table::Client;
 use super::window::Window;
 use super::{Decision, Engine};
@@ -16,8 +17,35 @@ use crate::time::Timestamp;
 use foldhash::fast::FixedState;
 use ipnet::IpNet;
 
-const BASELINE_VERSION: u8 = 1;
-const WINDOWS_VERSION: u8 = 2;
+/// What the version of a baseline was before it had sections: the same values without tags.
+const FIRST_BASELINE: u8 = 1;
+/// The same for windows.
+const FIRST_WINDOWS: u8 = 2;
+/// How the events of a window are written: those of another class cannot be judged, so that such windows begin empty.
+const EVENT_LAYOUT: u64 = 1;
+
+/// Sections of a baseline.
+mod baseline {
+    pub const ROLLING: u8 = 1;
+    pub const HELD: u8 = 2;
+    pub const HOURS: u8 = 3;
+    pub const POPULATION: u8 = 4;
+    pub const KNOWN: u8 = 5;
+}
+
+/// Sections of the windows.
+mod windows {
+    pub const CLOCK: u8 = 1;
+    pub const SITE: u8 = 2;
+    pub const LEVELS: u8 = 3;
+    pub const LIMITS: u8 = 4;
+    pub const GRACE: u8 = 5;
+    pub const PAST: u8 = 6;
+    pub const PROOFS: u8 = 7;
+    pub const RECENT: u8 = 8;
+    pub const CLIENTS: u8 = 9;
+}
+
 /// Flags of a client that mean something after a restart.
 const KEPT_FLAGS: u8 = Client::EXEMPT | Client::KNOWN | Client::BRAKED | Client::OFFENDER | Client::BROWSER;
 
@@ -62,20 +90,37 @@ impl Engine {
     }
 
     fn save_baseline(&self) -> Vec<u8> {
-        let mut w = Writer::new(BASELINE_VERSION);
-        self.site.save_baseline(&mut w);
-        self.population.save(&mut w);
-        self.known.save(&mut w);
-        w.finish()
+        let mut w = Writer::new(SECTIONS);
+        w.section(baseline::ROLLING, |w| self.site.save_rolling(w));
+        w.section(baseline::HELD, |w| self.site.save_held(w));
+        w.section(baseline::HOURS, |w| self.site.save_hours(w));
+        w.section(baseline::POPULATION, |w| self.population.save(w));
+        w.section(baseline::KNOWN, |w| self.known.save(w));
+        w.finish_sections()
     }
 
     fn load_baseline(&mut self, bytes: &[u8]) -> Result<(), BadState> {
-        let mut r = Reader::new(bytes, BASELINE_VERSION)?;
-        let mut site = super::Site::new(&self.settings);
-        site.load_baseline(&mut r)?;
-        let population = Population::load(&mut r, &self.settings)?;
-        let known = Known::load(&mut r)?;
-        r.end()?;
+        let mut site = Site::new(&self.settings);
+        let (population, known);
+        if bytes.first() == Some(&FIRST_BASELINE) {
+            let mut r = Reader::new(bytes, FIRST_BASELINE)?;
+            site.load_rolling(&mut r)?;
+            site.load_held(&mut r)?;
+            site.load_hours(&mut r)?;
+            population = Population::load_measures(&mut r, MEASURES_AT_FIRST, &self.settings)?;
+            known = Known::load(&mut r)?;
+        } else {
+            let sections = Reader::new(bytes, SECTIONS)?.sections()?;
+            sections.get(baseline::ROLLING).map_or(Ok(()), |mut r| site.load_rolling(&mut r))?;
+            sections.get(baseline::HELD).map_or(Ok(()), |mut r| site.load_held(&mut r))?;
+            sections.get(baseline::HOURS).map_or(Ok(()), |mut r| site.load_hours(&mut r))?;
+            let stored = sections.get(baseline::POPULATION);
+            population = stored.map_or_else(
+                || Ok(Population::new(&self.settings)),
+                |mut r| Population::load(&mut r, &self.settings),
+            )?;
+            known = sections.get(baseline::KNOWN).map_or_else(|| Ok(Known::default()), |mut r| Known::load(&mut r))?;
+        }
         (self.site, self.population, self.known) = (site, population, known);
         self.site.recalculate(&self.settings);
         let error_rate = self.site.level().error_rate;
@@ -92,133 +137,87 @@ impl Engine {
     fn save_windows(&self) -> Vec<u8> {
         // As large as the last time, and a little: growing would take twice the room for a moment.
         let room = self.saved_bytes.get();
-        let mut w = Writer::with_capacity(WINDOWS_VERSION, room + room / 16);
-        w.int(self.clock.as_ms());
-        for number in [self.records, self.late, self.early, self.blocked, self.path_seed] {
-            w.uint(number);
-        }
-        w.int(self.recalculated);
-        for moment in [self.warm_at, self.alerted] {
-            w.uint(moment.is_some().into());
-            w.int(moment.unwrap_or(0));
-        }
-        w.uint(self.minute_held.into());
-        w.uint(self.late_run.into());
-        w.uint(self.busiest.into());
-        w.int(self.population.minute());
-        self.site.save_window(&mut w);
-        self.site.save_level(&mut w);
-        save_level(&self.level, &mut w);
-        self.limits.save(&mut w);
-        for times in [self.ledger.grace().collect::<Vec<_>>(), self.ledger.past().collect()] {
-            w.uint(times.len() as u64);
-            for (prefix, until) in times {
-                w.raw(&prefix_bytes(prefix));
-                w.int(until.as_ms());
+        let mut w = Writer::with_capacity(SECTIONS, room + room / 16);
+        w.section(windows::CLOCK, |w| {
+            w.int(self.clock.as_ms());
+            for number in [self.records, self.late, self.early, self.blocked, self.path_seed] {
+                w.uint(number);
             }
-        }
-        let proofs = self.ledger.proofs(self.clock);
-        w.uint(proofs.len() as u64);
-        for proof in proofs {
-            w.raw(&prefix_bytes(&proof.prefix));
-            w.int(proof.since.as_ms());
-            w.uint(proof.through);
-            w.uint(proof.reported.into());
-        }
-        w.uint(self.ledger.recent().len() as u64);
-        self.ledger.recent().for_each(|at| w.int(at.as_ms()));
-        w.uint(self.table.len() as u64);
-        for (_, client) in self.table.iter() {
-            w.raw(&client.key().to_bytes());
-            w.uint(u64::from(client.flags & KEPT_FLAGS));
-            client.seen.save(&mut w);
-            w.uint(u64::from(client.last));
-            let events = client.window.events();
-            w.uint(events.len() as u64);
-            for (sec, bits) in events {
-                // Distance to the newest second: one byte instead of five.
-                w.uint(u64::from(client.last.wrapping_sub(sec)));
-                w.uint(u64::from(bits));
+            w.int(self.recalculated);
+            for moment in [self.warm_at, self.alerted] {
+                w.uint(moment.is_some().into());
+                w.int(moment.unwrap_or(0));
             }
-        }
-        let bytes = w.finish();
+            w.uint(self.minute_held.into());
+            w.uint(self.late_run.into());
+            w.uint(self.busiest.into());
+            w.int(self.population.minute());
+        });
+        w.section(windows::SITE, |w| self.site.save_window(w));
+        w.section(windows::LEVELS, |w| {
+            self.site.save_level(w);
+            save_level(&self.level, w);
+        });
+        w.section(windows::LIMITS, |w| self.limits.save(w));
+        w.section(windows::GRACE, |w| save_times(self.ledger.grace(), w));
+        w.section(windows::PAST, |w| save_times(self.ledger.past(), w));
+        w.section(windows::PROOFS, |w| {
+            let proofs = self.ledger.proofs(self.clock);
+            w.uint(proofs.len() as u64);
+            for proof in proofs {
+                w.raw(&prefix_bytes(&proof.prefix));
+                w.int(proof.since.as_ms());
+                w.uint(proof.through);
+                w.uint(proof.reported.into());
+            }
+        });
+        w.section(windows::RECENT, |w| {
+            w.uint(self.ledger.recent().len() as u64);
+            self.ledger.recent().for_each(|at| w.int(at.as_ms()));
+        });
+        w.section(windows::CLIENTS, |w| {
+            w.uint(EVENT_LAYOUT);
+            w.uint(MEASURES as u64);
+            w.uint(self.table.len() as u64);
+            let mut scratch = Writer::default();
+            for (_, client) in self.table.iter() {
+                w.part(&mut scratch, |w| save_client(client, w));
+            }
+        });
+        let bytes = w.finish_sections();
         self.saved_bytes.set(bytes.len());
         bytes
     }
 
     /// `has_learned` says whether the baseline that was saved with them has been loaded: clients are counted in it.
     fn load_windows(&mut self, bytes: &[u8], has_learned: bool) -> Result<(), BadState> {
-        let mut r = Reader::new(bytes, WINDOWS_VERSION)?;
-        let r = &mut r;
-        let clock = Timestamp::from_ms(r.int()?);
-        let counters: [u64; 5] = [r.uint()?, r.uint()?, r.uint()?, r.uint()?, r.uint()?];
-        let recalculated = r.int()?;
-        let mut moments = [None; 2];
-        for moment in &mut moments {
-            let is_some = r.uint()? != 0;
-            let value = r.int()?;
-            *moment = is_some.then_some(value);
-        }
-        let minute_held = r.uint()? != 0;
-        let late_run = r.small()?;
-        let busiest = r.small()?;
-        let minute = r.int()?;
-        let mut site = self.site.clone();
-        site.load_window(r)?;
-        site.load_level(r)?;
-        let level = load_level(r)?;
-        let limits = Limits::load(r)?;
-        let mut times: [Vec<(IpNet, Timestamp)>; 2] = Default::default();
-        for list in &mut times {
-            for _ in 0..r.count(18)? {
-                let prefix = Key::from_bytes(r.raw(17)?).and_then(|k| k.to_prefix()).ok_or(BadState)?;
-                list.push((prefix, Timestamp::from_ms(r.int()?)));
-            }
-        }
-        let mut proofs = Vec::new();
-        for _ in 0..r.count(20)? {
-            let prefix = Key::from_bytes(r.raw(17)?).and_then(|k| k.to_prefix()).ok_or(BadState)?;
-            let since = Timestamp::from_ms(r.int()?);
-            proofs.push(Proof { prefix, since, through: r.uint()?, reported: r.uint()? != 0 });
-        }
-        let mut recent = Vec::new();
-        for _ in 0..r.count(1)? {
-            recent.push(Timestamp::from_ms(r.int()?));
-        }
-        let mut clients = Vec::new();
-        for _ in 0..r.count(21)? {
-            let key = Key::from_bytes(r.raw(17)?).ok_or(BadState)?;
-            let flags = r.small::<u8>()? & KEPT_FLAGS;
-            let seen = Seen::load(r)?;
-            let last: u32 = r.small()?;
-            let mut events = Vec::new();
-            for _ in 0..r.count(2)? {
-                let back: u32 = r.small()?;
-                events.push((last.wrapping_sub(back), r.small()?));
-            }
-            let window = Window::from_events(&events).ok_or(BadState)?;
-            let mut client = Client::new(&key, last);
-            client.seen = if has_learned { seen } else { Seen::default() };
-            (client.flags, client.window) = (flags, window);
-            clients.push(client);
-        }
+        let windows = if bytes.first() == Some(&FIRST_WINDOWS) {
+            self.read_first_windows(bytes)?
+        } else {
+            self.read_windows(bytes)?
+        };
         // Everything could be read; from here on nothing fails.
-        self.site = site;
-        self.clock = clock;
-        [self.records, self.late, self.early, self.blocked, self.path_seed] = counters;
-        self.paths = FixedState::with_seed(self.path_seed);
-        self.recalculated = recalculated;
-        [self.warm_at, self.alerted] = moments;
-        (self.minute_held, self.late_run, self.busiest) = (minute_held, late_run, busiest);
-        self.population.resume(minute);
-        (self.level, self.limits) = (level, limits);
-        let [grace, past] = times;
-        grace.into_iter().for_each(|(prefix, until)| self.ledger.set_grace(prefix, until));
-        past.into_iter().for_each(|(prefix, until)| self.ledger.set_past(prefix, until));
-        proofs.iter().for_each(|proof| self.ledger.set_proof(proof));
-        self.ledger.set_recent(recent);
+        self.site = windows.site;
+        if let Some(clock) = windows.clock {
+            self.clock = clock.clock;
+            [self.records, self.late, self.early, self.blocked, self.path_seed] = clock.counters;
+            self.paths = FixedState::with_seed(self.path_seed);
+            self.recalculated = clock.recalculated;
+            [self.warm_at, self.alerted] = clock.moments;
+            (self.minute_held, self.late_run, self.busiest) = (clock.minute_held, clock.late_run, clock.busiest);
+            self.population.resume(clock.minute);
+        }
+        self.level = windows.level.unwrap_or(self.level);
+        self.limits = windows.limits.unwrap_or(self.limits);
+        windows.grace.into_iter().for_each(|(prefix, until)| self.ledger.set_grace(prefix, until));
+        windows.past.into_iter().for_each(|(prefix, until)| self.ledger.set_past(prefix, until));
+        windows.proofs.iter().for_each(|proof| self.ledger.set_proof(proof));
+        self.ledger.set_recent(windows.recent);
         let oldest = self.oldest();
-        for client in clients {
+        for mut client in windows.clients {
+            if !has_learned {
+                client.seen = Seen::default();
+            }
             let (top, evidence) = (&mut self.top, &mut self.evidence);
             let (index, _) =
                 self.table.entry(client.key(), None, oldest, |index, c| super::forget(top, evidence, index, c));
@@ -227,6 +226,180 @@ impl Engine {
         }
         Ok(())
     }
+
+    fn read_windows(&self, bytes: &[u8]) -> Result<Windows, BadState> {
+        let sections = Reader::new(bytes, SECTIONS)?.sections()?;
+        let mut windows = Windows::empty(self.site.clone());
+        let Some(mut r) = sections.get(windows::CLOCK) else {
+            // All the rest is relative to it.
+            return Ok(windows);
+        };
+        windows.clock = Some(Clock::load(&mut r)?);
+        sections.get(windows::SITE).map_or(Ok(()), |mut r| windows.site.load_window(&mut r))?;
+        if let Some(mut r) = sections.get(windows::LEVELS) {
+            windows.site.load_level(&mut r)?;
+            windows.level = Some(load_level(&mut r)?);
+        }
+        windows.limits = sections.get(windows::LIMITS).map(|mut r| Limits::load(&mut r)).transpose()?;
+        let times = |tag| sections.get(tag).map_or_else(|| Ok(Vec::new()), |mut r| load_times(&mut r));
+        (windows.grace, windows.past) = (times(windows::GRACE)?, times(windows::PAST)?);
+        windows.proofs = sections.get(windows::PROOFS).map_or_else(|| Ok(Vec::new()), |mut r| load_proofs(&mut r))?;
+        windows.recent = sections.get(windows::RECENT).map_or_else(|| Ok(Vec::new()), |mut r| load_recent(&mut r))?;
+        if let Some(mut r) = sections.get(windows::CLIENTS) {
+            if r.uint()? != EVENT_LAYOUT {
+                return Ok(windows);
+            }
+            let measures = r.small()?;
+            for _ in 0..r.count(21)? {
+                windows.clients.push(load_client(&mut r.part()?, measures)?);
+            }
+        }
+        Ok(windows)
+    }
+
+    /// The same values as version 0.1 wrote them: in one row, without tags.
+    fn read_first_windows(&self, bytes: &[u8]) -> Result<Windows, BadState> {
+        let mut r = Reader::new(bytes, FIRST_WINDOWS)?;
+        let r = &mut r;
+        let mut windows = Windows::empty(self.site.clone());
+        windows.clock = Some(Clock::load(r)?);
+        windows.site.load_window(r)?;
+        windows.site.load_level(r)?;
+        windows.level = Some(load_level(r)?);
+        windows.limits = Some(Limits::load(r)?);
+        (windows.grace, windows.past) = (load_times(r)?, load_times(r)?);
+        windows.proofs = load_proofs(r)?;
+        windows.recent = load_recent(r)?;
+        for _ in 0..r.count(21)? {
+            windows.clients.push(load_client(r, MEASURES_AT_FIRST)?);
+        }
+        Ok(windows)
+    }
+}
+
+/// What windows were saved with, read and not yet believed.
+struct Windows {
+    site: Site,
+    clock: Option<Clock>,
+    level: Option<Level>,
+    limits: Option<Limits>,
+    grace: Vec<(IpNet, Timestamp)>,
+    past: Vec<(IpNet, Timestamp)>,
+    proofs: Vec<Proof>,
+    recent: Vec<Timestamp>,
+    clients: Vec<Client>,
+}
+
+impl Windows {
+    const fn empty(site: Site) -> Self {
+        Self {
+            site,
+            clock: None,
+            level: None,
+            limits: None,
+            grace: Vec::new(),
+            past: Vec::new(),
+            proofs: Vec::new(),
+            recent: Vec::new(),
+            clients: Vec::new(),
+        }
+    }
+}
+
+/// Log time as it was saved, and the counters beside it.
+struct Clock {
+    clock: Timestamp,
+    /// Records, late, early, blocked, and the seed of the paths' hash.
+    counters: [u64; 5],
+    recalculated: i64,
+    /// The end of the warm-up, and the newest alert.
+    moments: [Option<i64>; 2],
+    minute_held: bool,
+    late_run: u32,
+    busiest: u32,
+    minute: i64,
+}
+
+impl Clock {
+    fn load(r: &mut Reader<'_>) -> Result<Self, BadState> {
+        let clock = Timestamp::from_ms(r.int()?);
+        let counters = [r.uint()?, r.uint()?, r.uint()?, r.uint()?, r.uint()?];
+        let recalculated = r.int()?;
+        let mut moments = [None; 2];
+        for moment in &mut moments {
+            let is_some = r.uint()? != 0;
+            let value = r.int()?;
+            *moment = is_some.then_some(value);
+        }
+        Ok(Self {
+            clock,
+            counters,
+            recalculated,
+            moments,
+            minute_held: r.uint()? != 0,
+            late_run: r.small()?,
+            busiest: r.small()?,
+            minute: r.int()?,
+        })
+    }
+}
+
+fn save_times<'a>(times: impl ExactSizeIterator<Item = (&'a IpNet, &'a Timestamp)>, w: &mut Writer) {
+    w.uint(times.len() as u64);
+    for (prefix, until) in times {
+        w.raw(&prefix_bytes(prefix));
+        w.int(until.as_ms());
+    }
+}
+
+fn load_times(r: &mut Reader<'_>) -> Result<Vec<(IpNet, Timestamp)>, BadState> {
+    (0..r.count(18)?).map(|_| Ok((load_prefix(r)?, Timestamp::from_ms(r.int()?)))).collect()
+}
+
+fn load_proofs(r: &mut Reader<'_>) -> Result<Vec<Proof>, BadState> {
+    let proof = |r: &mut Reader<'_>| {
+        let (prefix, since) = (load_prefix(r)?, Timestamp::from_ms(r.int()?));
+        Ok(Proof { prefix, since, through: r.uint()?, reported: r.uint()? != 0 })
+    };
+    (0..r.count(20)?).map(|_| proof(r)).collect()
+}
+
+fn load_recent(r: &mut Reader<'_>) -> Result<Vec<Timestamp>, BadState> {
+    (0..r.count(1)?).map(|_| Ok(Timestamp::from_ms(r.int()?))).collect()
+}
+
+fn save_client(client: &Client, w: &mut Writer) {
+    w.raw(&client.key().to_bytes());
+    w.uint(u64::from(client.flags & KEPT_FLAGS));
+    client.seen.save(w);
+    w.uint(u64::from(client.last));
+    let events = client.window.events();
+    w.uint(events.len() as u64);
+    for (sec, bits) in events {
+        // Distance to the newest second: one byte instead of five.
+        w.uint(u64::from(client.last.wrapping_sub(sec)));
+        w.uint(u64::from(bits));
+    }
+}
+
+fn load_client(r: &mut Reader<'_>, measures: usize) -> Result<Client, BadState> {
+    let key = Key::from_bytes(r.raw(17)?).ok_or(BadState)?;
+    let flags = r.small::<u8>()? & KEPT_FLAGS;
+    let seen = Seen::load(r, measures)?;
+    let last: u32 = r.small()?;
+    let mut events = Vec::new();
+    for _ in 0..r.count(2)? {
+        let back: u32 = r.small()?;
+        events.push((last.wrapping_sub(back), r.small()?));
+    }
+    let window = Window::from_events(&events).ok_or(BadState)?;
+    let mut client = Client::new(&key, last);
+    (client.seen, client.flags, client.window) = (seen, flags, window);
+    Ok(client)
+}
+
+fn load_prefix(r: &mut Reader<'_>) -> Result<IpNet, BadState> {
+    Key::from_bytes(r.raw(17)?).and_then(|key| key.to_prefix()).ok_or(BadState)
 }
 
 fn prefix_bytes(prefix: &IpNet) -> [u8; 17] {

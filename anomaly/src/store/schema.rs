@@ -70,6 +70,9 @@ const MIGRATIONS: &[&str] = &[
         bans INTEGER NOT NULL,
         dropped INTEGER NOT NULL
     ) STRICT;",
+    // 2: what was learned is stored in sections (`codec.rs` of the engine), which 0.1.0 would take for damage and
+    // learn anew. No table changes: the new number keeps 0.1.0 from opening the file.
+    "-- no change of tables",
 ];
 
 /// Length that the file of the write-ahead log is cut to once it has been folded in and begins anew. Less than what it is
