@@ -6,9 +6,13 @@ mod cargo;
 mod demo;
 mod eval;
 mod fuzz;
+#[path = "../../tests/house/mod.rs"]
+#[expect(dead_code, reason = "the tidy tests use what the task does not")]
+mod house;
 #[path = "../../tests/lab/mod.rs"]
 #[expect(dead_code, reason = "the end-to-end tests use more of it than the demo does")]
 mod lab;
+mod measure;
 mod release;
 mod setup;
 mod test;
@@ -33,6 +37,7 @@ enum Task {
     Demo(demo::Args),
     Eval(eval::Args),
     Fuzz(fuzz::Args),
+    House(measure::Args),
     Bench(bench::Args),
     Release(release::Args),
     Torture(torture::Args),
@@ -45,6 +50,7 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::run(&args),
         Task::Eval(args) => eval::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
+        Task::House(args) => measure::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Release(args) => release::run(&args),
         Task::Torture(args) => torture::run(&args),

@@ -5,22 +5,8 @@
 //! each other overlap, so the records of a batch are looked up in one short loop, and their clients' memory is read in another.
 
 use super::key::Key;
-use super::table::{Client, Table};
+use super::table::{Client, Hint, Table};
 use crate::record::LINES_AT_ONCE;
-
-/// Where a client probably is: only speed depends on the place being right. The hash must be the table's.
-#[derive(Clone, Copy, Debug)]
-pub struct Hint {
-    /// The hash of the key that was looked up.
-    pub hash: u32,
-    /// Its place then; [`Hint::NOWHERE`] where it was not followed.
-    pub index: u32,
-}
-
-impl Hint {
-    /// No place.
-    pub const NOWHERE: u32 = u32::MAX;
-}
 
 /// The hints of the records to come, in their order.
 #[derive(Clone, Debug)]

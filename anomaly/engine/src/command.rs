@@ -2,11 +2,11 @@
 
 use ipnet::IpNet;
 
-use super::contract::{Ban, BanLength, Command, Decision, Finding, Origin, Output, Refusal, Rule};
+use super::contract::{Ban, Command, Decision, Finding, Origin, Output, Refusal, Rule};
 use super::detector::Limits;
 use super::key::Exempt;
 use super::ledger::BanRequest;
-use super::settings::Settings;
+use super::settings::{BanLength, Settings};
 use super::{Engine, forget, table};
 use crate::time::Timestamp;
 

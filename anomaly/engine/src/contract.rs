@@ -4,11 +4,10 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::settings::Settings;
+use super::settings::{BanLength, Settings};
 use crate::record::Record;
 use crate::time::Timestamp;
 
@@ -121,25 +120,6 @@ pub struct Unban {
     pub origin: Origin,
     /// The ban that it ends.
     pub ban: Arc<Ban>,
-}
-
-/// How long a ban lasts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BanLength {
-    /// For this long.
-    Timed(Duration),
-    /// Until an operator lifts it.
-    Permanent,
-}
-
-impl BanLength {
-    /// Seconds; `None` when permanent.
-    pub fn secs(self) -> Option<u64> {
-        match self {
-            Self::Timed(d) => Some(d.as_secs()),
-            Self::Permanent => None,
-        }
-    }
 }
 
 /// Who wanted a decision.

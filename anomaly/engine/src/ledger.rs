@@ -13,8 +13,8 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use ipnet::IpNet;
 
-use super::contract::{Ban, BanLength, Finding, Offence, Origin, Unban};
-use super::settings::Settings;
+use super::contract::{Ban, Finding, Offence, Origin, Unban};
+use super::settings::{BanLength, Settings};
 use crate::time::Timestamp;
 
 /// The brake counts automatic bans over this span.

@@ -20,6 +20,7 @@ mod index;
 mod key;
 mod known;
 mod ledger;
+mod level;
 mod picture;
 mod population;
 pub mod record;
@@ -41,7 +42,7 @@ use foldhash::fast::FixedState;
 use ipnet::IpNet;
 
 pub use contract::*;
-pub use settings::Settings;
+pub use settings::{BanLength, Settings};
 
 use ahead::Ahead;
 use detector::{Limits, Verdict};

@@ -6,7 +6,24 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::contract::BanLength;
+/// How long a ban lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BanLength {
+    /// For this long.
+    Timed(Duration),
+    /// Until an operator lifts it.
+    Permanent,
+}
+
+impl BanLength {
+    /// Seconds; `None` when permanent.
+    pub fn secs(self) -> Option<u64> {
+        match self {
+            Self::Timed(d) => Some(d.as_secs()),
+            Self::Permanent => None,
+        }
+    }
+}
 
 /// Everything the engine can be told to do differently. Plain values: `config.rs` checks them.
 #[derive(Clone, Debug, PartialEq)]

@@ -7,6 +7,7 @@
 
 use super::codec::{Reader, Writer};
 use super::contract::{BadState, Level, Scope, Source};
+use super::level::{load_level, save_level};
 use super::settings::Settings;
 
 /// What is left of an hour slot a day later.
@@ -396,7 +397,7 @@ impl Site {
 
     /// Writes the effective baseline down, as of the last recalculation.
     pub fn save_level(&self, w: &mut Writer) {
-        super::state::save_level(&self.level, w);
+        save_level(&self.level, w);
         w.float(self.limit.min(f64::MAX));
     }
 
@@ -405,7 +406,7 @@ impl Site {
     /// # Errors
     /// [`BadState`] where it is something else.
     pub fn load_level(&mut self, r: &mut Reader<'_>) -> Result<(), BadState> {
-        self.level = super::state::load_level(r)?;
+        self.level = load_level(r)?;
         self.limit = r.float()?;
         Ok(())
     }

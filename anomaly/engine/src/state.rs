@@ -3,11 +3,12 @@
 //! Not in here: samples kept as evidence (they are in the bans already), and a replay's records that wait for witnesses.
 
 use super::codec::{Reader, SECTIONS, Writer};
-use super::contract::{BadState, Level, Output, Scope, Source, State};
+use super::contract::{BadState, Level, Output, Source, State};
 use super::detector::Limits;
 use super::key::Key;
 use super::known::Known;
 use super::ledger::Proof;
+use super::level::{load_level, save_level};
 use super::population::{MEASURES, MEASURES_AT_FIRST, Population, Seen};
 use super::site::Site;
 use super::table::Client;
@@ -404,37 +405,4 @@ fn load_prefix(r: &mut Reader<'_>) -> Result<IpNet, BadState> {
 
 fn prefix_bytes(prefix: &IpNet) -> [u8; 17] {
     Key::of_prefix(prefix).to_bytes()
-}
-
-pub(super) fn save_level(level: &Level, w: &mut Writer) {
-    w.uint(u64::from(level.scope == Scope::Global));
-    for v in [level.mean, level.stddev, level.error_rate] {
-        w.float(v);
-    }
-    w.uint(level.samples);
-    w.uint(match level.source {
-        Source::Floor => 0,
-        Source::Rolling => 1,
-        Source::Hour => 2,
-        Source::Long => 3,
-        Source::Own => 4,
-    });
-}
-
-pub(super) fn load_level(r: &mut Reader<'_>) -> Result<Level, BadState> {
-    Ok(Level {
-        scope: if r.uint()? == 0 { Scope::Ip } else { Scope::Global },
-        mean: r.float()?,
-        stddev: r.float()?,
-        error_rate: r.float()?,
-        samples: r.uint()?,
-        source: match r.uint()? {
-            0 => Source::Floor,
-            1 => Source::Rolling,
-            2 => Source::Hour,
-            3 => Source::Long,
-            4 => Source::Own,
-            _ => return Err(BadState),
-        },
-    })
 }

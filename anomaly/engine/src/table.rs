@@ -10,7 +10,6 @@ use std::mem::offset_of;
 
 use foldhash::fast::FixedState;
 
-use super::ahead::Hint;
 use super::index::Index;
 use super::key::Key;
 use super::population::Seen;
@@ -109,6 +108,20 @@ impl Victim {
         let longer_ago = (self.newest.wrapping_sub(other.newest) as i32) < 0;
         self.requests < other.requests || (self.requests == other.requests && longer_ago)
     }
+}
+
+/// Where a client probably is: only speed depends on the place being right. The hash must be the table's.
+#[derive(Clone, Copy, Debug)]
+pub struct Hint {
+    /// The hash of the key that was looked up.
+    pub hash: u32,
+    /// Its place then; [`Hint::NOWHERE`] where it was not followed.
+    pub index: u32,
+}
+
+impl Hint {
+    /// No place.
+    pub const NOWHERE: u32 = u32::MAX;
 }
 
 /// The table.
