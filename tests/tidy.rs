@@ -215,7 +215,16 @@ fn nothing_of_one_machine_is_in_the_repository() {
 #[test]
 fn the_usual_files_are_there_and_say_the_usual_things() {
     let read = |name: &str| std::fs::read_to_string(root().join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
-    for name in ["LICENSE", "ARCHITECTURE.md", "deny.toml", "clippy.toml", "rustfmt.toml", "Cargo.lock"] {
+    for name in [
+        "LICENSE",
+        "LICENSE-MIT",
+        "LICENSE-APACHE",
+        "ARCHITECTURE.md",
+        "deny.toml",
+        "clippy.toml",
+        "rustfmt.toml",
+        "Cargo.lock",
+    ] {
         assert!(!read(name).trim().is_empty(), "{name} is empty");
     }
     assert!(read("CHANGELOG.md").contains("Unreleased"), "CHANGELOG.md has no Unreleased part");
@@ -227,6 +236,38 @@ fn the_usual_files_are_there_and_say_the_usual_things() {
     }
     let ci = root().join(".ci/run").metadata().expect(".ci/run exists");
     assert!(std::os::unix::fs::PermissionsExt::mode(&ci.permissions()) & 0o111 != 0, ".ci/run is not executable");
+}
+
+/// A name in a comment that leads nowhere costs the reader a search. A bare name means a file of the same part of the
+/// repository.
+#[test]
+fn comments_name_files_that_exist() {
+    const PARTS: &[&str] = &["anomaly/src/", "anomaly/benches/", "anomaly/fuzz/", "anomaly-", "tests/", "xtask/"];
+    let part = |path: &str| PARTS.iter().find(|part| path.starts_with(**part)).copied().unwrap_or_default();
+    let sources = files(|path| [".rs", ".md", "clippy.toml"].iter().any(|end| path.ends_with(end)));
+    let exists = |name: &str, part: &str| {
+        let is_it = |path: &str| path.strip_suffix(name).is_some_and(|dir| dir.is_empty() || dir.ends_with('/'));
+        sources.iter().any(|s| is_it(&s.path) && (name.contains('/') || s.path.starts_with(part)))
+    };
+    let mut dead = Vec::new();
+    for source in &sources {
+        // What the linter's own file says is about the daemon.
+        let part = if source.path == "clippy.toml" { "anomaly/src/" } else { part(&source.path) };
+        for (number, line) in source.text.lines().enumerate() {
+            let comment = match line.split_once("//") {
+                Some((_, comment)) if source.path.ends_with(".rs") => comment,
+                _ if source.path.ends_with(".rs") => continue,
+                _ => line,
+            };
+            let words = comment.split(|c: char| !c.is_ascii_alphanumeric() && !"_-./".contains(c));
+            let names =
+                words.map(|word| word.trim_matches('.')).filter(|word| word.ends_with(".rs") && !word.contains("//"));
+            // A path that begins above the file is code in a string.
+            let gone = names.filter(|name| *name != ".rs" && !name.starts_with('/') && !exists(name, part));
+            dead.extend(gone.map(|name| format!("{}:{}: {name}", source.path, number + 1)));
+        }
+    }
+    none("no such file", dead);
 }
 
 /// A task that README does not name is a task that nobody finds.
