@@ -228,6 +228,10 @@ fn the_usual_files_are_there_and_say_the_usual_things() {
         assert!(!read(name).trim().is_empty(), "{name} is empty");
     }
     assert!(read("CHANGELOG.md").contains("Unreleased"), "CHANGELOG.md has no Unreleased part");
+    let (mit, apache) = (read("LICENSE-MIT"), read("LICENSE-APACHE"));
+    assert!(read("LICENSE").ends_with(&mit), "LICENSE, which packages install, and LICENSE-MIT differ");
+    let ends = ["Version 2.0, January 2004", "END OF TERMS AND CONDITIONS", "limitations under the License."];
+    assert!(ends.iter().all(|part| apache.contains(part)), "LICENSE-APACHE is not the whole text");
     for invariant in 1..=10 {
         assert!(
             read("ARCHITECTURE.md").contains(&format!("{invariant}. ")),
