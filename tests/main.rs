@@ -9,6 +9,8 @@ mod doctor;
 mod dry_run;
 mod end_to_end;
 mod enforce_iptables;
+#[path = "golden/snapshot.rs"]
+mod golden;
 mod interfaces;
 mod kernel;
 mod lab;
