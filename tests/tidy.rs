@@ -246,7 +246,8 @@ fn the_usual_files_are_there_and_say_the_usual_things() {
 /// repository.
 #[test]
 fn comments_name_files_that_exist() {
-    const PARTS: &[&str] = &["anomaly/src/", "anomaly/benches/", "anomaly/fuzz/", "anomaly-", "tests/", "xtask/"];
+    const PARTS: &[&str] =
+        &["anomaly/src/", "anomaly/engine/", "anomaly/benches/", "anomaly/fuzz/", "anomaly-", "tests/", "xtask/"];
     let part = |path: &str| PARTS.iter().find(|part| path.starts_with(**part)).copied().unwrap_or_default();
     let sources = files(|path| [".rs", ".md", "clippy.toml"].iter().any(|end| path.ends_with(end)));
     let exists = |name: &str, part: &str| {
@@ -272,6 +273,66 @@ fn comments_name_files_that_exist() {
         }
     }
     none("no such file", dead);
+}
+
+/// What nobody uses is built, audited and updated all the same.
+#[test]
+fn every_dependency_is_used() {
+    let sources = rust();
+    let manifests = files(|path| path.ends_with("Cargo.toml"));
+    let mut unused = Vec::new();
+    for manifest in &manifests {
+        let table: toml::Table = manifest.text.parse().unwrap_or_else(|e| panic!("{}: {e}", manifest.path));
+        let dir = manifest.path.strip_suffix("Cargo.toml").unwrap_or_default();
+        // The daemon's integration tests lie beside its directory; others take single files from elsewhere.
+        let deeper: Vec<&str> = (manifests.iter().filter_map(|m| m.path.strip_suffix("Cargo.toml")))
+            .filter(|other| *other != dir && other.starts_with(dir))
+            .collect();
+        let is_own = |path: &str| path.starts_with(dir) && !deeper.iter().any(|other| path.starts_with(other));
+        let own = |s: &&Source| is_own(&s.path) || (dir == "anomaly/" && s.path.starts_with("tests/"));
+        let taken: Vec<&str> = (sources.iter().filter(own).flat_map(|s| s.text.lines()))
+            .filter_map(|line| line.trim().strip_prefix("#[path = \"")?.strip_suffix("\"]"))
+            .map(|path| path.trim_start_matches("../"))
+            .collect();
+        let within = |s: &&Source| own(s) || taken.iter().any(|path| s.path.ends_with(path));
+        for kind in ["dependencies", "dev-dependencies", "build-dependencies"] {
+            let names = table.get(kind).and_then(toml::Value::as_table).into_iter().flat_map(toml::Table::keys);
+            for name in names {
+                let word = name.replace('-', "_");
+                if !sources.iter().filter(within).any(|s| s.text.lines().any(|line| uses(line, &word))) {
+                    unused.push(format!("{}: {name} ({kind})", manifest.path));
+                }
+            }
+        }
+    }
+    none("take it out", unused);
+}
+
+/// Whether a line of code names this crate: `name::`, or `use name`.
+fn uses(line: &str, name: &str) -> bool {
+    let code = line.split("//").next().unwrap_or_default();
+    code.match_indices(name).any(|(at, _)| {
+        let (before, after) = (&code[..at], &code[at + name.len()..]);
+        let begins = !before.ends_with(|c: char| c.is_alphanumeric() || "_:.\"".contains(c));
+        let of_the_root = before.ends_with(" ::") || before.ends_with("(::");
+        let imported = before.trim_end().ends_with("use") && after.starts_with([';', ' ']);
+        (begins || of_the_root) && (after.starts_with("::") || imported)
+    })
+}
+
+#[test]
+fn a_crate_is_used_where_its_name_begins_a_path() {
+    for (line, used) in [
+        ("use notify::Watcher;", true),
+        ("    let x = ::notify::new();", true),
+        ("use notify as files;", true),
+        ("use crate::notify::Notice;", false),
+        ("// notify::Watcher", false),
+        ("let notify = 1;", false),
+        ("sd_notify::notify()", false),
+    ] {
+        assert_eq!(uses(line, "notify"), used, "{line}");
+    }
 }
 
 /// A golden file that no test compares shows nothing, and one that nobody reads through is renewed without a look.
