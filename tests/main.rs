@@ -9,6 +9,8 @@ mod doctor;
 mod dry_run;
 mod end_to_end;
 mod enforce_iptables;
+#[path = "golden/snapshot.rs"]
+mod golden;
 #[expect(dead_code, reason = "`cargo xtask house` prints what no test limits")]
 mod house;
 mod interfaces;

@@ -312,10 +312,23 @@ fn nothing_of_one_machine_is_in_the_repository() {
 #[test]
 fn the_usual_files_are_there_and_say_the_usual_things() {
     let read = |name: &str| std::fs::read_to_string(root().join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
-    for name in ["LICENSE", "ARCHITECTURE.md", "deny.toml", "clippy.toml", "rustfmt.toml", "Cargo.lock"] {
+    for name in [
+        "LICENSE",
+        "LICENSE-MIT",
+        "LICENSE-APACHE",
+        "ARCHITECTURE.md",
+        "deny.toml",
+        "clippy.toml",
+        "rustfmt.toml",
+        "Cargo.lock",
+    ] {
         assert!(!read(name).trim().is_empty(), "{name} is empty");
     }
     assert!(read("CHANGELOG.md").contains("Unreleased"), "CHANGELOG.md has no Unreleased part");
+    let (mit, apache) = (read("LICENSE-MIT"), read("LICENSE-APACHE"));
+    assert!(read("LICENSE").ends_with(&mit), "LICENSE, which packages install, and LICENSE-MIT differ");
+    let ends = ["Version 2.0, January 2004", "END OF TERMS AND CONDITIONS", "limitations under the License."];
+    assert!(ends.iter().all(|part| apache.contains(part)), "LICENSE-APACHE is not the whole text");
     for invariant in 1..=10 {
         assert!(
             read("ARCHITECTURE.md").contains(&format!("{invariant}. ")),
@@ -324,6 +337,112 @@ fn the_usual_files_are_there_and_say_the_usual_things() {
     }
     let ci = root().join(".ci/run").metadata().expect(".ci/run exists");
     assert!(std::os::unix::fs::PermissionsExt::mode(&ci.permissions()) & 0o111 != 0, ".ci/run is not executable");
+}
+
+/// A name in a comment that leads nowhere costs the reader a search. A bare name means a file of the same part of the
+/// repository.
+#[test]
+fn comments_name_files_that_exist() {
+    const PARTS: &[&str] =
+        &["anomaly/src/", "anomaly/engine/", "anomaly/benches/", "anomaly/fuzz/", "anomaly-", "tests/", "xtask/"];
+    let part = |path: &str| PARTS.iter().find(|part| path.starts_with(**part)).copied().unwrap_or_default();
+    let sources = files(|path| [".rs", ".md", "clippy.toml"].iter().any(|end| path.ends_with(end)));
+    let exists = |name: &str, part: &str| {
+        let is_it = |path: &str| path.strip_suffix(name).is_some_and(|dir| dir.is_empty() || dir.ends_with('/'));
+        sources.iter().any(|s| is_it(&s.path) && (name.contains('/') || s.path.starts_with(part)))
+    };
+    let mut dead = Vec::new();
+    for source in &sources {
+        // What the linter's own file says is about the daemon.
+        let part = if source.path == "clippy.toml" { "anomaly/src/" } else { part(&source.path) };
+        for (number, line) in source.text.lines().enumerate() {
+            let comment = match line.split_once("//").filter(|(before, _)| !before.ends_with(':')) {
+                Some((_, comment)) if source.path.ends_with(".rs") => comment,
+                _ if source.path.ends_with(".rs") => continue,
+                _ => line,
+            };
+            let words = comment.split(|c: char| !c.is_ascii_alphanumeric() && !"_-./".contains(c));
+            let names =
+                words.map(|word| word.trim_matches('.')).filter(|word| word.ends_with(".rs") && !word.contains("//"));
+            // A path that begins above the file is code in a string.
+            let gone = names.filter(|name| *name != ".rs" && !name.starts_with('/') && !exists(name, part));
+            dead.extend(gone.map(|name| format!("{}:{}: {name}", source.path, number + 1)));
+        }
+    }
+    none("no such file", dead);
+}
+
+/// What nobody uses is built, audited and updated all the same.
+#[test]
+fn every_dependency_is_used() {
+    let sources = rust();
+    let manifests = files(|path| path.ends_with("Cargo.toml"));
+    let mut unused = Vec::new();
+    for manifest in &manifests {
+        let table: toml::Table = manifest.text.parse().unwrap_or_else(|e| panic!("{}: {e}", manifest.path));
+        let dir = manifest.path.strip_suffix("Cargo.toml").unwrap_or_default();
+        // The daemon's integration tests lie beside its directory; others take single files from elsewhere.
+        let deeper: Vec<&str> = (manifests.iter().filter_map(|m| m.path.strip_suffix("Cargo.toml")))
+            .filter(|other| *other != dir && other.starts_with(dir))
+            .collect();
+        let is_own = |path: &str| path.starts_with(dir) && !deeper.iter().any(|other| path.starts_with(other));
+        let own = |s: &&Source| is_own(&s.path) || (dir == "anomaly/" && s.path.starts_with("tests/"));
+        let taken: Vec<&str> = (sources.iter().filter(own).flat_map(|s| s.text.lines()))
+            .filter_map(|line| line.trim().strip_prefix("#[path = \"")?.strip_suffix("\"]"))
+            .map(|path| path.trim_start_matches("../"))
+            .collect();
+        let within = |s: &&Source| own(s) || taken.iter().any(|path| s.path.ends_with(path));
+        for kind in ["dependencies", "dev-dependencies", "build-dependencies"] {
+            let names = table.get(kind).and_then(toml::Value::as_table).into_iter().flat_map(toml::Table::keys);
+            for name in names {
+                let word = name.replace('-', "_");
+                if !sources.iter().filter(within).any(|s| s.text.lines().any(|line| uses(line, &word))) {
+                    unused.push(format!("{}: {name} ({kind})", manifest.path));
+                }
+            }
+        }
+    }
+    none("take it out", unused);
+}
+
+/// Whether a line of code names this crate: `name::`, or `use name`.
+fn uses(line: &str, name: &str) -> bool {
+    let code = line.split("//").next().unwrap_or_default();
+    code.match_indices(name).any(|(at, _)| {
+        let (before, after) = (&code[..at], &code[at + name.len()..]);
+        let begins = !before.ends_with(|c: char| c.is_alphanumeric() || "_:.\"".contains(c));
+        let of_the_root = before.ends_with(" ::") || before.ends_with("(::");
+        let imported = before.trim_end().ends_with("use") && after.starts_with([';', ' ']);
+        (begins || of_the_root) && (after.starts_with("::") || imported)
+    })
+}
+
+#[test]
+fn a_crate_is_used_where_its_name_begins_a_path() {
+    for (line, used) in [
+        ("use notify::Watcher;", true),
+        ("    let x = ::notify::new();", true),
+        ("use notify as files;", true),
+        ("use crate::notify::Notice;", false),
+        ("// notify::Watcher", false),
+        ("let notify = 1;", false),
+        ("sd_notify::notify()", false),
+    ] {
+        assert_eq!(uses(line, "notify"), used, "{line}");
+    }
+}
+
+/// A golden file that no test compares shows nothing, and one that nobody reads through is renewed without a look.
+#[test]
+fn golden_files_are_compared_and_small() {
+    let (golden, sources) = (files(|path| path.starts_with("tests/golden/") && !path.ends_with(".rs")), rust());
+    assert!(golden.len() > 10, "where are the golden files?");
+    let named = |path: &str| {
+        let name = format!("\"{}\"", path.trim_start_matches("tests/golden/"));
+        sources.iter().any(|source| source.text.contains(&name))
+    };
+    none("no test compares it", golden.iter().filter(|s| !named(&s.path)).map(|s| s.path.clone()).collect());
+    none("split it", golden.iter().filter(|s| s.text.len() > 100_000).map(|s| s.path.clone()).collect());
 }
 
 /// A task that README does not name is a task that nobody finds.

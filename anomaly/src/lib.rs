@@ -9,6 +9,9 @@ pub mod daemon;
 pub mod dashboard;
 pub mod doctor;
 pub mod enforce;
+#[cfg(test)]
+#[path = "../../tests/golden/snapshot.rs"]
+mod golden;
 pub mod metrics;
 pub mod notify;
 pub mod record;

@@ -13,6 +13,7 @@ use anomaly::record::Record;
 use anomaly::time::Timestamp;
 use ipnet::IpNet;
 use proptest::prelude::*;
+use proptest::test_runner::{FailurePersistence, FileFailurePersistence};
 
 const START: i64 = 1_767_225_600;
 
@@ -116,8 +117,14 @@ fn without_samples(outputs: Vec<Output>) -> Vec<Output> {
     outputs.into_iter().map(strip).collect()
 }
 
+/// Cases that failed once are kept beside this file, and tried first.
+fn beside() -> Option<Box<dyn FailurePersistence>> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/detection/properties.txt");
+    Some(Box::new(FileFailurePersistence::Direct(path)))
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: beside(), ..ProptestConfig::default() })]
 
     #[test]
     fn the_same_input_gives_the_same_output(steps in steps(600)) {

@@ -191,6 +191,37 @@ impl Outcome {
     }
 }
 
+impl Scenario {
+    /// The requests of a second.
+    fn second(&self, t: i64, random: &mut Random, on: &mut dyn FnMut(IpAddr, Timestamp, &Traffic, &str)) {
+        for traffic in &self.traffic {
+            let count = traffic.count_at(t, random);
+            for i in 0..count {
+                let client = traffic.client(random);
+                let path = traffic.path.replace("{}", &random.below(traffic.paths).to_string());
+                let at = Timestamp::from_ms((START + t) * 1000 + i64::from(i) * 1000 / i64::from(count));
+                on(client, at, traffic, &path);
+            }
+        }
+    }
+}
+
+/// A scenario's requests as the log that Nginx would write.
+pub fn log(text: &str) -> String {
+    let scenario: Scenario = toml::from_str(text).expect("a scenario");
+    let (mut random, mut log) = (Random(7), String::new());
+    for t in 0..scenario.seconds {
+        scenario.second(t, &mut random, &mut |client, at, traffic, path| {
+            let Traffic { method, status, .. } = traffic;
+            log += &format!(
+                r#"{{"source_ip":"{client}","timestamp":"{at}","method":"{method}","path":"{path}","status":"{status}","response_size":"512"}}"#
+            );
+            log.push('\n');
+        });
+    }
+    log
+}
+
 /// Plays a scenario.
 ///
 /// # Errors
@@ -207,17 +238,11 @@ pub fn check(text: &str) -> Result<(), String> {
     let mut random = Random(7);
     let (mut out, mut outcome) = (Vec::new(), Outcome::default());
     for t in 0..scenario.seconds {
-        for traffic in &scenario.traffic {
-            let count = traffic.count_at(t, &mut random);
-            for i in 0..count {
-                let client = traffic.client(&mut random);
-                let path = traffic.path.replace("{}", &random.below(traffic.paths).to_string());
-                let at = Timestamp::from_ms((START + t) * 1000 + i64::from(i) * 1000 / i64::from(count));
-                let (method, status) = (traffic.method.as_bytes(), traffic.status);
-                let record = Record { method, status, ..Record::new(client, at) }.with_path(path.as_bytes());
-                engine.handle(at, Input::Record(&record), &mut out);
-            }
-        }
+        scenario.second(t, &mut random, &mut |client, at, traffic, path| {
+            let (method, status) = (traffic.method.as_bytes(), traffic.status);
+            let record = Record { method, status, ..Record::new(client, at) }.with_path(path.as_bytes());
+            engine.handle(at, Input::Record(&record), &mut out);
+        });
         engine.handle(Timestamp::from_secs(START + t + 1), Input::Tick { caught_up: true }, &mut out);
         outcome.take(&mut out);
     }

@@ -161,6 +161,15 @@ fn answer_one(request: Request, live: &watch::Sender<Arc<Live>>, events: &broadc
                 let refusal = Refusal::AllowListed { prefix, entry: allowed };
                 return drop(reply.send(Err(RequestError::Refused(refusal))));
             }
+            let refused = match prefix.to_string().as_str() {
+                "192.0.2.1/32" => Some(RequestError::Refused(Refusal::NeverBan { prefix, entry: prefix })),
+                "192.0.2.67/32" => Some(RequestError::Stopping),
+                _ if prefix.prefix_len() < 16 => Some(RequestError::Refused(Refusal::TooWide { prefix })),
+                _ => None,
+            };
+            if let Some(refused) = refused {
+                return drop(reply.send(Err(refused)));
+            }
             let until = match length {
                 None => Some(NOW.plus(Duration::from_secs(600))),
                 Some(BanLength::Timed(d)) => Some(NOW.plus(d)),
@@ -212,6 +221,9 @@ fn answer_one(request: Request, live: &watch::Sender<Arc<Live>>, events: &broadc
             } else {
                 Ok(lifted)
             }));
+        }
+        Request::Explain { prefix, reply } if prefix.to_string() == "192.0.2.66/32" => {
+            drop(reply.send(Err(RequestError::Store("disk I/O error".into()))));
         }
         Request::Explain { prefix, reply } => {
             let live = live.borrow().clone();

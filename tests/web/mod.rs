@@ -3,6 +3,7 @@
 mod access;
 mod client;
 mod fake;
+mod golden;
 mod limits;
 mod monitoring;
 mod reads;

@@ -113,7 +113,7 @@ impl Seen {
 pub struct Tail {
     /// The value that one client-minute in two exceeds.
     pub median: f64,
-    /// The value that one client-minute in 10,000 would exceed.
+    /// The value that the wanted share of client-minutes (`far` of [`Population::tail`]) would exceed.
     pub far: f64,
     /// Where it is from.
     pub source: Source,
@@ -333,7 +333,8 @@ impl Population {
     }
 
     /// The far tail of a measure, from all memories that can say: the highest, so that a rush hour or
-    /// a flash crowd is judged by itself. `prior` is the tail index that stands in while little has been seen.
+    /// a flash crowd is judged by itself. `far` is the share of client-minutes that exceed it (1e-4: one in 10,000), `prior`
+    /// the tail index that stands in while little has been seen.
     pub fn tail(&self, measure: Measure, far: f64, prior: f64) -> Tail {
         let m = measure as usize;
         let mut best = tail_of(&self.long[m], far, prior, Source::Long);
@@ -465,11 +466,14 @@ fn load_counts(r: &mut Reader<'_>, stored: usize) -> Result<Box<Counts>, BadStat
     Ok(all)
 }
 
-/// The value that one sample in 10,000 would exceed, by Weissman's estimator: the quantile that the samples can just
-/// about say (one in 1000, or the fifth largest), carried on along a Pareto tail.
+/// The value that a share `far` of the samples would exceed, by Weissman's estimator: the quantile that the samples can
+/// say for sure (that of one in a hundred; of the fifth largest where there are fewer than 500 samples), carried on along
+/// a Pareto tail.
 ///
-/// x(p) = x(p0) * (p0 / p)^xi (I. Weissman, JASA 73, 1978), with the tail index xi as the slope between x(10 p0) and
-/// x(p0) on log-log scale, shrunk towards `prior` while there are few samples. Nothing seen: both figures are 0.
+/// x(far) = x(near) * (near / far)^xi (I. Weissman, JASA 73, 1978). The tail index xi is the slope between x(10 near) and
+/// x(near) on log-log scale, where 10 near is at most the median. It is shrunk towards `prior` while there are few samples.
+/// One in a hundred and not fewer, because what a handful of attackers stays below the limits with must not move the
+/// estimate (see `detector`). Nothing seen: both figures are 0.
 fn tail_of(memory: &Histogram, far: f64, prior: f64, source: Source) -> Tail {
     const PRIOR_SAMPLES: f64 = 300.0;
     let n = memory.total();

@@ -1,6 +1,6 @@
 //! What the engine can be told to do differently.
 //!
-//! Plain values with their defaults; `config.rs` reads and checks them.
+//! Plain values with their defaults; `config` reads and checks them.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ impl BanLength {
     }
 }
 
-/// Everything the engine can be told to do differently. Plain values: `config.rs` checks them.
+/// Everything the engine can be told to do differently. Plain values: `config` checks them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// Length of the sliding window in whole seconds. Default 60.

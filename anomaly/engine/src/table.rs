@@ -53,7 +53,7 @@ impl Client {
     pub const EXEMPT: u8 = 1;
     /// Among the busiest, see `top`.
     pub const TOP: u8 = 1 << 1;
-    /// Its newest requests are kept, see `evidence`.
+    /// Its newest requests are kept, see `top::Evidence`.
     pub const WATCHED: u8 = 1 << 2;
     /// It has a history of its own, see `known`.
     pub const KNOWN: u8 = 1 << 3;

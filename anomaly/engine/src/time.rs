@@ -1,6 +1,6 @@
 //! Points in time, as integers that nobody here can read off a clock.
 //!
-//! There is deliberately no `now()`: only `daemon.rs` reads the clock, everyone
+//! There is deliberately no `now()`: only `daemon/clock.rs` reads the clock, everyone
 //! else is handed a [`Timestamp`].
 
 use std::fmt;

@@ -279,6 +279,10 @@ fn worst_mode(attachments: &[Attachment]) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::{Client, Level, Origin, Scope, Snapshot, Source};
+    use crate::golden::{self, indent};
+    use crate::record::Reject;
+    use crate::tail::Counts;
 
     const NOW: Timestamp = Timestamp::from_secs(1_777_280_000);
 
@@ -335,5 +339,135 @@ mod tests {
         assert_eq!(unprotected(&[attachment("native", None), attachment("generic", None)]), None);
         let lost = unprotected(&[attachment("native", None), attachment("none", Some("it is gone"))]).expect("lost");
         assert_eq!(lost, "eth0 is not protected: it is gone");
+    }
+
+    fn level(scope: Scope, source: Source) -> Level {
+        Level { scope, mean: 41.0, stddev: 9.5, error_rate: 0.0123, samples: 1800, source }
+    }
+
+    fn hot() -> HotPicture {
+        let ban = |ip: &str, until| Ban {
+            prefix: crate::report::parse_ip(ip).expect("a prefix"),
+            at: NOW,
+            until,
+            offence: 1,
+            origin: Origin::Operator,
+            finding: None,
+            note: "scraper".into(),
+            in_past: false,
+        };
+        let bans = [ban("203.0.113.10", Some(NOW.plus(Duration::from_secs(600)))), ban("2001:db8:7::/64", None)];
+        let mut hours = [const { None }; 24];
+        hours[9] = Some(level(Scope::Global, Source::Hour));
+        let snapshot = Snapshot {
+            at: NOW,
+            records: 1_000_000,
+            late: 1,
+            early: 2,
+            blocked: 12,
+            global_rate: 41.51234,
+            last_second: 44,
+            global_error_ratio: 0.021_234,
+            global: level(Scope::Global, Source::Hour),
+            global_limit: 69.5,
+            ip: level(Scope::Ip, Source::Rolling),
+            ip_limit: 2.0,
+            warmup_left_secs: 0,
+            hours,
+            tracked_ips: 2312,
+            tracked_ips_peak: 4000,
+            evicted: 3,
+            braked: Some((NOW, NOW)),
+            top: vec![Client {
+                prefix: bans[0].prefix,
+                requests: 852,
+                errors: 31,
+                rate: 14.2,
+                z_score: 23.0,
+                limit: 2.0,
+                banned: true,
+            }],
+            bans: bans.map(Arc::new).into_iter().collect(),
+        };
+        HotPicture {
+            snapshot,
+            rejected: vec![(Reject::Empty, 5), (Reject::NoTime, 3)],
+            totals: Counts::default(),
+            backlog_bytes: 4096,
+            read_errors: 0,
+            lost_outputs: 0,
+            degraded: vec![Trouble::new("late", "20 of the last 100 records were late".into())],
+            at: NOW,
+        }
+    }
+
+    fn applied() -> ApplyPicture {
+        let attachment = |interface: &str, mode, reason: Option<&str>| Attachment {
+            interface: interface.into(),
+            mode,
+            reason: reason.map(str::to_owned),
+        };
+        let attachments =
+            vec![attachment("eth0", "native", None), attachment("eth1", "generic", Some("the driver has no XDP"))];
+        ApplyPicture {
+            enforcer: Name::Xdp,
+            coverage: Coverage {
+                attachments,
+                totals: Totals { dropped_host: 1000, dropped_prefix: 200, ..Totals::default() },
+            },
+            counts: Arc::new([(crate::report::parse_ip("203.0.113.10").expect("a prefix"), (1200, 64_000))].into()),
+            enforcement_ratio: 1.0,
+            degraded: vec![("fallback".into(), "eth1: xdp native cannot be used".into(), NOW)],
+            lost: None,
+            at: NOW,
+        }
+    }
+
+    /// Everything that is shown each second, as JSON.
+    fn shown(hot: &HotPicture, apply: Option<&ApplyPicture>) -> String {
+        let machine = Machine { system: None, pid: Pid::from_u32(1) };
+        let sources = Sources { hot, apply, machine: &machine, now: NOW, uptime: Duration::from_secs(7260) };
+        let mut live = live(&sources, &mut Memory::default());
+        live.status.version = "0.0.0".into();
+        let json = |value: serde_json::Result<String>| indent(&value.expect("JSON"));
+        format!(
+            "status {}\nbans {}\ntop {}\nbaseline {}\npoint {}\n",
+            json(serde_json::to_string(&live.status)),
+            json(serde_json::to_string(&*live.bans)),
+            json(serde_json::to_string(&live.top)),
+            json(serde_json::to_string(&live.baseline)),
+            json(serde_json::to_string(&point(&live, NOW))),
+        )
+    }
+
+    #[test]
+    fn golden_status() {
+        let (hot, apply) = (hot(), applied());
+        let hanging = HotPicture { at: Timestamp::from_secs(NOW.as_secs() - 60), lost_outputs: 3, ..hot.clone() };
+        let open = ApplyPicture {
+            coverage: Coverage {
+                attachments: vec![Attachment { interface: "eth0".into(), mode: "none", reason: None }],
+                ..Coverage::default()
+            },
+            ..apply.clone()
+        };
+        let late = ApplyPicture { at: Timestamp::from_secs(NOW.as_secs() - 60), ..apply.clone() };
+        let few = ApplyPicture { enforcement_ratio: 0.25, ..apply.clone() };
+        let text: String = [
+            ("all is well but for three faults", &hot, Some(&apply)),
+            ("before the enforcer is there", &hot, None),
+            ("the reading thread hangs and has lost decisions", &hanging, Some(&apply)),
+            ("the enforcer hangs", &hot, Some(&late)),
+            ("an interface has no program", &hot, Some(&open)),
+            ("few bans are enforced", &hot, Some(&few)),
+        ]
+        .map(|(name, hot, apply)| {
+            let text = shown(hot, apply);
+            // What is the same in all of them is shown once.
+            let end = if name.starts_with("all") { text.len() } else { text.find("\nbans ").expect("bans") + 1 };
+            format!("# {name}\n{}", &text[..end])
+        })
+        .concat();
+        golden::same("status.txt", &text);
     }
 }

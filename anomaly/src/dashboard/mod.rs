@@ -27,6 +27,9 @@ mod pages;
 mod problem;
 mod sse;
 
+#[cfg(test)]
+pub(crate) use sse::frame_of;
+
 use auth::{Gate, Peer};
 use problem::Problem;
 

@@ -59,6 +59,21 @@ fn frame(event: &str, data: &impl Serialize, into: &mut Vec<u8>) {
     }
 }
 
+/// The row of an event, and its frame.
+fn framed(event: Event) -> (EventRow, Vec<u8>) {
+    let name = if matches!(&*event.row.action, "ban" | "unban") { "decision" } else { "anomaly" };
+    let row = EventRow { row: event.row, reason: event.reason };
+    let mut text = Vec::with_capacity(512);
+    frame(name, &row, &mut text);
+    (row, text)
+}
+
+/// The frame of an event, for golden files.
+#[cfg(test)]
+pub(crate) fn frame_of(event: Event) -> String {
+    String::from_utf8(framed(event).1).expect("JSON is UTF-8")
+}
+
 fn live_frames(live: &Live) -> Bytes {
     let mut text = Vec::with_capacity(4096);
     frame("status", &live.status, &mut text);
@@ -106,10 +121,7 @@ impl Hub {
     }
 
     fn publish(&self, event: Event) {
-        let name = if matches!(&*event.row.action, "ban" | "unban") { "decision" } else { "anomaly" };
-        let row = EventRow { row: event.row, reason: event.reason };
-        let mut text = Vec::with_capacity(512);
-        frame(name, &row, &mut text);
+        let (row, text) = framed(event);
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         if recent.len() == RECENT {
             recent.pop_front();
@@ -211,5 +223,17 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.http_streams.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden_frame_of_what_was_missed() {
+        let mut text = Vec::new();
+        frame("lagged", &Lagged { missed: 12 }, &mut text);
+        crate::golden::same("lagged.txt", &String::from_utf8(text).expect("JSON is UTF-8"));
     }
 }

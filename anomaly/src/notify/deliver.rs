@@ -8,7 +8,7 @@ use reqwest::{StatusCode, header};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{Form, Inbox, Pace, Score, slack, webhook};
+use super::{Form, Inbox, Pace, Score};
 use crate::report::inert;
 
 /// Attempts that are left once nobody holds the notifier any more.
@@ -89,10 +89,7 @@ impl Task {
         let mut last_attempts = LAST_ATTEMPTS;
         loop {
             let batch = self.inbox.take();
-            let body = match self.form {
-                Form::Slack => slack::message(&batch, self.dashboard.as_deref()),
-                Form::Webhook => webhook::message(&batch, self.dashboard.as_deref()),
-            };
+            let body = self.form.message(&batch, self.dashboard.as_deref());
             let notices = batch.count();
             match post(client, &self.url, body, self.pace.timeout).await {
                 Outcome::Accepted => {

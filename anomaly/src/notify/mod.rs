@@ -282,6 +282,28 @@ enum Form {
     Webhook,
 }
 
+impl Form {
+    /// The body of a post.
+    fn message(self, batch: &Batch, dashboard: Option<&str>) -> String {
+        match self {
+            Self::Slack => slack::message(batch, dashboard),
+            Self::Webhook => webhook::message(batch, dashboard),
+        }
+    }
+}
+
+#[cfg(test)]
+impl Notifier {
+    /// What Slack and the webhook would be sent next, for golden files; nothing waits any longer.
+    pub(crate) fn next_messages(&self, dashboard: Option<&str>) -> [Option<String>; 2] {
+        [("slack", Form::Slack), ("webhook", Form::Webhook)].map(|(name, form)| {
+            let sink = self.sinks.iter().find(|sink| sink.score.name == name)?;
+            let batch = sink.inbox.take();
+            (!batch.is_empty()).then(|| form.message(&batch, dashboard))
+        })
+    }
+}
+
 impl Notifier {
     /// Starts a task for each configured sink on the current tokio runtime. Without a sink it takes
     /// notices and forgets them.

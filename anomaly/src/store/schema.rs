@@ -70,7 +70,7 @@ const MIGRATIONS: &[&str] = &[
         bans INTEGER NOT NULL,
         dropped INTEGER NOT NULL
     ) STRICT;",
-    // 2: what was learned is stored in sections (`codec.rs` of the engine), which 0.1.0 would take for damage and
+    // 2: what was learned is stored in sections (`engine/src/codec.rs`), which 0.1.0 would take for damage and
     // learn anew. No table changes: the new number keeps 0.1.0 from opening the file.
     "-- no change of tables",
 ];

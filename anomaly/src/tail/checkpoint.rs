@@ -1,4 +1,4 @@
-//! What must be remembered to go on reading after a restart. Plain data; `store.rs` saves it.
+//! What must be remembered to go on reading after a restart. Plain data; `store` saves it.
 
 use std::fs::File;
 use std::io;

@@ -10,6 +10,8 @@ use crate::enforce::dry_run::DryRun;
 use crate::enforce::{EnforceError, Fault, Held, Incident};
 use crate::engine::{Braked, Finding, Level, Origin, Rule, Scope, Source, Unban};
 
+mod golden;
+
 /// Drops nothing, and counts its calls.
 #[derive(Default)]
 struct Counting {
@@ -26,11 +28,15 @@ struct Calls {
     mute: AtomicBool,
     /// It has no room for one more.
     full: AtomicBool,
+    /// It cannot lift a ban.
+    stuck: AtomicBool,
+    /// It calls itself XDP, and each ban has dropped something.
+    xdp: AtomicBool,
 }
 
 impl Enforcer for Counting {
     fn name(&self) -> Name {
-        self.inner.name()
+        if self.calls.xdp.load(Ordering::Relaxed) { Name::Xdp } else { self.inner.name() }
     }
 
     fn ban(&mut self, drops: &[Drop]) -> Vec<Result<(), EnforceError>> {
@@ -43,6 +49,10 @@ impl Enforcer for Counting {
 
     fn unban(&mut self, prefixes: &[IpNet]) -> Vec<Result<(), EnforceError>> {
         self.calls.unbans.fetch_add(1, Ordering::Relaxed);
+        if self.calls.stuck.load(Ordering::Relaxed) {
+            let error = |_: &IpNet| EnforceError::Command { command: "ipset del".into(), message: "no answer".into() };
+            return prefixes.iter().map(|prefix| Err(error(prefix))).collect();
+        }
         self.inner.unban(prefixes)
     }
 
@@ -51,7 +61,11 @@ impl Enforcer for Counting {
         if self.calls.mute.load(Ordering::Relaxed) {
             return Err(EnforceError::Command { command: "iptables-save".into(), message: "no answer".into() });
         }
-        self.inner.banned()
+        let mut held = self.inner.banned()?;
+        if self.calls.xdp.load(Ordering::Relaxed) {
+            held.iter_mut().for_each(|held| (held.packets, held.bytes) = (1200, 64_000));
+        }
+        Ok(held)
     }
 
     fn snapshot_text(&mut self) -> Result<String, EnforceError> {
