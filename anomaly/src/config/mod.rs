@@ -32,6 +32,8 @@ pub const SAMPLE: &str = include_str!("sample.toml");
 pub struct Config {
     /// Where requests are read.
     pub log: Log,
+    /// What messages call this host. Default none, which is its host name: see [`Config::name`].
+    pub name: Option<String>,
     /// How clients are dropped.
     pub enforcer: Enforcer,
     /// Never banned, never dropped. Default empty; [`load`] adds what `allowlist_file` lists.
@@ -192,9 +194,18 @@ pub struct Audit {
 
 impl Default for Config {
     fn default() -> Self {
+impl Config {
+    /// What messages call this host: as configured, or its host name.
+    pub fn name(&self) -> String {
+        let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+        self.name.clone().unwrap_or_else(host)
+    }
+}
+
         Self {
             log: Log {
                 paths: vec!["/var/log/nginx/access.json".into()],
+            name: None,
                 backfill: Duration::from_secs(86_400),
                 format: Format::default(),
                 log_requests: false,

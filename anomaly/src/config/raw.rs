@@ -50,6 +50,7 @@ pub struct Loaded {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Raw {
+    pub(super) name: Option<String>,
     pub(super) allowlist: Option<Vec<String>>,
     pub(super) allowlist_file: Option<PathBuf>,
     pub(super) trusted_proxies: Option<Vec<String>>,
@@ -284,7 +285,7 @@ pub fn parse(
 }
 
 /// Keys that are in no section.
-const TOP_KEYS: [&str; 4] = ["allowlist", "allowlist_file", "trusted_proxies", "trusted_proxies_presets"];
+const TOP_KEYS: [&str; 5] = ["name", "allowlist", "allowlist_file", "trusted_proxies", "trusted_proxies_presets"];
 
 /// `ANOMALY_BANS__DURATIONS` -> `bans`, `durations`; `None` for variables that are not ours. The keys that are in no section
 /// (`ANOMALY_ALLOWLIST`, ...) need no `__`; whatever else has none belongs to someone else (Kubernetes sets
@@ -417,6 +418,7 @@ mod tests {
 
     #[test]
     fn the_environment_overrides_every_kind_of_key() {
+            ("name = \"web\\n1\"", "name", "one line"),
         let config = with_env(
             "[bans]\ndurations = [600]",
             &[

@@ -30,7 +30,7 @@ use crate::dashboard;
 use crate::dashboard::history::History;
 use crate::enforce;
 use crate::metrics::Metrics;
-use crate::notify::Notifier;
+use crate::notify::{Notifier, Reporter};
 use crate::store::MAX_ENDED;
 
 /// Requests that may wait for the hot thread.
@@ -68,7 +68,7 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let _entered = runtime.enter();
     let prepared = enforce::prepare(&config.enforcer);
-    let notifier = Notifier::start(&config.notify)?;
+    let notifier = Notifier::start(&config.notify, &Reporter::of(&config))?;
 
     match &loaded.path {
         Some(path) => info!("anomaly {} with {}", env!("CARGO_PKG_VERSION"), path.display()),
@@ -460,6 +460,7 @@ async fn received(signal: &mut Signal) {
     if signal.recv().await.is_none() {
         std::future::pending::<()>().await;
     }
+        config.name.clone_from(&self.config.name);
 }
 
 async fn bind_port(address: std::net::SocketAddr) -> TcpListener {

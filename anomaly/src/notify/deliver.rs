@@ -8,7 +8,7 @@ use reqwest::{StatusCode, header};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{Form, Inbox, Pace, Score, slack, webhook};
+use super::{Form, Inbox, Pace, Reporter, Score, slack, webhook};
 use crate::report::inert;
 
 /// Attempts that are left once nobody holds the notifier any more.
@@ -18,6 +18,7 @@ const LAST_ATTEMPTS: u32 = 5;
 pub(super) struct Task {
     pub(super) form: Form,
     pub(super) url: reqwest::Url,
+    pub(super) reporter: Reporter,
     pub(super) dashboard: Option<String>,
     pub(super) pace: Pace,
     pub(super) score: Arc<Score>,
@@ -90,8 +91,8 @@ impl Task {
         loop {
             let batch = self.inbox.take();
             let body = match self.form {
-                Form::Slack => slack::message(&batch, self.dashboard.as_deref()),
-                Form::Webhook => webhook::message(&batch, self.dashboard.as_deref()),
+                Form::Slack => slack::message(&batch, &self.reporter, self.dashboard.as_deref()),
+                Form::Webhook => webhook::message(&batch, &self.reporter, self.dashboard.as_deref()),
             };
             let notices = batch.count();
             match post(client, &self.url, body, self.pace.timeout).await {

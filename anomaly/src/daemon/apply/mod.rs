@@ -488,6 +488,7 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("notify", old.notify != new.notify),
         ("dashboard", old.dashboard != new.dashboard),
         ("nginx", old.nginx != new.nginx),
+        ("name", old.name != new.name),
     ];
     differ.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
 }
