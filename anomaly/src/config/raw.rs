@@ -174,6 +174,7 @@ pub(super) struct RawNotify {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawWebhook {
+    #[serde(deserialize_with = "secret")]
     pub(super) webhook_url: Option<String>,
     pub(super) webhook_url_file: Option<PathBuf>,
 }
@@ -181,6 +182,7 @@ pub(super) struct RawWebhook {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawWebhookTarget {
+    #[serde(deserialize_with = "secret")]
     pub(super) url: Option<String>,
     pub(super) url_file: Option<PathBuf>,
 }
@@ -190,6 +192,7 @@ pub(super) struct RawWebhookTarget {
 pub(super) struct RawDashboard {
     pub(super) listen: Option<String>,
     pub(super) socket: Option<PathBuf>,
+    #[serde(deserialize_with = "secret")]
     pub(super) token: Option<String>,
     pub(super) token_file: Option<PathBuf>,
 }
@@ -206,6 +209,14 @@ pub(super) struct RawAudit {
     pub(super) path: Option<PathBuf>,
     pub(super) snapshot_path: Option<PathBuf>,
     pub(super) max_bytes: Option<i64>,
+}
+
+/// A secret of another type must not be repeated by the error.
+fn secret<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    match toml::Value::deserialize(from)? {
+        toml::Value::String(text) => Ok(Some(text)),
+        _ => Err(serde::de::Error::custom("is not a string in quotes (its value is a secret and not shown)")),
+    }
 }
 
 /// Loads the configuration as [`load_without_list`], and what `allowlist_file` lists: for whoever decides on bans or says
@@ -423,6 +434,12 @@ mod tests {
             "[bans]\ndurations = [600]",
             &[
                 ("ANOMALY_BANS__DURATIONS", "5s,10s,permanent"),
+        for text in
+            ["[dashboard]\ntoken = 4711", "[notify.webhook]\nurl = 4711", "[notify.slack]\nwebhook_url = [4711]"]
+        {
+            let error = parsed(text).unwrap_err();
+            assert!(!error.contains("4711") && error.contains("not a string"), "{error}");
+        }
                 ("ANOMALY_LOG__PATHS", "/a.json, /b.json"),
                 ("ANOMALY_THRESHOLDS__Z_SCORE", "4"),
                 ("ANOMALY_ENFORCER__BACKEND", "dry-run"),
