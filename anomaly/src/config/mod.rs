@@ -16,10 +16,12 @@ mod allowlist;
 mod check;
 pub mod presets;
 mod raw;
+mod salvage;
 
 pub use allowlist::DEFAULT_FILE as ALLOWLIST_FILE;
 pub use check::duration;
 pub use raw::{ConfigError, Loaded, load, load_without_list, parse};
+pub use salvage::{Salvaged, in_one_line, salvage};
 
 /// Where the configuration is looked for when no `--config` is given.
 pub const DEFAULT_PATH: &str = "/etc/anomaly/anomaly.toml";
@@ -30,10 +32,10 @@ pub const SAMPLE: &str = include_str!("sample.toml");
 /// A checked configuration. The sample is its documentation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Where requests are read.
-    pub log: Log,
     /// What messages call this host. Default none, which is its host name: see [`Config::name`].
     pub name: Option<String>,
+    /// Where requests are read.
+    pub log: Log,
     /// How clients are dropped.
     pub enforcer: Enforcer,
     /// Never banned, never dropped. Default empty; [`load`] adds what `allowlist_file` lists.
@@ -192,8 +194,6 @@ pub struct Audit {
     pub max_bytes: u64,
 }
 
-impl Default for Config {
-    fn default() -> Self {
 impl Config {
     /// What messages call this host: as configured, or its host name.
     pub fn name(&self) -> String {
@@ -202,10 +202,12 @@ impl Config {
     }
 }
 
+impl Default for Config {
+    fn default() -> Self {
         Self {
+            name: None,
             log: Log {
                 paths: vec!["/var/log/nginx/access.json".into()],
-            name: None,
                 backfill: Duration::from_secs(86_400),
                 format: Format::default(),
                 log_requests: false,

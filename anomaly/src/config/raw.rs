@@ -11,7 +11,7 @@ use super::check::check;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file could not be read.
-    #[error("{}: {source}", path.display())]
+    #[error("the configuration file {}: {source}", path.display())]
     Read {
         /// Which file.
         path: PathBuf,
@@ -245,10 +245,7 @@ pub fn load_without_list(
     path: Option<&Path>,
     environment: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Loaded, ConfigError> {
-    let path = match path {
-        Some(path) => Some(path.to_path_buf()),
-        None => Some(PathBuf::from(super::DEFAULT_PATH)).filter(|p| p.exists()),
-    };
+    let path = configuration_path(path);
     let text = match &path {
         Some(path) => {
             std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.clone(), source })?
@@ -258,6 +255,14 @@ pub fn load_without_list(
     let place = path.as_ref().map_or_else(|| "built-in defaults".to_owned(), |p| p.display().to_string());
     let (config, overridden) = parse(&place, &text, environment)?;
     Ok(Loaded { config, path, overridden })
+}
+
+/// The file that is read: `path`, or [`super::DEFAULT_PATH`] unless that is certainly not there.
+pub(super) fn configuration_path(path: Option<&Path>) -> Option<PathBuf> {
+    match path {
+        Some(path) => Some(path.to_path_buf()),
+        None => Some(PathBuf::from(super::DEFAULT_PATH)).filter(|path| !matches!(path.try_exists(), Ok(false))),
+    }
 }
 
 /// Checks a configuration given as text; `place` names it in errors. Returns the names of the variables of
@@ -280,9 +285,7 @@ pub fn parse(
     let mut raw: Raw = toml::from_str(text).map_err(syntax)?;
     let mut table: toml::Table = toml::from_str(text).map_err(syntax)?;
     let mut overridden = Vec::new();
-    let mut variables: Vec<_> = environment.into_iter().filter_map(|(n, v)| key_path(&n).map(|k| (n, k, v))).collect();
-    variables.sort();
-    for (name, keys, value) in variables {
+    for (name, keys, value) in environment_of(environment) {
         (table, raw) = override_key(table, &name, &keys, &value)?;
         overridden.push(name);
     }
@@ -293,6 +296,15 @@ pub fn parse(
     } else {
         Err(ConfigError::Values { place: place.to_owned(), problems })
     }
+}
+
+/// The variables that are ours: name, keys and value, in a fixed order.
+pub(super) fn environment_of(
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Vec<(String, Vec<String>, String)> {
+    let mut variables: Vec<_> = environment.into_iter().filter_map(|(n, v)| key_path(&n).map(|k| (n, k, v))).collect();
+    variables.sort();
+    variables
 }
 
 /// Keys that are in no section.
@@ -307,7 +319,7 @@ fn key_path(name: &str) -> Option<Vec<String>> {
     (keys.len() > 1 || TOP_KEYS.contains(&rest.as_str())).then_some(keys)
 }
 
-fn override_key(
+pub(super) fn override_key(
     table: toml::Table,
     name: &str,
     keys: &[String],
@@ -406,6 +418,7 @@ mod tests {
             ("[enforcer]\ninterfaces = [\"a/b\"]", "enforcer.interfaces", "no interface name"),
             ("[dashboard]\nlisten = \"0.0.0.0:8081\"", "dashboard.listen", "token"),
             ("[notify.slack]\nwebhook_url = \"hush\"", "notify.slack.webhook_url", "no http or https URL"),
+            ("name = \"web\\n1\"", "name", "one line"),
         ];
         for (text, place, what) in cases {
             let error = parsed(text).unwrap_err();
@@ -421,6 +434,12 @@ mod tests {
 
     #[test]
     fn secrets_show_in_no_error_and_no_debug_output() {
+        for text in
+            ["[dashboard]\ntoken = 4711", "[notify.webhook]\nurl = 4711", "[notify.slack]\nwebhook_url = [4711]"]
+        {
+            let error = parsed(text).unwrap_err();
+            assert!(!error.contains("4711") && error.contains("not a string"), "{error}");
+        }
         let error = parsed("[notify.slack]\nwebhook_url = \"hush-hush\"").unwrap_err();
         assert!(!error.contains("hush"), "{error}");
         let config = parsed("[notify.slack]\nwebhook_url = \"https://hush.example/x\"").unwrap();
@@ -429,17 +448,10 @@ mod tests {
 
     #[test]
     fn the_environment_overrides_every_kind_of_key() {
-            ("name = \"web\\n1\"", "name", "one line"),
         let config = with_env(
             "[bans]\ndurations = [600]",
             &[
                 ("ANOMALY_BANS__DURATIONS", "5s,10s,permanent"),
-        for text in
-            ["[dashboard]\ntoken = 4711", "[notify.webhook]\nurl = 4711", "[notify.slack]\nwebhook_url = [4711]"]
-        {
-            let error = parsed(text).unwrap_err();
-            assert!(!error.contains("4711") && error.contains("not a string"), "{error}");
-        }
                 ("ANOMALY_LOG__PATHS", "/a.json, /b.json"),
                 ("ANOMALY_THRESHOLDS__Z_SCORE", "4"),
                 ("ANOMALY_ENFORCER__BACKEND", "dry-run"),
