@@ -8,8 +8,9 @@ use anyhow::{Context, Result, ensure};
 
 use super::{binary, daemon, lab, wait_for_ban};
 use crate::lab::client::Answer;
-use crate::lab::daemon::Config;
+use crate::lab::daemon::{Config, Daemon};
 use crate::lab::nginx::Nginx;
+use crate::lab::sink::Sink;
 use crate::lab::{ATTACKER, INTERFACE, Lab, clock, run};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -188,4 +189,54 @@ fn a_broken_file_frees_this_network_namespace_only() -> Result<()> {
     ensure!(traces(&lab, "here")? == (false, false), "nothing was freed");
     ensure!(!listed()?, "Nginx goes on refusing");
     Ok(())
+}
+
+#[test]
+fn a_refused_file_is_a_fault_until_it_is_mended() -> Result<()> {
+    let Some(lab) = lab("a_refused_file_is_a_fault_until_it_is_mended")? else { return Ok(()) };
+    let slack = Sink::start(&lab.server)?;
+    let config = Config::new(&lab, "refused").with("", "name", "\"web1\"").with(
+        "notify.slack",
+        "webhook_url",
+        format!("{:?}", slack.url()),
+    );
+    let daemon = daemon(&lab, config.clone())?;
+    let posted = |words: &[&str]| slack.bodies().iter().any(|body| words.iter().all(|word| body.contains(word)));
+    let broken = format!("{}[thresholds]\nz_scor = 3.0\n", config.text());
+
+    // By a reload at once, and over when the file is mended, also without another.
+    daemon.reload(&broken)?;
+    let row = wait_for_fault(&daemon, true)?;
+    ensure!(row.contains("z_scor"), "{row}");
+    clock::wait_until("Slack to be told", PATIENCE, || posted(&["web1: ", "config", "z_scor"]))?;
+    let metrics = super::operate::http(&lab, "GET", "/metrics", None, "")?.1;
+    ensure!(metrics.contains("anomaly_degraded{what=\"config\"} 1"), "{metrics}");
+    daemon.rewrite(&config.text())?;
+    wait_for_fault(&daemon, false)?;
+    clock::wait_until("Slack to be told of its end", PATIENCE, || posted(&["web1: ", "Recovered: config"]))?;
+    let metrics = super::operate::http(&lab, "GET", "/metrics", None, "")?.1;
+    ensure!(metrics.contains("anomaly_degraded{what=\"config\"} 0"), "{metrics}");
+
+    // Seen without a reload (the unit's checks the file first), and ended by one.
+    daemon.rewrite(&broken)?;
+    wait_for_fault(&daemon, true)?;
+    daemon.reload(&config.text())?;
+    daemon.wait_for_audit("config_reloaded", None, 2, PATIENCE)?;
+    wait_for_fault(&daemon, false)?;
+    let degraded = daemon.audited("degraded", None)?;
+    ensure!(degraded.len() == 4 && degraded.iter().all(|row| row["what"] == "config"), "{degraded:?}");
+    Ok(())
+}
+
+/// Waits until the configuration is (or is not) a fault in `status`; the reason.
+fn wait_for_fault(daemon: &Daemon<'_>, there: bool) -> Result<String> {
+    let reason = || {
+        let status = daemon.status().ok()?;
+        let rows = status["degraded"].as_array()?.iter().find(|row| row["what"] == "config");
+        Some(rows.map_or_else(String::new, |row| row["reason"].to_string()))
+    };
+    clock::wait_for(&format!("the fault (there: {there})"), Duration::from_secs(40), || {
+        reason().filter(|reason| reason.is_empty() != there)
+    })
+    .with_context(|| daemon.output())
 }
