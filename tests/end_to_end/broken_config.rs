@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::{binary, daemon, lab, wait_for_ban};
 use crate::lab::client::Answer;
-use crate::lab::daemon::{Config, Daemon};
+use crate::lab::daemon::{Config, Daemon, Start};
 use crate::lab::nginx::Nginx;
 use crate::lab::sink::Sink;
 use crate::lab::{ATTACKER, INTERFACE, Lab, clock, run};
@@ -188,6 +188,38 @@ fn a_broken_file_frees_this_network_namespace_only() -> Result<()> {
     works(&lab, &nowhere, &["down"])?;
     ensure!(traces(&lab, "here")? == (false, false), "nothing was freed");
     ensure!(!listed()?, "Nginx goes on refusing");
+    Ok(())
+}
+
+/// A process of another user may have our name and a socket: nobody is sent there.
+#[test]
+fn a_strangers_socket_is_not_taken_for_the_daemons() -> Result<()> {
+    const NOBODY: u32 = 65534;
+    let Some(lab) = lab("a_strangers_socket_is_not_taken_for_the_daemons")? else { return Ok(()) };
+    let theirs = lab.dir().join("theirs");
+    std::fs::create_dir(&theirs)?;
+    std::os::unix::fs::chown(&theirs, Some(NOBODY), Some(NOBODY))?;
+    let place = |name: &str| format!("{:?}", theirs.join(name));
+    let config = Config::new(&lab, "stranger")
+        .with("dashboard", "socket", place("sock"))
+        .with("store", "path", place("db"))
+        .with("audit", "path", place("audit.jsonl"))
+        .with("audit", "snapshot_path", place("snapshots.log"));
+    let as_nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
+    let start = Start {
+        through: as_nobody.map(Into::into).into(),
+        arguments: ["--backend", "dry-run"].map(Into::into).into(),
+        ..Start::default()
+    };
+    let mut stranger = Daemon::launch(&lab, binary(), config, &start)?;
+    stranger.wait_ready()?;
+    let nowhere = lab.dir().join("nowhere.toml");
+    let output = command(&lab, &nowhere, &["status"])?;
+    ensure!(output.status.code() == Some(1) && said(&output).contains("the default, is used"), "{output:?}");
+    // Its own user's commands find it.
+    let mut own = lab.server.command(as_nobody[0]);
+    let output = own.args(&as_nobody[1..]).arg(binary()).arg("-c").arg(&nowhere).arg("status").output()?;
+    ensure!(output.status.success() && said(&output).contains("theirs/sock is used"), "{output:?}");
     Ok(())
 }
 

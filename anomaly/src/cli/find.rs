@@ -1,9 +1,11 @@
 //! Looks for the daemon's socket where no configuration says where it is.
 //!
-//! Nobody is connected to for that: a stranger's socket may start a program.
+//! Nobody is connected to for that: a stranger's socket may start a program. And only root's processes count, or one's own:
+//! `off` leaves a file beside the socket, which must not be where another user wants it.
 
 use std::collections::HashMap;
 use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// Name of the daemon's process.
@@ -15,14 +17,18 @@ pub fn sockets() -> Vec<PathBuf> {
     let mut found = Vec::new();
     let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
     for process in pids.map(|entry| entry.path()) {
-        if !fs::read_to_string(process.join("comm")).is_ok_and(|name| name.trim_end() == NAME) {
+        if !fs::read_to_string(process.join("comm")).is_ok_and(|name| name.trim_end() == NAME) || !is_trusted(&process)
+        {
             continue;
         }
         for descriptor in fs::read_dir(process.join("fd")).into_iter().flatten().flatten() {
             let Ok(target) = fs::read_link(descriptor.path()) else { continue };
             let number = target.to_str().and_then(|t| t.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
             if let Some(path) = number.and_then(|number: u64| listening.get(&number)) {
-                found.push(as_seen_here(path, &process));
+                // A daemon in a container names a path of its own root.
+                let is_here =
+                    path.symlink_metadata().is_ok_and(|meta| meta.file_type().is_socket()) && is_trusted(path);
+                found.extend(is_here.then(|| path.clone()));
             }
         }
     }
@@ -44,10 +50,10 @@ fn listening(text: &str) -> HashMap<u64, PathBuf> {
     text.lines().filter_map(of).collect()
 }
 
-/// A daemon in a container has another root.
-fn as_seen_here(path: &Path, process: &Path) -> PathBuf {
-    let inside = process.join("root").join(path.strip_prefix("/").unwrap_or(path));
-    if !path.exists() && inside.exists() { inside } else { path.to_owned() }
+/// Whether a process or a socket is root's or ours.
+fn is_trusted(path: &Path) -> bool {
+    let us = rustix::process::geteuid().as_raw();
+    path.symlink_metadata().is_ok_and(|meta| meta.uid() == 0 || meta.uid() == us)
 }
 
 #[cfg(test)]
