@@ -4,6 +4,7 @@
 //! Each test has a lab of its own, so they run side by side.
 
 mod ban;
+mod broken_config;
 mod browser;
 mod cleanup;
 mod clock_steps;

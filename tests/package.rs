@@ -52,6 +52,64 @@ fn systemd_takes_the_unit_and_finds_it_bounded() -> Result<()> {
     Ok(())
 }
 
+/// The unit's settings of this name, in order.
+fn settings(name: &str) -> Result<Vec<String>> {
+    let text = std::fs::read_to_string(packaging().join("anomaly.service"))?;
+    let of = |line: &str| line.split_once('=').filter(|(key, _)| *key == name).map(|(_, value)| value.to_owned());
+    Ok(text.lines().filter_map(of).collect())
+}
+
+/// By default systemd gives up after five crashes in ten seconds.
+#[test]
+fn a_crash_loop_never_ends_detection() -> Result<()> {
+    let unit = std::fs::read_to_string(packaging().join("anomaly.service"))?;
+    let head = unit.split("[Service]").next().context("no [Unit]")?;
+    ensure!(head.lines().any(|line| line == "StartLimitIntervalSec=0"), "systemd gives up: {head}");
+    ensure!(settings("Restart")? == ["always"] && settings("RestartSec")? == ["1"], "{unit}");
+    Ok(())
+}
+
+/// Carries the unit's ExecReload= out as systemd does: one after the other, until one fails. Gives what was said.
+fn reload(config: &Path, daemon: &str) -> Result<(bool, String)> {
+    let mut said = String::new();
+    for line in settings("ExecReload")? {
+        let line = line.replace("/usr/bin/anomaly", env!("CARGO_BIN_EXE_anomaly")).replace("$MAINPID", daemon);
+        let mut words = line.split(' ');
+        let mut command = Command::new(words.next().context("an empty ExecReload=")?);
+        command.args(words);
+        if line.contains("config check") {
+            command.arg("-c").arg(config);
+        }
+        let output = command.output()?;
+        said += &String::from_utf8_lossy(&output.stderr);
+        if !output.status.success() {
+            return Ok((false, said));
+        }
+    }
+    Ok((true, said))
+}
+
+#[test]
+fn a_reload_checks_the_file_first_and_says_why_it_refuses() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let config = dir.path().join("anomaly.toml");
+    // Dies of SIGHUP, which shows whether it was sent.
+    let sleeper = || Command::new("sleep").arg("60").spawn();
+    for (text, good) in [("allowlist_file = \"\"\n", true), ("[bans]\nduration = 3\n", false)] {
+        std::fs::write(&config, text)?;
+        let mut daemon = sleeper()?;
+        let (done, said) = reload(&config, &daemon.id().to_string())?;
+        let hung_up = clock::wait_until("SIGHUP", Duration::from_secs(if good { 10 } else { 1 }), || {
+            daemon.try_wait().is_ok_and(|ended| ended.is_some())
+        });
+        let _ = daemon.kill();
+        daemon.wait()?;
+        ensure!(done == good && hung_up.is_ok() == good, "{text}: {done}, {hung_up:?}: {said}");
+        ensure!(good || said.contains("duration"), "it does not say why: {said}");
+    }
+    Ok(())
+}
+
 /// Whoever sees a word in `status` at 3 a.m. finds it in the manual that the package brings.
 #[test]
 fn operations_explains_every_word_of_status() -> Result<()> {

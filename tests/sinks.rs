@@ -19,7 +19,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use server::{OK, Reply, SECRET, Sink};
+use server::{OK, Reply, SECRET, Sink, reporter};
 
 fn slack(sink: &Sink) -> Notify {
     Notify {
@@ -167,11 +167,11 @@ fn words(message: &Value) -> String {
 fn a_ban_is_told_with_condition_rate_baseline_time_duration_offence_and_link() {
     let sink = Sink::start(|_| OK);
     run(async {
-        let notifier = Notifier::with_pace(&slack(&sink), fast()).expect("started");
+        let notifier = Notifier::with_pace(&slack(&sink), &reporter(), fast()).expect("started");
         notifier.send(ban(1));
         until("it is sent", || health(&notifier).sent == 1).await;
         let message = &sink.bodies()[0];
-        assert_eq!(message["text"], "10.0.0.1 banned for 10 min");
+        assert_eq!(message["text"], "web1: 10.0.0.1 banned for 10 min");
         let words = words(message);
         for part in [
             "*Condition*\nrate_multiplier: 14.20 req/s against 0.40 ± 0.60 of clients (rolling), z 23.0",
@@ -195,14 +195,14 @@ fn a_ban_is_told_with_condition_rate_baseline_time_duration_offence_and_link() {
 fn a_hundred_bans_at_once_are_one_message() {
     let sink = Sink::start(|_| OK);
     run(async {
-        let notifier = Notifier::with_pace(&slack(&sink), fast()).expect("started");
+        let notifier = Notifier::with_pace(&slack(&sink), &reporter(), fast()).expect("started");
         for n in 0..100 {
             notifier.send(ban(n));
         }
         until("all are told", || health(&notifier).delivered == 100).await;
         let bodies = sink.bodies();
         assert_eq!(bodies.len(), 1);
-        assert_eq!(bodies[0]["text"], "100 bans");
+        assert_eq!(bodies[0]["text"], "web1: 100 bans");
         let words = words(&bodies[0]);
         assert!(words.contains("10.0.0.99 banned for 10 min") && words.contains("… and 90 more"), "{words}");
     });
@@ -214,7 +214,7 @@ fn a_hundred_bans_spread_over_a_second_are_one_message() {
     let sink = Sink::start(|_| OK);
     run(async {
         tokio::time::pause();
-        let notifier = Notifier::start(&slack(&sink)).expect("started");
+        let notifier = Notifier::start(&slack(&sink), &reporter()).expect("started");
         let began = Instant::now();
         for n in 0..100 {
             tokio::time::sleep_until(began + Duration::from_secs(1) * n / 99).await;
@@ -224,7 +224,7 @@ fn a_hundred_bans_spread_over_a_second_are_one_message() {
         until("all are told", || health(&notifier).delivered == 100).await;
         let bodies = sink.bodies();
         assert_eq!(bodies.len(), 1);
-        assert_eq!(bodies[0]["text"], "100 bans");
+        assert_eq!(bodies[0]["text"], "web1: 100 bans");
     });
 }
 
@@ -235,7 +235,7 @@ fn ten_thousand_bans_in_a_minute_are_a_few_messages_and_none_is_forgotten() {
     run(async {
         let real = Pace::default();
         let pace = Pace { collect: real.collect / 60, collect_max: real.collect_max / 60, ..real };
-        let notifier = Notifier::with_pace(&slack(&sink), pace).expect("started");
+        let notifier = Notifier::with_pace(&slack(&sink), &reporter(), pace).expect("started");
         let sender = notifier.clone();
         let sending = tokio::task::spawn_blocking(move || {
             let mut longest = Duration::ZERO;
@@ -259,7 +259,7 @@ fn ten_thousand_bans_in_a_minute_are_a_few_messages_and_none_is_forgotten() {
         let told: u64 = sink
             .bodies()
             .iter()
-            .map(|b| b["text"].as_str().and_then(|t| t.split(' ').next()?.parse::<u64>().ok()).expect("a number"))
+            .map(|b| b["text"].as_str().and_then(|t| t.split(' ').nth(1)?.parse::<u64>().ok()).expect("a number"))
             .sum();
         assert_eq!(told, 10_000);
         let largest = sink.bodies().iter().map(|b| b.to_string().len()).max().expect("a message");
@@ -271,7 +271,7 @@ fn ten_thousand_bans_in_a_minute_are_a_few_messages_and_none_is_forgotten() {
 fn a_sink_that_is_busy_is_asked_again_when_it_said_so() {
     let sink = Sink::start(|n| if n == 0 { Reply::Status(429, "retry-after: 1\r\n", "") } else { OK });
     run(async {
-        let notifier = Notifier::with_pace(&slack(&sink), fast()).expect("started");
+        let notifier = Notifier::with_pace(&slack(&sink), &reporter(), fast()).expect("started");
         notifier.send(ban(1));
         until("it was refused", || health(&notifier).retried == 1).await;
         let refused = Instant::now();
@@ -280,7 +280,7 @@ fn a_sink_that_is_busy_is_asked_again_when_it_said_so() {
         until("it is sent", || health(&notifier).sent == 1).await;
         assert!(refused.elapsed() >= Duration::from_millis(900), "asked again after {:?}", refused.elapsed());
         assert_eq!(sink.bodies().len(), 2);
-        assert_eq!(sink.bodies()[1]["text"], "2 bans", "what came meanwhile is in the same message");
+        assert_eq!(sink.bodies()[1]["text"], "web1: 2 bans", "what came meanwhile is in the same message");
         assert_eq!(health(&notifier).failing, None);
     });
 }
@@ -295,7 +295,7 @@ fn errors_timeouts_and_broken_connections_are_survived() {
         _ => OK,
     });
     run(async {
-        let notifier = Notifier::with_pace(&slack(&sink), fast()).expect("started");
+        let notifier = Notifier::with_pace(&slack(&sink), &reporter(), fast()).expect("started");
         notifier.send(ban(1));
         until("it is sent", || health(&notifier).sent == 1).await;
         let health = health(&notifier);
@@ -313,7 +313,7 @@ fn an_outage_ends_in_one_message_and_costs_no_memory() {
     run(async {
         let settings =
             Notify { slack_webhook_url: Some(Secret::new(format!("http://{address}/{SECRET}"))), ..Notify::default() };
-        let notifier = Notifier::with_pace(&settings, fast()).expect("started");
+        let notifier = Notifier::with_pace(&settings, &reporter(), fast()).expect("started");
         for n in 0..50_000 {
             notifier.send(ban(n));
         }
@@ -335,7 +335,7 @@ fn what_cannot_be_told_before_the_daemon_ends_is_counted_and_logged() {
         let log = logged(tracing::Level::WARN, || {
             run(async {
                 let pace = Pace { timeout: Duration::from_secs(60), ..fast() };
-                let notifier = Notifier::with_pace(&slack(&sink), pace).expect("started");
+                let notifier = Notifier::with_pace(&slack(&sink), &reporter(), pace).expect("started");
                 for n in 0..300 {
                     notifier.send(ban(n));
                 }
@@ -361,7 +361,7 @@ fn a_sink_is_not_told_that_it_does_not_deliver() {
             webhook_url: Some(Secret::new(webhook.url.clone())),
             dashboard_url: None,
         };
-        let notifier = Notifier::with_pace(&settings, fast()).expect("started");
+        let notifier = Notifier::with_pace(&settings, &reporter(), fast()).expect("started");
         let (what, reason) = (|| "slack".to_owned(), || "HTTP 429".to_owned());
         notifier.send(Notice::Degraded { at: at(0), what: what(), reason: reason() });
         notifier.send(Notice::Recovered { at: at(9), what: what(), reason: reason(), after: Duration::from_secs(9) });
@@ -369,7 +369,7 @@ fn a_sink_is_not_told_that_it_does_not_deliver() {
         notifier.send(Notice::Degraded { at: at(9), what: "store".into(), reason: "disk full".into() });
         let delivered = || notifier.health().iter().map(|sink| (sink.delivered, sink.waiting)).collect::<Vec<_>>();
         until("all is told", || delivered() == [(1, 0), (3, 0)]).await;
-        assert_eq!(slack.bodies()[0]["text"], "Degraded: store");
+        assert_eq!(slack.bodies()[0]["text"], "web1: Degraded: store");
         assert_eq!(webhook.bodies()[0]["counts"], serde_json::json!({ "degraded": 2, "recovered": 1 }));
     });
 }
@@ -378,7 +378,7 @@ fn a_sink_is_not_told_that_it_does_not_deliver() {
 fn a_message_that_is_refused_for_good_is_counted_and_the_next_one_gets_through() {
     let sink = Sink::start(|n| if n == 0 { Reply::Status(404, "", "no_service") } else { OK });
     run(async {
-        let notifier = Notifier::with_pace(&slack(&sink), fast()).expect("started");
+        let notifier = Notifier::with_pace(&slack(&sink), &reporter(), fast()).expect("started");
         notifier.send(ban(1));
         until("it is refused", || health(&notifier).lost == 1).await;
         assert_eq!(health(&notifier).failing.expect("failing").1, "HTTP 404 Not Found (no_service)");
@@ -392,8 +392,8 @@ fn a_message_that_is_refused_for_good_is_counted_and_the_next_one_gets_through()
 fn the_end_of_the_daemon_does_not_wait_for_the_window_but_posts_what_waits() {
     let sink = Sink::start(|_| OK);
     run(async {
-        let notifier =
-            Notifier::with_pace(&slack(&sink), Pace { collect: Duration::from_secs(60), ..fast() }).expect("started");
+        let pace = Pace { collect: Duration::from_secs(60), ..fast() };
+        let notifier = Notifier::with_pace(&slack(&sink), &reporter(), pace).expect("started");
         notifier.send(ban(1));
         notifier.finish(Duration::from_secs(10)).await;
         assert_eq!(sink.bodies().len(), 1);
@@ -409,7 +409,7 @@ fn the_webhook_gets_the_rows_of_the_audit_log() {
             dashboard_url: Some("http://localhost:8081".into()),
             slack_webhook_url: None,
         };
-        let notifier = Notifier::with_pace(&settings, fast()).expect("started");
+        let notifier = Notifier::with_pace(&settings, &reporter(), fast()).expect("started");
         notifier.send(ban(1));
         let prefix = net("2001:db8::/64");
         notifier.send(unban(Ban { offence: 2, ..of(prefix) }, 600, Origin::Operator, None));
@@ -438,7 +438,7 @@ fn the_webhook_gets_the_rows_of_the_audit_log() {
 fn an_unban_that_did_not_work_is_not_told_as_one() {
     let sink = Sink::start(|_| OK);
     run(async {
-        let notifier = Notifier::with_pace(&slack(&sink), fast()).expect("started");
+        let notifier = Notifier::with_pace(&slack(&sink), &reporter(), fast()).expect("started");
         let error = Some("iptables: exit status 4");
         notifier.send(unban(of(net("203.0.113.7/32")), 600, Origin::Operator, error));
         until("it is sent", || health(&notifier).delivered == 1).await;
@@ -472,7 +472,7 @@ fn the_url_is_in_no_log_and_no_error_whatever_goes_wrong() {
             run(async {
                 let settings = Notify { slack_webhook_url: Some(Secret::new(url)), ..Notify::default() };
                 said.push(format!("{settings:?}"));
-                let notifier = Notifier::with_pace(&settings, fast()).expect("started");
+                let notifier = Notifier::with_pace(&settings, &reporter(), fast()).expect("started");
                 said.push(format!("{notifier:?}"));
                 for n in 0..6 {
                     notifier.send(ban(n));
@@ -486,7 +486,7 @@ fn the_url_is_in_no_log_and_no_error_whatever_goes_wrong() {
         run(async {
             for url in [SECRET.to_owned(), format!("ftp://host/{SECRET}"), format!("http://[{SECRET}")] {
                 let settings = Notify { slack_webhook_url: Some(Secret::new(url)), ..Notify::default() };
-                let error = Notifier::start(&settings).expect_err("not a URL");
+                let error = Notifier::start(&settings, &reporter()).expect_err("not a URL");
                 assert_eq!(error, NotifyError::BadUrl("slack"));
                 said.push(format!("{error} {error:?}"));
             }
@@ -503,7 +503,7 @@ fn the_url_is_in_no_log_and_no_error_whatever_goes_wrong() {
 
 #[test]
 fn without_a_sink_nothing_happens() {
-    let notifier = Notifier::start(&Notify::default()).expect("started without a runtime");
+    let notifier = Notifier::start(&Notify::default(), &reporter()).expect("started without a runtime");
     notifier.send(ban(1));
     assert!(notifier.health().is_empty());
 }
@@ -517,7 +517,8 @@ fn tls_client() {
     let Ok(url) = std::env::var(TLS_URL) else { return };
     let notifier_for = |url: String| {
         let settings = Notify { slack_webhook_url: Some(Secret::new(url)), ..Notify::default() };
-        Notifier::with_pace(&settings, Pace { timeout: Duration::from_secs(5), ..fast() }).expect("started")
+        Notifier::with_pace(&settings, &reporter(), Pace { timeout: Duration::from_secs(5), ..fast() })
+            .expect("started")
     };
     run(async {
         let trusted = notifier_for(url.clone());

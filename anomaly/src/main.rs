@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anomaly::config::presets::Preset;
-use anomaly::config::{self, Config, ConfigError, Loaded};
+use anomaly::config::{self, ConfigError, Loaded};
 use anomaly::enforce::{EnforceError, deny_map, iptables, xdp};
 use anomaly::engine::BanLength;
 use anomaly::store::StoreError;
@@ -20,6 +20,7 @@ use serde_json::json;
 use cli::args::{self, Cli, Command};
 use cli::ask::{ask, segment};
 use cli::print::{Printer, show, text};
+use cli::settings::Settings;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -53,16 +54,12 @@ fn in_one_line(error: &anyhow::Error) -> String {
 
 /// The configuration as `-c`, the environment and the allow-list's file say it.
 fn load(file: Option<&Path>) -> Result<Loaded, ConfigError> {
-    config::load(file, variables())
+    config::load(file, cli::variables())
 }
 
-/// The same without that file, for the commands that ask the daemon or take away what it has set.
-fn settings(cli: &Cli) -> Result<Config, ConfigError> {
-    config::load_without_list(cli.config.as_deref(), variables()).map(|loaded| loaded.config)
-}
-
-fn variables() -> impl Iterator<Item = (String, String)> {
-    std::env::vars_os().filter_map(|(n, v)| Some((n.into_string().ok()?, v.into_string().ok()?)))
+/// For the commands that ask the daemon or take away what it has set: good or not.
+fn settings(cli: &Cli) -> Settings {
+    Settings::read(cli.config.as_deref())
 }
 
 fn dispatch(cli: &Cli) -> Result<ExitCode> {
@@ -72,7 +69,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Status(args) => status(cli, args),
         Command::Bans(args) => get(cli, "/api/v1/bans", args.json, |p, v| p.bans(v, daemon::now())),
         Command::Top(args) if args.watch => {
-            cli::watch::top(&settings(cli)?.dashboard.socket)?;
+            cli::watch::top(settings(cli).socket())?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Top(args) => get(cli, "/api/v1/top", args.json, |p, v| p.top(v)),
@@ -145,50 +142,56 @@ fn get(
     as_json: bool,
     print: impl FnOnce(&Printer, &serde_json::Value) -> String,
 ) -> Result<ExitCode> {
-    let config = settings(cli)?;
-    let value = ask(&config.dashboard.socket, Method::GET, path, None)?.ok()?;
+    let value = ask(settings(cli).socket(), Method::GET, path, None)?.ok()?;
     show(&if as_json { format!("{value}\n") } else { print(&Printer::new(), &value) })?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn status(cli: &Cli, args: &args::Status) -> Result<ExitCode> {
-    let config = settings(cli)?;
-    let status = ask(&config.dashboard.socket, Method::GET, "/api/v1/status", None)?.ok()?;
+    let status = ask(settings(cli).socket(), Method::GET, "/api/v1/status", None)?.ok()?;
     show(&if args.json { format!("{status}\n") } else { Printer::new().status(&status) })?;
     let lost = args.check && status["unhealthy"].is_string();
     Ok(if lost { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Fails when some check does.
+/// Fails when some check does; with 2, as elsewhere, where that is the configuration.
 fn examine(cli: &Cli, args: &args::Show) -> Result<ExitCode> {
-    let config = load(cli.config.as_deref())?.config;
-    let live = ask(&config.dashboard.socket, Method::GET, "/api/v1/status", None).and_then(cli::ask::Answer::ok).ok();
+    let file = cli.config.as_deref();
+    let settings = match load(file) {
+        Ok(loaded) => Settings::of(loaded.config),
+        Err(error) => Settings::salvaged(file, &error),
+    };
+    let live = ask(settings.socket(), Method::GET, "/api/v1/status", None).and_then(cli::ask::Answer::ok).ok();
     let live = live.and_then(|status| serde_json::from_value(status).ok());
-    let checks = doctor::run(&config, live.as_ref(), daemon::now());
+    let mut checks: Vec<doctor::Check> = settings.refused.as_deref().map(doctor::refused).into_iter().collect();
+    checks.extend(doctor::run(&settings.config, live.as_ref(), daemon::now()));
     if args.json {
         show(&format!("{}\n", serde_json::to_string(&checks)?))?;
     } else {
         show(&Printer::new().checks(&checks))?;
+    }
+    if settings.refused.is_some() {
+        return Ok(ExitCode::from(2));
     }
     let failed = checks.iter().any(|check| check.status == doctor::Level::Fail);
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn ban(cli: &Cli, args: &args::Ban) -> Result<ExitCode> {
-    let config = settings(cli)?;
+    let settings = settings(cli);
     let mut body = json!({ "ip": anomaly::report::ip_text(&args.ip), "reason": args.reason, "force": args.force });
     match args.length {
         Some(BanLength::Timed(length)) => body["duration_secs"] = length.as_secs().into(),
         Some(BanLength::Permanent) => body["permanent"] = true.into(),
         None => {}
     }
-    let ban = ask(&config.dashboard.socket, Method::POST, "/api/v1/bans", Some(&body))?.ok()?;
+    let ban = ask(settings.socket(), Method::POST, "/api/v1/bans", Some(&body))?.ok()?;
     if args.json {
         show(&format!("{ban}\n"))?;
     } else {
         let until =
             if ban["until"].is_null() { "permanently".into() } else { format!("until {}", text(&ban["until"])) };
-        let but = if daemon::is_off(&config.dashboard.socket) {
+        let but = if daemon::is_off(settings.socket()) {
             "; but dropping is off until `anomaly run` is started again"
         } else if ban["enforcer"] == "dry-run" {
             "; dry-run, so nothing is dropped"
@@ -201,9 +204,8 @@ fn ban(cli: &Cli, args: &args::Ban) -> Result<ExitCode> {
 }
 
 fn unban(cli: &Cli, args: &args::Unban) -> Result<ExitCode> {
-    let config = settings(cli)?;
     let path = format!("/api/v1/bans/{}", segment(&args.ip));
-    let lifted = ask(&config.dashboard.socket, Method::DELETE, &path, None)?.ok()?;
+    let lifted = ask(settings(cli).socket(), Method::DELETE, &path, None)?.ok()?;
     if args.json {
         show(&format!("{lifted}\n"))?;
         return Ok(ExitCode::SUCCESS);
@@ -214,8 +216,15 @@ fn unban(cli: &Cli, args: &args::Unban) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn check(cli: &Cli, args: &args::Show) -> Result<ExitCode> {
-    let loaded = load(cli.config.as_deref())?;
+fn check(cli: &Cli, args: &args::Check) -> Result<ExitCode> {
+    let file = match (&args.file, &cli.config) {
+        (Some(file), Some(other)) if file != other => {
+            let message = format!("{} and -c {}: which of them is to be checked?", file.display(), other.display());
+            Cli::command().error(clap::error::ErrorKind::ArgumentConflict, message).exit()
+        }
+        (given, option) => given.as_deref().or(option.as_deref()),
+    };
+    let loaded = load(file)?;
     let missing = loaded.config.log.paths.iter().filter(|p| !p.exists());
     let mut notes: Vec<String> =
         missing.map(|log| format!("{} does not exist (yet); `run` waits for it", log.display())).collect();
@@ -243,38 +252,66 @@ fn done(args: &args::Show, done: &[String], nothing: &str, whole: &str) -> io::R
 }
 
 fn off(cli: &Cli, args: &args::Show) -> Result<ExitCode> {
-    let config = settings(cli)?;
+    let settings = settings(cli);
     // First, so that a running daemon does not repair what is taken away.
-    let marked = daemon::mark_off(&config.dashboard.socket);
-    let xdp = xdp::off(&config.enforcer.pin_dir).map_err(Into::into).map_err(not_root)?;
-    let mut said = rules_text(&config).map_err(not_root)?;
+    let marked: Vec<_> = settings.sockets().iter().map(|socket| daemon::mark_off(socket)).collect();
+    let mut xdp = false;
+    // One directory that cannot be written must not keep the others dropping, nor the rules.
+    let mut failed = None;
+    for pin_dir in settings.pin_dirs() {
+        match xdp::off(&pin_dir) {
+            Ok(found) => xdp |= found,
+            Err(error) => failed = failed.or(Some(not_root(error.into()))),
+        }
+    }
+    let mut said = rules_text(&settings).map_err(not_root)?;
     if xdp {
         said.insert(0, "XDP passes everything".to_owned());
     }
+    if let Some(error) = failed {
+        return Err(error);
+    }
     let whole = "dropping is off: {}; the next `anomaly run` turns it on again";
     done(args, &said, "nothing of anomaly was dropping anything", whole)?;
+    let marked = marked.into_iter().collect::<io::Result<()>>();
     marked.context("a running daemon could not be told, and may drop again within a minute: stop it")?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn down(cli: &Cli, args: &args::Show) -> Result<ExitCode> {
-    let config = settings(cli)?;
-    let removed = xdp::down(&config.enforcer.pin_dir).map_err(|error| match error {
+    let settings = settings(cli);
+    let (mut interfaces, mut maps, mut failed) = (Vec::new(), 0, None);
+    for pin_dir in settings.pin_dirs() {
+        match xdp::down(&pin_dir) {
+            Ok(removed) => {
+                interfaces.extend(removed.interfaces);
+                maps += removed.maps;
+            }
+            Err(error) => failed = failed.or(Some(why_not_down(error))),
+        }
+    }
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    let mut said = rules_text(&settings).map_err(not_root)?;
+    if !interfaces.is_empty() {
+        said.push(format!("detached from {}", interfaces.join(", ")));
+    }
+    if maps > 0 {
+        said.push(format!("{maps} maps removed"));
+    }
+    done(args, &said, "nothing of anomaly is in the kernel", "{}")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn why_not_down(error: EnforceError) -> anyhow::Error {
+    match error {
         EnforceError::InUse(directory, pid) => anyhow!(
             "a daemon (pid {pid}) uses {directory}: stop it first (systemctl stop anomaly); \
              `anomaly off` stops dropping while it runs"
         ),
         other => not_root(other.into()),
-    })?;
-    let mut said = rules_text(&config).map_err(not_root)?;
-    if !removed.interfaces.is_empty() {
-        said.push(format!("detached from {}", removed.interfaces.join(", ")));
     }
-    if removed.maps > 0 {
-        said.push(format!("{} maps removed", removed.maps));
-    }
-    done(args, &said, "nothing of anomaly is in the kernel", "{}")?;
-    Ok(ExitCode::SUCCESS)
 }
 
 /// Why the kernel refused, where that is plain.
@@ -283,9 +320,9 @@ fn not_root(error: anyhow::Error) -> anyhow::Error {
 }
 
 /// Takes away whatever is not XDP, and says what that was.
-fn rules_text(config: &Config) -> Result<Vec<String>> {
+fn rules_text(settings: &Settings) -> Result<Vec<String>> {
     let removed = iptables::remove_all()?;
-    let listed = deny_map::clear(&config.nginx)?;
+    let listed = deny_map::clear(&settings.nginx())?;
     let counts = [
         (removed.rules, "iptables rules removed"),
         (removed.sets, "ipsets removed"),

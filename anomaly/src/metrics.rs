@@ -241,6 +241,7 @@ pub const DEGRADED_WORDS: &[&str] = &[
     "map_full",
     "braked",
     "off",
+    "config",
 ];
 
 /// The word of a rejection in metrics and status.

@@ -105,7 +105,8 @@ fn is_attacker(line: &Value) -> bool {
 
 /// The bans that a message counts or names.
 fn bans(message: &Value) -> u64 {
-    let text = message["text"].as_str().unwrap_or_default();
+    // The host comes first.
+    let text = message["text"].as_str().and_then(|text| text.split_once(": ")).map_or("", |(_, text)| text);
     if text.contains(" banned for ") {
         return 1;
     }

@@ -4,6 +4,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
+use anomaly::notify::Reporter;
 use serde_json::Value;
 
 /// The part of the URL that nobody may ever see.
@@ -89,4 +90,9 @@ fn serve(stream: TcpStream, seen: &Mutex<Vec<Value>>, script: &dyn Fn(usize) -> 
             }
         }
     }
+}
+
+/// Who reports to it: messages begin with `web1: `.
+pub fn reporter() -> Reporter {
+    Reporter { host: "web1".into(), dry_run: false }
 }

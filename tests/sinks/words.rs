@@ -2,18 +2,19 @@
 
 use std::time::Duration;
 
+use anomaly::config::{Notify, Secret};
 use anomaly::engine::{Ban, Braked, Finding, Level, LevelAccepted, Origin, Scope};
-use anomaly::notify::{Notice, Notifier};
+use anomaly::notify::{Notice, Notifier, Reporter};
 use serde_json::Value;
 
 use super::server::{OK, Sink};
-use super::{at, fast, finding, health, net, not_effective, of, run, slack, unban, until, words};
+use super::{at, ban, fast, finding, health, net, not_effective, of, reporter, run, slack, unban, until, words};
 
 /// The message that tells of one notice.
 fn told(notice: Notice) -> Value {
     let sink = Sink::start(|_| OK);
     run(async {
-        let notifier = Notifier::with_pace(&slack(&sink), fast()).expect("started");
+        let notifier = Notifier::with_pace(&slack(&sink), &reporter(), fast()).expect("started");
         notifier.send(notice);
         until("it is sent", || health(&notifier).sent == 1).await;
     });
@@ -22,7 +23,7 @@ fn told(notice: Notice) -> Value {
 
 /// Holds that a message has this title and these parts, and that no label in it stands without a value.
 fn holds(message: &Value, title: &str, parts: &[&str]) {
-    assert_eq!(message["text"], title);
+    assert_eq!(message["text"], format!("web1: {title}"));
     let words = words(message);
     for part in parts {
         assert!(words.contains(part), "{part:?} is missing in {words}");
@@ -46,8 +47,8 @@ fn an_unban_tells_of_the_ban_that_it_ends() {
         "*Dropped*\n12 packets, 720 bytes",
         "<https://status.example.net/anomaly/ip/203.0.113.7|Why? 203.0.113.7>",
     ];
-    let ban = || Ban { offence: 2, ..of(net("203.0.113.7/32")) };
-    let message = told(unban(ban(), 600, Origin::Detector, None));
+    let again = || Ban { offence: 2, ..of(net("203.0.113.7/32")) };
+    let message = told(unban(again(), 600, Origin::Detector, None));
     holds(&message, "203.0.113.7 unbanned after 10 min", &facts);
     let reason = "reason of the ban: rate_multiplier: 14.20 req/s against 0.40 ± 0.60 of clients (rolling), z 23.0";
     let ran_out = format!("*Condition*\nthe ban ran out; {reason}");
@@ -56,14 +57,14 @@ fn an_unban_tells_of_the_ban_that_it_ends() {
         "203.0.113.7 unbanned after 10 min",
         &[&ran_out, "*Duration*\n10 min\n", "*Offence*\n2", "*Time*\n2026-04-27T09:35:51Z"],
     );
-    let message = told(unban(ban(), 200, Origin::Operator, None));
+    let message = told(unban(again(), 200, Origin::Operator, None));
     holds(&message, "203.0.113.7 unbanned after 3 min 20 s", &facts);
     let lifted = format!("*Condition*\nlifted by hand; {reason}");
     holds(&message, "203.0.113.7 unbanned after 3 min 20 s", &[&lifted, "*Duration*\n3 min 20 s of 10 min"]);
     // By hand, of nobody the engine knew, for good.
-    let ban = Ban { until: None, origin: Origin::Operator, finding: None, note: "rude".into(), ..ban() };
+    let by_hand = Ban { until: None, origin: Origin::Operator, finding: None, note: "rude".into(), ..again() };
     holds(
-        &told(unban(ban, 7200, Origin::Operator, None)),
+        &told(unban(by_hand, 7200, Origin::Operator, None)),
         "203.0.113.7 unbanned after 2 h",
         &["*Condition*\nlifted by hand; reason of the ban: rude", "*Duration*\n2 h of a permanent ban"],
     );
@@ -73,14 +74,14 @@ fn an_unban_tells_of_the_ban_that_it_ends() {
 fn unbans_in_a_line_each_still_say_what_they_were_for() {
     let sink = Sink::start(|_| OK);
     run(async {
-        let notifier = Notifier::with_pace(&slack(&sink), fast()).expect("started");
+        let notifier = Notifier::with_pace(&slack(&sink), &reporter(), fast()).expect("started");
         for n in 1..=2 {
             notifier.send(unban(of(net(&format!("203.0.113.{n}/32"))), 600, Origin::Detector, None));
         }
         until("they are sent", || health(&notifier).delivered == 2).await;
     });
     let message = &sink.bodies()[0];
-    assert_eq!(message["text"], "2 unbans");
+    assert_eq!(message["text"], "web1: 2 unbans");
     let words = words(message);
     let line = "203.0.113.2 unbanned after 10 min — the ban ran out; reason of the ban: rate_multiplier: 14.20 req/s \
                 against 0.40 ± 0.60 of clients (rolling), z 23.0, offence 1, 2026-04-27T09:35:51Z \
@@ -165,4 +166,39 @@ fn what_the_brake_holds_and_what_is_normal_from_now_on_have_their_figures() {
         "A new level of traffic is normal now (ip)",
         &["*Before*\n0.40 ± 0.60 requests/s (ip, rolling)", "*From now on*\n2.00 ± 0.60 requests/s (ip, rolling)"],
     );
+}
+
+/// Several daemons write to one channel.
+#[test]
+fn every_message_and_every_row_names_its_host_and_a_dry_run() {
+    let (to_slack, to_webhook) = (Sink::start(|_| OK), Sink::start(|_| OK));
+    let settings = Notify { webhook_url: Some(Secret::new(to_webhook.url.clone())), ..slack(&to_slack) };
+    let dry = Reporter { host: "shop-2".into(), dry_run: true };
+    for reporter in [reporter(), dry] {
+        run(async {
+            let notifier = Notifier::with_pace(&settings, &reporter, fast()).expect("started");
+            notifier.send(ban(1));
+            notifier.send(Notice::Other { at: at(0), event: "repaired".into(), text: "1 ban was missing".into() });
+            notifier.send(Notice::Degraded { at: at(0), what: "store".into(), reason: "the disk is full".into() });
+            until("it is sent", || notifier.health().iter().all(|sink| sink.delivered == 3)).await;
+            notifier.finish(Duration::from_secs(10)).await;
+        });
+    }
+    let heads = ["web1: ", "shop-2 (dry run, nothing is dropped): "];
+    for (message, head) in to_slack.bodies().iter().zip(heads) {
+        let title = message["blocks"][0]["text"]["text"].as_str().expect("a header");
+        assert!(title.starts_with(head) && message["text"].as_str().is_some_and(|t| t.starts_with(head)), "{message}");
+    }
+    let bodies = to_webhook.bodies();
+    assert_eq!((bodies.len(), to_slack.bodies().len()), (2, 2));
+    for (body, (head, host, dry_run)) in bodies.iter().zip([(heads[0], "web1", false), (heads[1], "shop-2", true)]) {
+        let rows = body["events"].as_array().expect("events");
+        assert_eq!(rows.len(), 3);
+        for row in rows.iter().chain([body]) {
+            assert_eq!((&row["host"], &row["dry_run"]), (&host.into(), &dry_run.into()), "{row}");
+        }
+        for row in rows {
+            assert!(row["text"].as_str().is_some_and(|text| text.starts_with(head)), "{row}");
+        }
+    }
 }

@@ -11,9 +11,22 @@ use anomaly::report::parse_ip;
 use clap::{Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
+/// Below the list of commands.
+const AFTER_HELP: &str = "\
+Examples:
+  anomaly doctor                      what will work on this host
+  anomaly replay access.json*         who would have been banned, from the logs you have
+  anomaly run --backend dry-run       decide and record, drop nothing
+  anomaly status                      how the daemon is doing
+  anomaly explain 203.0.113.7         why is this client banned?
+  anomaly unban 203.0.113.7           let it in again
+  anomaly off                         stop dropping at once; works without the daemon
+
+Exit status: 0 done, 1 failed, 2 wrong usage or bad configuration.";
+
 /// Learns what normal traffic of your web host looks like and drops abusive clients in the kernel.
 #[derive(Debug, Parser)]
-#[command(name = "anomaly", version, after_help = "Exit status: 0 done, 1 failed, 2 wrong usage or bad configuration.")]
+#[command(name = "anomaly", version, after_help = AFTER_HELP, arg_required_else_help = true)]
 pub struct Cli {
     /// Configuration file [default: /etc/anomaly/anomaly.toml where it exists, else built-in defaults]
     #[arg(short, long, global = true, value_name = "FILE")]
@@ -126,6 +139,17 @@ pub struct Show {
     pub json: bool,
 }
 
+/// Arguments of `config check`.
+#[derive(Debug, clap::Args)]
+pub struct Check {
+    /// The configuration to check; the same as -c FILE
+    #[arg(value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Arguments of `status`.
 #[derive(Debug, clap::Args)]
 pub struct Status {
@@ -196,7 +220,7 @@ pub enum Config {
     /// Print the commented sample with every default
     Default,
     /// Say whether the configuration is good, and what is in it that will not work
-    Check(Show),
+    Check(Check),
     /// Print what makes Nginx log the clients behind a CDN: its addresses and header, as of when, from where
     Realip {
         /// Which CDN, as in trusted_proxies_presets
@@ -238,6 +262,14 @@ mod tests {
         for line in ["anomaly -c /a.toml status", "anomaly status --config /a.toml"] {
             assert_eq!(parse(line).unwrap().config, Some("/a.toml".into()));
         }
+    }
+
+    #[test]
+    fn no_arguments_are_answered_by_the_help_with_its_examples() {
+        let error = parse("anomaly").unwrap_err();
+        let said = error.to_string();
+        assert!(said.contains("anomaly unban 203.0.113.7") && said.contains("Usage:"), "{said}");
+        assert_eq!(error.exit_code(), 2);
     }
 
     #[test]

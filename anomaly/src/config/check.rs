@@ -184,11 +184,21 @@ impl Checks<'_> {
 /// Longest span that a configured number of seconds may have: ten years.
 const TEN_YEARS: i64 = 10 * 366 * 86_400;
 
+/// Longest `name`, in characters: it stands at the head of every message.
+const LONGEST_NAME: usize = 64;
+
 /// Takes `raw` over; what cannot be meant is told in `problems`.
 pub(super) fn check(raw: Raw, problems: &mut Vec<String>) -> Config {
     let mut config = Config::default();
     let mut c = Checks { problems };
 
+    if let Some(name) = raw.name.map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()) {
+        if name.chars().count() > LONGEST_NAME || name.chars().any(char::is_control) {
+            c.problem("name", format!("{name:?}"), "must be one line of at most 64 characters");
+        } else {
+            config.name = Some(name);
+        }
+    }
     c.prefixes("allowlist", raw.allowlist, &mut config.allowlist);
     let optional = |path: PathBuf| (!path.as_os_str().is_empty()).then_some(path);
     if let Some(path) = raw.allowlist_file {

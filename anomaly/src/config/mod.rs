@@ -16,10 +16,12 @@ mod allowlist;
 mod check;
 pub mod presets;
 mod raw;
+mod salvage;
 
 pub use allowlist::DEFAULT_FILE as ALLOWLIST_FILE;
 pub use check::duration;
 pub use raw::{ConfigError, Loaded, load, load_without_list, parse};
+pub use salvage::{Salvaged, in_one_line, salvage};
 
 /// Where the configuration is looked for when no `--config` is given.
 pub const DEFAULT_PATH: &str = "/etc/anomaly/anomaly.toml";
@@ -30,6 +32,8 @@ pub const SAMPLE: &str = include_str!("sample.toml");
 /// A checked configuration. The sample is its documentation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
+    /// What messages call this host. Default none, which is its host name: see [`Config::name`].
+    pub name: Option<String>,
     /// Where requests are read.
     pub log: Log,
     /// How clients are dropped.
@@ -190,9 +194,18 @@ pub struct Audit {
     pub max_bytes: u64,
 }
 
+impl Config {
+    /// What messages call this host: as configured, or its host name.
+    pub fn name(&self) -> String {
+        let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+        self.name.clone().unwrap_or_else(host)
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
+            name: None,
             log: Log {
                 paths: vec!["/var/log/nginx/access.json".into()],
                 backfill: Duration::from_secs(86_400),

@@ -11,7 +11,7 @@ use super::check::check;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file could not be read.
-    #[error("{}: {source}", path.display())]
+    #[error("the configuration file {}: {source}", path.display())]
     Read {
         /// Which file.
         path: PathBuf,
@@ -50,6 +50,7 @@ pub struct Loaded {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Raw {
+    pub(super) name: Option<String>,
     pub(super) allowlist: Option<Vec<String>>,
     pub(super) allowlist_file: Option<PathBuf>,
     pub(super) trusted_proxies: Option<Vec<String>>,
@@ -173,6 +174,7 @@ pub(super) struct RawNotify {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawWebhook {
+    #[serde(deserialize_with = "secret")]
     pub(super) webhook_url: Option<String>,
     pub(super) webhook_url_file: Option<PathBuf>,
 }
@@ -180,6 +182,7 @@ pub(super) struct RawWebhook {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawWebhookTarget {
+    #[serde(deserialize_with = "secret")]
     pub(super) url: Option<String>,
     pub(super) url_file: Option<PathBuf>,
 }
@@ -189,6 +192,7 @@ pub(super) struct RawWebhookTarget {
 pub(super) struct RawDashboard {
     pub(super) listen: Option<String>,
     pub(super) socket: Option<PathBuf>,
+    #[serde(deserialize_with = "secret")]
     pub(super) token: Option<String>,
     pub(super) token_file: Option<PathBuf>,
 }
@@ -205,6 +209,14 @@ pub(super) struct RawAudit {
     pub(super) path: Option<PathBuf>,
     pub(super) snapshot_path: Option<PathBuf>,
     pub(super) max_bytes: Option<i64>,
+}
+
+/// A secret of another type must not be repeated by the error.
+fn secret<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    match toml::Value::deserialize(from)? {
+        toml::Value::String(text) => Ok(Some(text)),
+        _ => Err(serde::de::Error::custom("is not a string in quotes (its value is a secret and not shown)")),
+    }
 }
 
 /// Loads the configuration as [`load_without_list`], and what `allowlist_file` lists: for whoever decides on bans or says
@@ -233,10 +245,7 @@ pub fn load_without_list(
     path: Option<&Path>,
     environment: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Loaded, ConfigError> {
-    let path = match path {
-        Some(path) => Some(path.to_path_buf()),
-        None => Some(PathBuf::from(super::DEFAULT_PATH)).filter(|p| p.exists()),
-    };
+    let path = configuration_path(path);
     let text = match &path {
         Some(path) => {
             std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.clone(), source })?
@@ -246,6 +255,14 @@ pub fn load_without_list(
     let place = path.as_ref().map_or_else(|| "built-in defaults".to_owned(), |p| p.display().to_string());
     let (config, overridden) = parse(&place, &text, environment)?;
     Ok(Loaded { config, path, overridden })
+}
+
+/// The file that is read: `path`, or [`super::DEFAULT_PATH`] unless that is certainly not there.
+pub(super) fn configuration_path(path: Option<&Path>) -> Option<PathBuf> {
+    match path {
+        Some(path) => Some(path.to_path_buf()),
+        None => Some(PathBuf::from(super::DEFAULT_PATH)).filter(|path| !matches!(path.try_exists(), Ok(false))),
+    }
 }
 
 /// Checks a configuration given as text; `place` names it in errors. Returns the names of the variables of
@@ -268,9 +285,7 @@ pub fn parse(
     let mut raw: Raw = toml::from_str(text).map_err(syntax)?;
     let mut table: toml::Table = toml::from_str(text).map_err(syntax)?;
     let mut overridden = Vec::new();
-    let mut variables: Vec<_> = environment.into_iter().filter_map(|(n, v)| key_path(&n).map(|k| (n, k, v))).collect();
-    variables.sort();
-    for (name, keys, value) in variables {
+    for (name, keys, value) in environment_of(environment) {
         (table, raw) = override_key(table, &name, &keys, &value)?;
         overridden.push(name);
     }
@@ -283,8 +298,17 @@ pub fn parse(
     }
 }
 
+/// The variables that are ours: name, keys and value, in a fixed order.
+pub(super) fn environment_of(
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Vec<(String, Vec<String>, String)> {
+    let mut variables: Vec<_> = environment.into_iter().filter_map(|(n, v)| key_path(&n).map(|k| (n, k, v))).collect();
+    variables.sort();
+    variables
+}
+
 /// Keys that are in no section.
-const TOP_KEYS: [&str; 4] = ["allowlist", "allowlist_file", "trusted_proxies", "trusted_proxies_presets"];
+const TOP_KEYS: [&str; 5] = ["name", "allowlist", "allowlist_file", "trusted_proxies", "trusted_proxies_presets"];
 
 /// `ANOMALY_BANS__DURATIONS` -> `bans`, `durations`; `None` for variables that are not ours. The keys that are in no section
 /// (`ANOMALY_ALLOWLIST`, ...) need no `__`; whatever else has none belongs to someone else (Kubernetes sets
@@ -295,7 +319,7 @@ fn key_path(name: &str) -> Option<Vec<String>> {
     (keys.len() > 1 || TOP_KEYS.contains(&rest.as_str())).then_some(keys)
 }
 
-fn override_key(
+pub(super) fn override_key(
     table: toml::Table,
     name: &str,
     keys: &[String],
@@ -394,6 +418,7 @@ mod tests {
             ("[enforcer]\ninterfaces = [\"a/b\"]", "enforcer.interfaces", "no interface name"),
             ("[dashboard]\nlisten = \"0.0.0.0:8081\"", "dashboard.listen", "token"),
             ("[notify.slack]\nwebhook_url = \"hush\"", "notify.slack.webhook_url", "no http or https URL"),
+            ("name = \"web\\n1\"", "name", "one line"),
         ];
         for (text, place, what) in cases {
             let error = parsed(text).unwrap_err();
@@ -409,6 +434,12 @@ mod tests {
 
     #[test]
     fn secrets_show_in_no_error_and_no_debug_output() {
+        for text in
+            ["[dashboard]\ntoken = 4711", "[notify.webhook]\nurl = 4711", "[notify.slack]\nwebhook_url = [4711]"]
+        {
+            let error = parsed(text).unwrap_err();
+            assert!(!error.contains("4711") && error.contains("not a string"), "{error}");
+        }
         let error = parsed("[notify.slack]\nwebhook_url = \"hush-hush\"").unwrap_err();
         assert!(!error.contains("hush"), "{error}");
         let config = parsed("[notify.slack]\nwebhook_url = \"https://hush.example/x\"").unwrap();

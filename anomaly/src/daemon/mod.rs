@@ -18,6 +18,7 @@ mod alert;
 mod apply;
 mod begin;
 mod clock;
+mod config_file;
 mod hot;
 mod line_counts;
 mod log_watch;

@@ -18,6 +18,7 @@ use tracing::{error, info, warn};
 use super::apply::{Apply, Work, needs_restart};
 use super::begin::{self, Beginning, Begun};
 use super::clock::{now, stopwatch};
+use super::config_file::{self, ConfigFile};
 use super::hot::{HotPicture, Shared, newest};
 use super::logins::{self, Change, Logins};
 use super::picture::{HANGS_AFTER, Machine, Memory, Sources, live, point};
@@ -30,7 +31,7 @@ use crate::dashboard;
 use crate::dashboard::history::History;
 use crate::enforce;
 use crate::metrics::Metrics;
-use crate::notify::Notifier;
+use crate::notify::{Notifier, Reporter};
 use crate::store::MAX_ENDED;
 
 /// Requests that may wait for the hot thread.
@@ -68,8 +69,9 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let _entered = runtime.enter();
     let prepared = enforce::prepare(&config.enforcer);
-    let notifier = Notifier::start(&config.notify)?;
+    let notifier = Notifier::start(&config.notify, &Reporter::of(&config))?;
 
+    let config_file = ConfigFile::new(loaded.path.as_deref(), &config);
     match &loaded.path {
         Some(path) => info!("anomaly {} with {}", env!("CARGO_PKG_VERSION"), path.display()),
         None => info!("anomaly {} with the built-in defaults", env!("CARGO_PKG_VERSION")),
@@ -190,6 +192,7 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
         logins,
         logins_changed: false,
         reload,
+        config_file,
     };
     let outcome = runtime.block_on(service.serve(uptime, hot_ended, apply_ended));
     // The hot thread hands everything over before it ends, and the apply thread ends after that.
@@ -223,6 +226,7 @@ struct Service {
     /// Not yet told to the two threads.
     logins_changed: bool,
     reload: Reload,
+    config_file: ConfigFile,
 }
 
 impl Service {
@@ -276,7 +280,10 @@ impl Service {
                         let _ = live_sender.send(self.picture(&hot, &machine, &mut memory, uptime()));
                     }
                 }
-                _ = sessions.tick() => self.guard_logins(),
+                _ = sessions.tick() => {
+                    self.guard_logins();
+                    self.look_at_config_file();
+                }
                 () = received(&mut hangup) => self.reload().await,
                 () = received(&mut terminate) => break,
                 () = received(&mut interrupt) => break,
@@ -377,14 +384,31 @@ impl Service {
     /// SIGHUP: everything or nothing of the new configuration.
     async fn reload(&mut self) {
         let outcome = match (self.reload)() {
-            Ok(loaded) => self.take(loaded.config).await,
-            Err(problem) => Err(problem.to_string()),
+            Ok(loaded) => {
+                let outcome = self.take(loaded.config).await;
+                self.config_file.reloaded(None, outcome.is_ok());
+                outcome.map_err(|problem| format!("{problem}; the old configuration stays in force"))
+            }
+            Err(problem) => {
+                self.config_file.reloaded(Some(&problem), false);
+                Err(config_file::reason(&problem))
+            }
         };
         let work = self.work.clone();
         // The apply thread may be busy with a firewall that hangs; nobody else may wait for it.
         tokio::task::spawn_blocking(move || {
             // It only fails when the daemon ends.
             let _ = work.send(Work::Reloaded(outcome));
+        });
+    }
+
+    /// A file that the next start would refuse is a fault before that start.
+    fn look_at_config_file(&mut self) {
+        let Some(news) = self.config_file.look(&self.reload) else { return };
+        let work = self.work.clone();
+        tokio::task::spawn_blocking(move || {
+            // It only fails when the daemon ends.
+            let _ = work.send(Work::ConfigFile(news));
         });
     }
 
@@ -436,6 +460,7 @@ impl Service {
         config.engine.self_proof = self.config.engine.self_proof;
         config.enforcer = crate::config::Enforcer { on_stop: config.enforcer.on_stop, ..self.config.enforcer.clone() };
         config.store_path.clone_from(&self.config.store_path);
+        config.name.clone_from(&self.config.name);
         config.notify = self.config.notify.clone();
         config.dashboard = self.config.dashboard.clone();
         config.nginx = self.config.nginx.clone();

@@ -81,6 +81,13 @@ pub fn run(config: &Config, live: Option<&Status>, now: Timestamp) -> Vec<Check>
     checks
 }
 
+/// A configuration that is refused, for this reason; what else is looked at goes by what could be read of it.
+pub fn refused(reason: &str) -> Check {
+    let next =
+        "mend it, then `anomaly config check`; a daemon that runs keeps the old one, and none starts with this one";
+    Check::fail("config", format!("the configuration is refused: {reason}"), next)
+}
+
 fn daemon(config: &Config, live: Option<&Status>) -> Check {
     match live {
         Some(status) => Check::ok(

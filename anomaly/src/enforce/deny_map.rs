@@ -42,6 +42,14 @@ pub fn wrap(inner: Box<dyn Enforcer>, nginx: &config::Nginx) -> Box<dyn Enforcer
     Box::new(DenyMap { inner, list, never_drop: Vec::new(), incidents: Vec::new() })
 }
 
+/// Where `nginx/deny.conf` and the documents have the list.
+const USUAL: &str = "/var/lib/nginx-deny/anomaly.list";
+
+/// The list in its usual place, where no configuration says where it is: only one that we have written.
+pub fn find() -> Option<PathBuf> {
+    fs::read_to_string(USUAL).is_ok_and(|text| text.starts_with(HEADER)).then(|| USUAL.into())
+}
+
 /// Empties the deny list, without the daemon. False when there was nothing on it.
 ///
 /// # Errors

@@ -12,6 +12,7 @@ mod pins;
 mod program;
 mod raw;
 mod room;
+mod search;
 mod tables;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -38,6 +39,7 @@ pub use needs::{open_members, wanted_interfaces};
 pub use netlink::{Interface, interfaces};
 pub use offline::{Removed, down, off};
 pub use program::{Loader, OBJECT};
+pub use search::{Found, find};
 
 /// The enforcer over XDP. Made by [`XdpEnforcer::open`].
 pub struct XdpEnforcer {

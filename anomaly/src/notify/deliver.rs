@@ -8,7 +8,7 @@ use reqwest::{StatusCode, header};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{Form, Inbox, Pace, Score};
+use super::{Form, Inbox, Pace, Reporter, Score};
 use crate::report::inert;
 
 /// Attempts that are left once nobody holds the notifier any more.
@@ -18,6 +18,7 @@ const LAST_ATTEMPTS: u32 = 5;
 pub(super) struct Task {
     pub(super) form: Form,
     pub(super) url: reqwest::Url,
+    pub(super) reporter: Reporter,
     pub(super) dashboard: Option<String>,
     pub(super) pace: Pace,
     pub(super) score: Arc<Score>,
@@ -89,7 +90,7 @@ impl Task {
         let mut last_attempts = LAST_ATTEMPTS;
         loop {
             let batch = self.inbox.take();
-            let body = self.form.message(&batch, self.dashboard.as_deref());
+            let body = self.form.message(&batch, &self.reporter, self.dashboard.as_deref());
             let notices = batch.count();
             match post(client, &self.url, body, self.pace.timeout).await {
                 Outcome::Accepted => {

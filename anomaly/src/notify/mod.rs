@@ -30,6 +30,28 @@ use crate::config::{self, Secret};
 use crate::engine::{Ban, Braked, Finding, LevelAccepted, NotEffective, Unban};
 use crate::time::Timestamp;
 
+/// The daemon that reports: every message names it, because several may write to one channel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reporter {
+    /// What the host is called.
+    pub host: String,
+    /// Nothing is dropped.
+    pub dry_run: bool,
+}
+
+impl Reporter {
+    /// The daemon with this configuration.
+    pub fn of(config: &config::Config) -> Self {
+        Self { host: config.name(), dry_run: config.enforcer.backend == config::Backend::DryRun }
+    }
+
+    /// A text for people, with what it must not be read without.
+    fn heads(&self, text: &str) -> String {
+        let dry_run = if self.dry_run { " (dry run, nothing is dropped)" } else { "" };
+        format!("{}{dry_run}: {text}", crate::report::inert(self.host.as_bytes()))
+    }
+}
+
 /// Something people want to hear of.
 #[derive(Clone, Debug)]
 pub enum Notice {
@@ -284,10 +306,10 @@ enum Form {
 
 impl Form {
     /// The body of a post.
-    fn message(self, batch: &Batch, dashboard: Option<&str>) -> String {
+    fn message(self, batch: &Batch, reporter: &Reporter, dashboard: Option<&str>) -> String {
         match self {
-            Self::Slack => slack::message(batch, dashboard),
-            Self::Webhook => webhook::message(batch, dashboard),
+            Self::Slack => slack::message(batch, reporter, dashboard),
+            Self::Webhook => webhook::message(batch, reporter, dashboard),
         }
     }
 }
@@ -295,11 +317,11 @@ impl Form {
 #[cfg(test)]
 impl Notifier {
     /// What Slack and the webhook would be sent next, for golden files; nothing waits any longer.
-    pub(crate) fn next_messages(&self, dashboard: Option<&str>) -> [Option<String>; 2] {
+    pub(crate) fn next_messages(&self, reporter: &Reporter, dashboard: Option<&str>) -> [Option<String>; 2] {
         [("slack", Form::Slack), ("webhook", Form::Webhook)].map(|(name, form)| {
             let sink = self.sinks.iter().find(|sink| sink.score.name == name)?;
             let batch = sink.inbox.take();
-            (!batch.is_empty()).then(|| form.message(&batch, dashboard))
+            (!batch.is_empty()).then(|| form.message(&batch, reporter, dashboard))
         })
     }
 }
@@ -313,8 +335,8 @@ impl Notifier {
     ///
     /// # Panics
     /// Outside of a tokio runtime, where a sink is configured.
-    pub fn start(settings: &config::Notify) -> Result<Self, NotifyError> {
-        Self::with_pace(settings, Pace::default())
+    pub fn start(settings: &config::Notify, reporter: &Reporter) -> Result<Self, NotifyError> {
+        Self::with_pace(settings, reporter, Pace::default())
     }
 
     /// As [`Notifier::start`], at another pace.
@@ -324,7 +346,7 @@ impl Notifier {
     ///
     /// # Panics
     /// Outside of a tokio runtime, where a sink is configured.
-    pub fn with_pace(settings: &config::Notify, pace: Pace) -> Result<Self, NotifyError> {
+    pub fn with_pace(settings: &config::Notify, reporter: &Reporter, pace: Pace) -> Result<Self, NotifyError> {
         let wanted =
             [("slack", Form::Slack, &settings.slack_webhook_url), ("webhook", Form::Webhook, &settings.webhook_url)];
         let mut posts = Vec::new();
@@ -345,6 +367,7 @@ impl Notifier {
             let task = deliver::Task {
                 form,
                 url,
+                reporter: reporter.clone(),
                 dashboard: settings.dashboard_url.clone(),
                 pace,
                 score: Arc::clone(&score),

@@ -4,6 +4,7 @@
 
 use serde_json::{Value, json};
 
+use super::Reporter;
 use super::batch::{Batch, Group, Kind};
 use super::text::Words;
 use crate::report::ip_text;
@@ -16,8 +17,8 @@ const FIELD: usize = 1900;
 const SECTION: usize = 2900;
 
 /// The body of the POST.
-pub(super) fn message(batch: &Batch, dashboard: Option<&str>) -> String {
-    let summary = summary(batch);
+pub(super) fn message(batch: &Batch, reporter: &Reporter, dashboard: Option<&str>) -> String {
+    let summary = reporter.heads(&summary(batch));
     let mut blocks = vec![json!({
         "type": "header",
         "text": { "type": "plain_text", "text": cut(&summary, HEADER), "emoji": false },

@@ -2,28 +2,30 @@
 
 use serde_json::{Value, json};
 
-use super::Notice;
 use super::batch::Batch;
 use super::slack::page;
 use super::text::Words;
+use super::{Notice, Reporter};
 use crate::audit::Event;
 use crate::report::DecisionRow;
 
 /// Notices of one kind that a message carries.
 pub(super) const SHOWN: usize = 1000;
 
-/// The body of the POST: `source`, `version`, `counts` per kind, `omitted` (those of which only the
-/// number is told), and `events`, each with `event`, its audit keys, `text` and `url`; an unban also with the `ban` that it
-/// ends.
-pub(super) fn message(batch: &Batch, dashboard: Option<&str>) -> String {
+/// The body of the POST: `source`, `version`, `host`, `dry_run`, `counts` per kind, `omitted` (those of which only the
+/// number is told), and `events`, each with `event`, its audit keys, `host`, `dry_run`, `text` and `url`; an unban also with the
+/// `ban` that it ends.
+pub(super) fn message(batch: &Batch, reporter: &Reporter, dashboard: Option<&str>) -> String {
     let counts: serde_json::Map<String, Value> =
         batch.groups().map(|(kind, group)| (kind.word().to_owned(), group.count.into())).collect();
     let events: Vec<Value> =
-        batch.groups().flat_map(|(_, group)| &group.newest).map(|notice| event(notice, dashboard)).collect();
+        batch.groups().flat_map(|(_, group)| &group.newest).map(|notice| event(notice, reporter, dashboard)).collect();
     let omitted = batch.count() - events.len() as u64;
     json!({
         "source": "anomaly",
         "version": env!("CARGO_PKG_VERSION"),
+        "host": reporter.host,
+        "dry_run": reporter.dry_run,
         "counts": counts,
         "omitted": omitted,
         "events": events,
@@ -31,7 +33,7 @@ pub(super) fn message(batch: &Batch, dashboard: Option<&str>) -> String {
     .to_string()
 }
 
-fn event(notice: &Notice, dashboard: Option<&str>) -> Value {
+fn event(notice: &Notice, reporter: &Reporter, dashboard: Option<&str>) -> Value {
     let words = Words::of(notice);
     let mut row = match notice {
         Notice::Ban { ban, enforcer, error } => {
@@ -60,7 +62,9 @@ fn event(notice: &Notice, dashboard: Option<&str>) -> Value {
             json!({ "ts": words.at.to_string(), "event": crate::report::inert(event.as_bytes()), "ok": true, "error": null })
         }
     };
-    row["text"] = words.line().into();
+    row["host"] = reporter.host.as_str().into();
+    row["dry_run"] = reporter.dry_run.into();
+    row["text"] = reporter.heads(&words.line()).into();
     if let (Some(url), Some(ip)) = (dashboard, &words.ip) {
         row["url"] = page(url, ip).into();
     }

@@ -51,6 +51,8 @@ pub const MAX_EXPLAINED: usize = 50;
 const HELD: &str = "enforcement:held";
 /// The allow-list is not in the kernel.
 const ALLOWLIST: &str = "enforcement:allowlist";
+/// The configuration file is refused, or could not be put in force.
+const CONFIG: &str = "config";
 
 /// What the hot thread hands over.
 pub enum Work {
@@ -84,6 +86,8 @@ pub enum Work {
     Guard(Vec<IpNet>),
     /// A new configuration, or why it was refused.
     Reloaded(Result<Box<Config>, String>),
+    /// Why the configuration file would be refused; none when it is good again.
+    ConfigFile(Option<String>),
     /// A point of the graph for the store.
     History(HistoryPoint),
     /// What is wrong with the logs and the threads, whenever that has changed.
@@ -271,6 +275,7 @@ impl Apply {
                 self.set_never_drop();
             }
             Work::Reloaded(outcome) => self.reloaded(outcome),
+            Work::ConfigFile(refused) => self.degrade(CONFIG, refused),
             Work::History(point) => {
                 self.with_store(|store| store.add_history(&point));
             }
@@ -483,6 +488,7 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     let config::Enforcer { on_stop, .. } = new.enforcer;
     let enforcer = config::Enforcer { on_stop, ..old.enforcer.clone() };
     let differ = [
+        ("name", old.name != new.name),
         ("enforcer", enforcer != new.enforcer),
         ("store.path", old.store_path != new.store_path),
         ("notify", old.notify != new.notify),

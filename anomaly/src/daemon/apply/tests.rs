@@ -9,6 +9,7 @@ use super::*;
 use crate::enforce::dry_run::DryRun;
 use crate::enforce::{EnforceError, Fault, Held, Incident};
 use crate::engine::{Braked, Finding, Level, Origin, Rule, Scope, Source, Unban};
+use crate::notify::Reporter;
 
 mod golden;
 
@@ -101,7 +102,7 @@ fn apply(dir: &Path) -> (Apply, Arc<Calls>) {
         enforcer: Box::new(enforcer),
         audit: Audit::open(&dir.join("audit.jsonl"), 1 << 30),
         snapshots: Snapshots::open(&dir.join("snapshots.log"), 1 << 30),
-        notifier: Notifier::start(&config.notify).unwrap(),
+        notifier: Notifier::start(&config.notify, &Reporter::of(&config)).unwrap(),
         events: broadcast::channel(16).0,
         metrics: Arc::default(),
         picture: Shared::default(),
@@ -239,7 +240,7 @@ fn a_sink_is_degraded_once_nothing_has_got_through_for_ten_seconds() {
     let pace = crate::notify::Pace { collect: Duration::ZERO, ..Default::default() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        apply.notifier = Notifier::with_pace(&settings, pace).unwrap();
+        apply.notifier = Notifier::with_pace(&settings, &Reporter::of(&apply.config), pace).unwrap();
         apply.notifier.send(Notice::Other { at: now(), event: "started".into(), text: String::new() });
         while apply.notifier.health()[0].failing.is_none() {
             tokio::time::sleep(Duration::from_millis(1)).await;

@@ -11,7 +11,7 @@ use super::super::hot::publish;
 use super::super::log_watch::why_not_effective;
 use super::super::off;
 use super::super::trouble::Trouble;
-use super::{ALLOWLIST, Apply, ApplyPicture, HELD, never_drop, still_to_drop};
+use super::{ALLOWLIST, Apply, ApplyPicture, CONFIG, HELD, never_drop, still_to_drop};
 use crate::audit;
 use crate::config::Config;
 use crate::enforce::{EnforceError, Fault, Incident, Name, Reconciled, reconcile};
@@ -327,6 +327,7 @@ impl Apply {
                 self.set_never_drop();
                 info!("the configuration was read again and is in force");
                 self.write(&audit::Event::ConfigReloaded { error: None });
+                self.degrade(CONFIG, None);
             }
             Err(problem) => {
                 self.metrics.config_reload_errors.inc();
@@ -334,6 +335,7 @@ impl Apply {
                 self.snapshots.reopen(&self.config.audit.snapshot_path, self.config.audit.max_bytes);
                 error!("the new configuration is not used, the old one stays in force: {problem}");
                 self.write(&audit::Event::ConfigReloaded { error: Some(&problem) });
+                self.degrade(CONFIG, Some(problem));
             }
         }
     }

@@ -28,6 +28,7 @@ const DEGRADED = {
   map_full: "The ban map is full",
   braked: "The brake holds bans back",
   off: "Nothing is dropped",
+  config: "The configuration file is refused",
 };
 const SERIOUS = new Set(["log_silent", "log_missing", "not_effective", "enforcement", "store", "store_damaged", "off"]);
 

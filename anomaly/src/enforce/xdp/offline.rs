@@ -25,6 +25,7 @@ pub struct Removed {
 /// # Errors
 /// The kernel's, when the control map cannot be opened or written.
 pub fn off(pin_dir: &Path) -> Result<bool, EnforceError> {
+    readable(pin_dir)?;
     let mut found = false;
     for version in pins::versions(pin_dir) {
         let pin = version.join("SWITCH");
@@ -43,8 +44,17 @@ pub fn off(pin_dir: &Path) -> Result<bool, EnforceError> {
 /// # Errors
 /// [`EnforceError::InUse`] while a daemon runs on `pin_dir`; the kernel's when something had to stay.
 pub fn down(pin_dir: &Path) -> Result<Removed, EnforceError> {
+    readable(pin_dir)?;
     let Some(dir) = PinDir::lock_existing(pin_dir)? else { return Ok(Removed::default()) };
     take_down(dir)
+}
+
+/// A directory that may not be read is not empty.
+fn readable(pin_dir: &Path) -> Result<(), EnforceError> {
+    match std::fs::read_dir(pin_dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(pin_error("reading", pin_dir, e)),
+        _ => Ok(()),
+    }
 }
 
 /// Removes every trace below a locked directory.

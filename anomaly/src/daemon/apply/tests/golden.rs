@@ -11,6 +11,10 @@ use crate::store::Recorded;
 
 use super::*;
 
+fn reporter() -> Reporter {
+    Reporter { host: "web1".into(), dry_run: false }
+}
+
 /// Monday 2026-04-27, 09:25:51 UTC; everything happens at this moment or so many seconds later.
 fn at(secs: i64) -> Timestamp {
     Timestamp::from_secs(1_777_281_951 + secs)
@@ -120,7 +124,7 @@ impl Rig {
         let entered = runtime.enter();
         let url = || Some(Secret::new("http://127.0.0.1:9/nobody".to_owned()));
         let notify = config::Notify { slack_webhook_url: url(), webhook_url: url(), ..config::Notify::default() };
-        apply.notifier = Notifier::start(&notify).unwrap();
+        apply.notifier = Notifier::start(&notify, &reporter()).unwrap();
         drop(entered);
         let (events, audit) = (apply.events.subscribe(), dir.path().join("audit.jsonl"));
         Self { apply, calls, events, audit, read: 0, _dir: dir, _runtime: runtime }
@@ -160,7 +164,8 @@ impl Rig {
             events += frame_of(event).trim_end();
             events.push('\n');
         }
-        let [slack, webhook] = self.apply.notifier.next_messages(Some("https://status.example.net/anomaly"));
+        let [slack, webhook] =
+            self.apply.notifier.next_messages(&reporter(), Some("https://status.example.net/anomaly"));
         let version = concat!("\"version\":\"", env!("CARGO_PKG_VERSION"), "\"");
         let message = |body: Option<String>| {
             body.map(|body| indent(&body.replace(version, "\"version\":\"0.0.0\"")) + "\n").unwrap_or_default()
