@@ -95,6 +95,14 @@ fn each_broken_set_up_is_named_with_the_next_step() {
         assert_eq!(code, Some(expected), "{config}: {rows:#?}");
     }
 
+    // Somebody else has the dashboard's port.
+    let listener = patient.space.within(|| std::net::TcpListener::bind("127.0.0.1:8081").unwrap()).unwrap();
+    let (code, rows) = patient.examine("", None);
+    assert!(row(&rows, "dashboard", "fail", "another program")["next"].as_str().unwrap().contains("ss -ltnp"));
+    assert_eq!(code, Some(1));
+    drop(listener);
+    row(&patient.examine("", None).1, "dashboard", "ok", "the port is free");
+
     // A CDN hides the clients; it is named, with what to do.
     let log = patient.guardian.dir().join("access.json");
     let healthy = std::fs::read_to_string(&log).unwrap();

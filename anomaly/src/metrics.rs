@@ -240,6 +240,7 @@ pub const DEGRADED_WORDS: &[&str] = &[
     "enforcement",
     "map_full",
     "braked",
+    "dashboard",
     "off",
     "config",
 ];

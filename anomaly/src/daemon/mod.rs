@@ -22,6 +22,7 @@ mod config_file;
 mod hot;
 mod line_counts;
 mod log_watch;
+mod listeners;
 mod logins;
 mod off;
 mod outbox;

@@ -145,11 +145,13 @@ pub struct Sources<'a> {
     pub now: Timestamp,
     /// Since the start.
     pub uptime: Duration,
+    /// Listeners of the dashboard that are not bound.
+    pub unbound: Vec<Trouble>,
 }
 
 /// The picture of this second.
 pub fn live(sources: &Sources<'_>, memory: &mut Memory) -> Live {
-    let Sources { hot, apply, machine, now, uptime } = sources;
+    let Sources { hot, apply, machine, now, uptime, unbound } = sources;
     let s = &hot.snapshot;
     let (name, coverage, ratio, counts) = match apply {
         Some(apply) => (apply.enforcer, apply.coverage.clone(), apply.enforcement_ratio, Arc::clone(&apply.counts)),
@@ -174,6 +176,7 @@ pub fn live(sources: &Sources<'_>, memory: &mut Memory) -> Live {
         let reason = format!("{} decisions were lost on their way to the enforcer", hot.lost_outputs);
         found.push(Trouble { word: "enforcement", which: "lost".into(), reason });
     }
+    found.extend_from_slice(unbound);
     if lost.is_none() {
         lost = hot.degraded.iter().find(|trouble| trouble.word == "log_missing").map(|trouble| trouble.reason.clone());
     }
@@ -426,7 +429,8 @@ mod tests {
     /// Everything that is shown each second, as JSON.
     fn shown(hot: &HotPicture, apply: Option<&ApplyPicture>) -> String {
         let machine = Machine { system: None, pid: Pid::from_u32(1) };
-        let sources = Sources { hot, apply, machine: &machine, now: NOW, uptime: Duration::from_secs(7260) };
+        let sources =
+            Sources { hot, apply, machine: &machine, now: NOW, uptime: Duration::from_secs(7260), unbound: Vec::new() };
         let mut live = live(&sources, &mut Memory::default());
         live.status.version = "0.0.0".into();
         let json = |value: serde_json::Result<String>| indent(&value.expect("JSON"));

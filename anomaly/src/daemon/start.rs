@@ -1,8 +1,6 @@
 //! Starts the daemon and stops it again: the order in which things are opened, and who ends when.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::sync::mpsc::{SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,24 +8,23 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 use sd_notify::NotifyState;
-use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, broadcast, oneshot, watch};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::apply::{Apply, Work, needs_restart};
 use super::begin::{self, Beginning, Begun};
 use super::clock::{now, stopwatch};
 use super::config_file::{self, ConfigFile};
 use super::hot::{HotPicture, Shared, newest};
+use super::listeners::Listeners;
 use super::logins::{self, Change, Logins};
 use super::picture::{HANGS_AFTER, Machine, Memory, Sources, live, point};
 use super::saves::Saves;
-use super::trouble::Told;
+use super::trouble::{Told, Trouble};
 use super::{Event, Handle, Live, Request, off};
 use crate::audit::{self, Audit, Snapshots};
 use crate::config::{Backend, Config, ConfigError, Loaded};
-use crate::dashboard;
 use crate::dashboard::history::History;
 use crate::enforce;
 use crate::metrics::Metrics;
@@ -42,8 +39,6 @@ const WORK: usize = 1024;
 const EVENTS: usize = 1024;
 /// How long notices may still be delivered when the daemon ends.
 const LAST_NOTICES: Duration = Duration::from_secs(3);
-/// A port that is taken (by a daemon that is just ending) is tried again this often.
-const BIND_AGAIN: Duration = Duration::from_secs(5);
 
 /// Seconds between two looks at CPU and memory while somebody watches.
 const MACHINE_EVERY: u64 = 3;
@@ -247,8 +242,8 @@ impl Service {
         let mut seconds = 0u64;
         // The first picture, so that nobody ever sees none.
         let first = self.first_picture(&mut hot_ended).await?;
-        let (live_sender, live) = watch::channel(self.picture(&first, &machine, &mut memory, uptime()));
-        let (shutdown, dashboard) = self.start_dashboard(live);
+        let (live_sender, live) = watch::channel(self.picture(&first, &machine, &mut memory, uptime(), Vec::new()));
+        let listeners = self.start_dashboard(live);
         tell_systemd(&[NotifyState::Ready]);
         loop {
             tokio::select! {
@@ -261,7 +256,7 @@ impl Service {
                     }
                     seconds += 1;
                     if let Some(hot) = newest(&self.hot_picture) {
-                        let live = self.picture(&hot, &machine, &mut memory, uptime());
+                        let live = self.picture(&hot, &machine, &mut memory, uptime(), listeners.faults());
                         if now().since(hot.at) < HANGS_AFTER {
                             tell_systemd(&[NotifyState::Watchdog]);
                         }
@@ -277,7 +272,7 @@ impl Service {
                 }
                 () = self.news.notified() => {
                     if let Some(hot) = newest(&self.hot_picture) {
-                        let _ = live_sender.send(self.picture(&hot, &machine, &mut memory, uptime()));
+                        let _ = live_sender.send(self.picture(&hot, &machine, &mut memory, uptime(), listeners.faults()));
                     }
                 }
                 _ = sessions.tick() => {
@@ -293,8 +288,7 @@ impl Service {
         }
         info!("stopping");
         tell_systemd(&[NotifyState::Stopping]);
-        let _ = shutdown.send(());
-        let _ = dashboard.await;
+        listeners.end().await;
         Ok(())
     }
 
@@ -310,9 +304,16 @@ impl Service {
         }
     }
 
-    fn picture(&self, hot: &HotPicture, machine: &Machine, memory: &mut Memory, uptime: Duration) -> Arc<Live> {
+    fn picture(
+        &self,
+        hot: &HotPicture,
+        machine: &Machine,
+        memory: &mut Memory,
+        uptime: Duration,
+        unbound: Vec<Trouble>,
+    ) -> Arc<Live> {
         let apply = newest(&self.apply_picture);
-        let live = live(&Sources { hot, apply: apply.as_deref(), machine, now: now(), uptime }, memory);
+        let live = live(&Sources { hot, apply: apply.as_deref(), machine, now: now(), uptime, unbound }, memory);
         self.metrics.snapshot(&hot.snapshot);
         self.metrics.logs(&hot.totals, &hot.rejected, hot.read_errors);
         if let Some(apply) = &apply {
@@ -330,7 +331,7 @@ impl Service {
         history.offer_minute(|minute| self.work.try_send(Work::History(minute)).is_ok());
     }
 
-    fn start_dashboard(&self, live: watch::Receiver<Arc<Live>>) -> (oneshot::Sender<()>, tokio::task::JoinHandle<()>) {
+    fn start_dashboard(&self, live: watch::Receiver<Arc<Live>>) -> Listeners {
         let handle = Handle {
             live,
             events: self.events.clone(),
@@ -340,45 +341,7 @@ impl Service {
             token: self.config.dashboard.token.clone(),
             public_url: self.config.notify.dashboard_url.clone(),
         };
-        let (shutdown, stopped) = oneshot::channel::<()>();
-        let settings = self.config.dashboard.clone();
-        let task = tokio::spawn(async move {
-            let unix = match bind_socket(&settings.socket) {
-                Ok(listener) => Some(listener),
-                Err(failure) => {
-                    error!("{failure:#}; `anomaly status` and its like will not work");
-                    None
-                }
-            };
-            let mut stopped = stopped;
-            // The socket serves at once, also while the port is still taken.
-            let (end_unix, unix_ended) = oneshot::channel::<()>();
-            let over_unix = tokio::spawn(dashboard::serve(handle.clone(), None, unix, async {
-                let _ = unix_ended.await;
-            }));
-            let tcp = match settings.listen {
-                None => None,
-                Some(address) => tokio::select! {
-                    listener = bind_port(address) => Some(listener),
-                    _ = &mut stopped => None,
-                },
-            };
-            match tcp {
-                Some(listener) => {
-                    dashboard::serve(handle, Some(listener), None, async {
-                        let _ = stopped.await;
-                    })
-                    .await;
-                }
-                None => {
-                    let _ = stopped.await;
-                }
-            }
-            let _ = end_unix.send(());
-            let _ = over_unix.await;
-            let _ = std::fs::remove_file(&settings.socket);
-        });
-        (shutdown, task)
+        Listeners::start(handle, self.config.dashboard.clone())
     }
 
     /// SIGHUP: everything or nothing of the new configuration.
@@ -485,40 +448,4 @@ async fn received(signal: &mut Signal) {
     if signal.recv().await.is_none() {
         std::future::pending::<()>().await;
     }
-}
-
-async fn bind_port(address: std::net::SocketAddr) -> TcpListener {
-    let mut told = false;
-    loop {
-        match TcpListener::bind(address).await {
-            Ok(listener) => {
-                info!("dashboard on http://{}", listener.local_addr().unwrap_or(address));
-                return listener;
-            }
-            Err(failure) if !told => {
-                told = true;
-                error!("dashboard.listen = {address}: {failure}; it is tried again every {} s", BIND_AGAIN.as_secs());
-            }
-            Err(_) => {}
-        }
-        tokio::time::sleep(BIND_AGAIN).await;
-    }
-}
-
-/// A Unix socket that root and its group may use. One left behind by a daemon that died is replaced.
-fn bind_socket(path: &Path) -> Result<UnixListener> {
-    let place = || format!("dashboard.socket = {}", path.display());
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        bail!("{}: another daemon answers there", place());
-    }
-    if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory).with_context(place)?;
-    }
-    match std::fs::remove_file(path) {
-        Err(failure) if failure.kind() != std::io::ErrorKind::NotFound => return Err(failure).with_context(place),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path).with_context(place)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).with_context(place)?;
-    Ok(listener)
 }

@@ -127,6 +127,14 @@ const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; st
     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
     require-trusted-types-for 'script'; trusted-types 'none'";
 
+/// Whether the head of an HTTP answer is one of this dashboard's: nobody else sends this very policy.
+pub fn is_ours(head: &str) -> bool {
+    head.lines().filter_map(|line| line.split_once(": ")).any(|(name, value)| {
+        name.eq_ignore_ascii_case(header::CONTENT_SECURITY_POLICY.as_str())
+            && value.trim_end() == CONTENT_SECURITY_POLICY
+    })
+}
+
 /// Counts the answer and gives it the headers that every answer has.
 async fn finish(State(app): State<App>, request: Request, next: Next) -> Response {
     let mut response = next.run(request).await.into_response();

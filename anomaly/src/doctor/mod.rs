@@ -77,7 +77,7 @@ pub fn run(config: &Config, live: Option<&Status>, now: Timestamp) -> Vec<Check>
     for path in &config.log.paths {
         checks.extend(log::run(path, &config.log.format, &config.trusted_proxies, now));
     }
-    checks.extend(host::outside(config));
+    checks.extend(host::outside(config, live));
     checks
 }
 

@@ -27,6 +27,7 @@ const DEGRADED = {
   enforcement: "Bans are not all enforced",
   map_full: "The ban map is full",
   braked: "The brake holds bans back",
+  dashboard: "The dashboard's port or socket is taken",
   off: "Nothing is dropped",
   config: "The configuration file is refused",
 };
