@@ -211,7 +211,12 @@ fn unban(cli: &Cli, args: &args::Unban) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     for ban in lifted.as_array().into_iter().flatten() {
-        show(&format!("the ban of {} is lifted\n", text(&ban["ip"])))?;
+        match ban["still_refused"].as_str() {
+            None => show(&format!("the ban of {} is lifted\n", text(&ban["ip"])))?,
+            Some(_) => {
+                show(&format!("the ban of {} has ended, but {}\n", text(&ban["ip"]), text(&ban["still_refused"])))?
+            }
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

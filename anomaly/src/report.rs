@@ -86,6 +86,10 @@ pub struct DecisionRow {
     /// Length of a ban; null when permanent; absent for the rest.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub duration_secs: Option<Option<u64>>,
+    /// What refuses the client all the same, and for how long, in words; only in the answer to an unban, and absent where
+    /// nothing does.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub still_refused: Option<String>,
 }
 
 /// The numbers of a finding.
@@ -134,6 +138,7 @@ impl DecisionRow {
             numbers: ban.finding.as_ref().map(Numbers::from),
             offence: Some(ban.offence),
             duration_secs: Some(ban.duration_secs()),
+            still_refused: None,
         }
     }
 
@@ -146,6 +151,7 @@ impl DecisionRow {
             numbers: None,
             offence: Some(unban.offence),
             duration_secs: None,
+            still_refused: None,
         }
     }
 
@@ -172,6 +178,7 @@ impl DecisionRow {
             numbers: finding.map(Numbers::from),
             offence: None,
             duration_secs: None,
+            still_refused: None,
         }
     }
 }

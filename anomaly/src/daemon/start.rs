@@ -102,7 +102,15 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
     });
     drop(teller);
     let opened = opened.map(|(enforcer, incidents)| {
-        let mut enforcer = enforce::deny_map::wrap(enforcer, &config.nginx);
+        let mut enforcer = if config.enforcer.backend == Backend::DryRun {
+            // Nor does Nginx refuse anybody: whoever is on the list has been put there by an earlier daemon.
+            if let Err(failure) = enforce::deny_map::clear(&config.nginx) {
+                warn!("Nginx goes on refusing clients in this dry run: {failure}");
+            }
+            enforcer
+        } else {
+            enforce::deny_map::wrap(enforcer, &config.nginx)
+        };
         off::clear(&config.dashboard.socket);
         // While the rest is read; nothing comes where that is not done on a thread, or fails.
         let early = begin::enforce_early(enforcer.as_mut(), &told);

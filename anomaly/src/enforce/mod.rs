@@ -267,6 +267,12 @@ pub trait Enforcer: Send {
     /// Stops dropping these; what it does not drop is no error.
     fn unban(&mut self, prefixes: &[IpNet]) -> Vec<Result<(), EnforceError>>;
 
+    /// An operator has lifted this ban and waits: what refuses its clients all the same, and for how long, in words. None
+    /// where nothing does.
+    fn still_refused(&mut self, _lifted: &IpNet) -> Option<String> {
+        None
+    }
+
     /// What it drops now, as the kernel says.
     ///
     /// # Errors

@@ -21,7 +21,7 @@ use super::{Event, RequestError};
 use crate::audit::{self, Audit, AuditError, Change, Snapshots};
 use crate::config::{self, Backend, Config, OnStop};
 use crate::enforce::{Coverage, Drop, Enforcer, Name};
-use crate::engine::{Ban, Decision, LevelAccepted, NotEffective, Output, Refusal, State};
+use crate::engine::{Ban, Decision, LevelAccepted, NotEffective, Origin, Output, Refusal, State};
 use crate::metrics::Metrics;
 use crate::notify::{Notice, Notifier};
 use crate::report::{BanRow, DecisionRow, Explanation, HistoryPoint, PastBan, Reason, TopRow, ip_text};
@@ -317,8 +317,14 @@ impl Apply {
                             unbans.push(unban);
                         }
                     }
-                    lifted.extend(unbans.iter().map(DecisionRow::unban));
+                    let mut rows: Vec<DecisionRow> = unbans.iter().map(DecisionRow::unban).collect();
+                    let by_hand: Vec<Option<IpNet>> =
+                        unbans.iter().map(|u| (u.origin == Origin::Operator).then_some(u.prefix)).collect();
                     self.unban(unbans);
+                    for (row, prefix) in rows.iter_mut().zip(by_hand) {
+                        row.still_refused = prefix.and_then(|prefix| self.enforcer.still_refused(&prefix));
+                    }
+                    lifted.extend(rows);
                 }
                 Output::Refused(refusal) => refused = Some(refusal),
                 other => self.tell(&other),
