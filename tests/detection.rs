@@ -11,6 +11,8 @@ pub mod golden;
 mod properties;
 #[path = "detection/scenario.rs"]
 mod scenario;
+#[path = "detection/spared.rs"]
+mod spared;
 
 use std::path::Path;
 

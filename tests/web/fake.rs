@@ -159,7 +159,7 @@ fn answer_one(request: Request, live: &watch::Sender<Arc<Live>>, events: &broadc
             let allowed: IpNet = "198.51.100.0/24".parse().expect("a prefix");
             if allowed.contains(&prefix) {
                 let refusal = Refusal::AllowListed { prefix, entry: allowed };
-                return drop(reply.send(Err(RequestError::Refused(refusal))));
+                return drop(reply.send(Err(RequestError::Refused(refusal, None))));
             }
             let refused = match prefix.to_string().as_str() {
                 "192.0.2.1/32" => Some(RequestError::Refused(Refusal::NeverBan { prefix, entry: prefix })),
@@ -217,7 +217,7 @@ fn answer_one(request: Request, live: &watch::Sender<Arc<Live>>, events: &broadc
                 let _ = events.send(Event { row: row.clone(), reason: "lifted by hand".into() });
             }
             drop(reply.send(if lifted.is_empty() {
-                Err(RequestError::Refused(Refusal::NotBanned { prefix }))
+                Err(RequestError::Refused(Refusal::NotBanned { prefix }, None))
             } else {
                 Ok(lifted)
             }));

@@ -299,7 +299,7 @@ pub enum Refusal {
         entry: IpNet,
     },
     /// The prefix is, holds, or lies in one that must never be banned (own
-    /// address, gateway, resolver, trusted proxy, live SSH peer, ...).
+    /// address, gateway, resolver, trusted proxy, where somebody is logged in, ...).
     NeverBan {
         /// What was asked for.
         prefix: IpNet,

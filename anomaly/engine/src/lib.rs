@@ -378,7 +378,9 @@ impl Engine {
         }
         let kind = Kind::of(record);
         self.site.add(sec, kind.is_error());
-        self.follow(record, kind, sec as u32, now, out);
+        if !self.settings.spared.iter().any(|prefix| prefix.contains(&record.client)) {
+            self.follow(record, kind, sec as u32, now, out);
+        }
         self.alert(out);
     }
 

@@ -86,6 +86,9 @@ pub struct Settings {
     pub allowlist: Vec<IpNet>,
     /// Never banned because the host lives on them; found at start, empty in replay.
     pub never_ban: Vec<IpNet>,
+    /// Not followed, so that the detector never bans them; operators may, and a wider prefix that is banned holds them too.
+    /// A few addresses; empty in replay.
+    pub spared: Vec<IpNet>,
     /// Report records of banned addresses ([`super::Output::NotEffective`]); off in replay.
     pub self_proof: bool,
     /// Past records are judged live (`replay`): a jump forward in log time must be
@@ -135,6 +138,7 @@ impl Default for Settings {
             brake_share: 0.05,
             allowlist: Vec::new(),
             never_ban: Vec::new(),
+            spared: Vec::new(),
             self_proof: true,
             replay: false,
         }

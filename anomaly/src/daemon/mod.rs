@@ -9,8 +9,9 @@ use ipnet::IpNet;
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::config::{Config, Secret};
+use crate::enforce::guard::Why;
 use crate::engine::{BanLength, Refusal};
-use crate::report::{BanRow, BaselineRow, DecisionRow, Explanation, Status, TopRow};
+use crate::report::{BanRow, BaselineRow, DecisionRow, Explanation, Status, TopRow, ip_text};
 use crate::tail::TailError;
 use crate::time::Timestamp;
 
@@ -21,8 +22,8 @@ mod clock;
 mod config_file;
 mod hot;
 mod line_counts;
-mod log_watch;
 mod listeners;
+mod log_watch;
 mod logins;
 mod off;
 mod outbox;
@@ -105,9 +106,9 @@ pub enum Request {
 /// Why a request was not done.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
-    /// The engine refused.
-    #[error("{}", refusal_text(.0))]
-    Refused(Refusal),
+    /// The engine refused; why a guarded prefix is guarded.
+    #[error("{}", refusal_text(.0, *.1))]
+    Refused(Refusal, Option<Why>),
     /// The daemon is stopping.
     #[error("the daemon is stopping")]
     Stopping,
@@ -116,13 +117,17 @@ pub enum RequestError {
     Store(String),
 }
 
-fn refusal_text(refusal: &Refusal) -> String {
+fn refusal_text(refusal: &Refusal, why: Option<Why>) -> String {
     match refusal {
         Refusal::AllowListed { prefix, entry } => format!("{prefix} is not banned: {entry} is on the allow-list"),
         Refusal::NeverBan { prefix, entry } => {
-            format!(
-                "{prefix} is not banned: {entry} must never be dropped (own address, gateway, resolver, proxy or SSH peer)"
-            )
+            let why = why.map_or("guarded: it must never be dropped", Why::as_str);
+            let whose = match (entry == prefix, prefix.contains(entry)) {
+                (true, _) => "it is".to_owned(),
+                (false, true) => format!("it holds {}, which is", ip_text(entry)),
+                (false, false) => format!("it lies in {}, which is", ip_text(entry)),
+            };
+            format!("{} is not banned: {whose} {why}", ip_text(prefix))
         }
         Refusal::TooWide { prefix } => {
             format!("{prefix} is wider than /16 (IPv6: /32): such a ban must be forced (`--force`, in the API `force`)")

@@ -18,7 +18,7 @@ use super::clock::{now, stopwatch};
 use super::config_file::{self, ConfigFile};
 use super::hot::{HotPicture, Shared, newest};
 use super::listeners::Listeners;
-use super::logins::{self, Change, Logins};
+use super::logins::{self, Change, Logins, Peers};
 use super::picture::{HANGS_AFTER, Machine, Memory, Sources, live, point};
 use super::saves::Saves;
 use super::trouble::{Told, Trouble};
@@ -27,6 +27,7 @@ use crate::audit::{self, Audit, Snapshots};
 use crate::config::{Backend, Config, ConfigError, Loaded};
 use crate::dashboard::history::History;
 use crate::enforce;
+use crate::enforce::guard::Guarded;
 use crate::metrics::Metrics;
 use crate::notify::{Notifier, Reporter};
 use crate::store::MAX_ENDED;
@@ -123,7 +124,7 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
         Some(beginning) => begin::begin(beginning, |_| {})?,
         None => begun.and_then(Result::ok).context("nothing was begun: see the fault above")??,
     };
-    let Begun { config, host, logins, guarded, store, history: past, trouble, restored, wanted, .. } = begun;
+    let Begun { config, host, logins, guarded, peers, store, history: past, trouble, restored, wanted, .. } = begun;
     let reader = store.reader();
     let mut history = History::default();
     history.restore(past);
@@ -179,6 +180,13 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
         interfaces.join(", ")
     );
 
+    if !peers.spared().is_empty() {
+        let peers: Vec<String> = peers.spared().iter().map(|prefix| prefix.addr().to_string()).collect();
+        info!(
+            "who is logged in cannot be seen here; not banned by itself for the first minutes, because it is connected to sshd: {}",
+            peers.join(", ")
+        );
+    }
     let (hot_thread, hot_ended) = (begun.hot_thread, begun.hot_ended);
     let (apply_thread, apply_ended) = begin::spawn("anomaly-apply", move || apply.run(&work))?;
     let service = Service {
@@ -193,6 +201,7 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
         config,
         host,
         logins,
+        peers,
         logins_changed: false,
         reload,
         config_file,
@@ -223,9 +232,11 @@ struct Service {
     events: broadcast::Sender<Event>,
     config: Config,
     /// Never banned because the host lives on it.
-    host: Vec<IpNet>,
+    host: Vec<Guarded>,
     /// Never banned because somebody is logged in there.
     logins: Logins,
+    /// Not banned by the detector for a while.
+    peers: Peers,
     /// Not yet told to the two threads.
     logins_changed: bool,
     reload: Reload,
@@ -284,7 +295,7 @@ impl Service {
                     }
                 }
                 _ = sessions.tick() => {
-                    self.guard_logins();
+                    self.guard_logins(uptime());
                     self.look_at_config_file();
                 }
                 () = received(&mut hangup) => self.reload().await,
@@ -383,8 +394,8 @@ impl Service {
         });
     }
 
-    /// Exempts whoever has logged in since: it is most likely who operates the host. And ends what nobody has used for long.
-    fn guard_logins(&mut self) {
+    /// Exempts whoever has logged in since: it is most likely who operates the host. And ends it with the session.
+    fn guard_logins(&mut self, uptime: Duration) {
         let change = self.logins.look(now(), begin::logged_in());
         let shown = |prefixes: &[IpNet]| {
             let addresses: Vec<String> = prefixes.iter().map(|prefix| prefix.addr().to_string()).collect();
@@ -402,12 +413,20 @@ impl Service {
         if !change.ended.is_empty() {
             info!("no longer exempt from bans, because nobody is logged in from there: {}", shown(&change.ended));
         }
-        self.logins_changed |= change != Change::default();
+        let gone = self.peers.look(uptime, begin::ssh_peers);
+        if !gone.is_empty() {
+            info!(
+                "no longer spared, because sshd would have closed an idle connection, or it has ended: {}",
+                shown(&gone)
+            );
+        }
+        self.logins_changed |= change != Change::default() || !gone.is_empty();
         if !self.logins_changed {
             return;
         }
         let mut config = self.config.clone();
-        config.engine.never_ban = [&config.trusted_proxies[..], &self.guarded()].concat();
+        config.engine.never_ban = [&config.trusted_proxies[..], &self.never_ban()].concat();
+        config.engine.spared = self.peers.spared().to_vec();
         let (reply, _) = oneshot::channel();
         let request = Request::Configure { config: Box::new(config.clone()), reply };
         // Where either is too busy it is tried again with the next look; both take the same addresses twice.
@@ -419,15 +438,20 @@ impl Service {
     }
 
     /// Never banned, whatever the configuration says.
-    fn guarded(&self) -> Vec<IpNet> {
-        self.host.iter().copied().chain(self.logins.exempt()).collect()
+    fn guarded(&self) -> Vec<Guarded> {
+        begin::guarded(&self.host, &self.logins)
+    }
+
+    fn never_ban(&self) -> Vec<IpNet> {
+        self.guarded().iter().map(|guarded| guarded.prefix).collect()
     }
 
     async fn take(&mut self, mut config: Config) -> Result<Box<Config>, String> {
         for key in needs_restart(&self.config, &config) {
             warn!("{key} has changed and takes effect at the next restart");
         }
-        config.engine.never_ban.extend(self.guarded());
+        config.engine.never_ban.extend(self.never_ban());
+        config.engine.spared = self.peers.spared().to_vec();
         config.engine.self_proof = self.config.engine.self_proof;
         config.enforcer = crate::config::Enforcer { on_stop: config.enforcer.on_stop, ..self.config.enforcer.clone() };
         config.store_path.clone_from(&self.config.store_path);

@@ -20,6 +20,7 @@ use super::trouble::{Told, Trouble};
 use super::{Event, RequestError};
 use crate::audit::{self, Audit, AuditError, Change, Snapshots};
 use crate::config::{self, Backend, Config, OnStop};
+use crate::enforce::guard::{Guarded, Why};
 use crate::enforce::{Coverage, Drop, Enforcer, Name};
 use crate::engine::{Ban, Decision, LevelAccepted, NotEffective, Origin, Output, Refusal, State};
 use crate::metrics::Metrics;
@@ -83,7 +84,7 @@ pub enum Work {
         reply: oneshot::Sender<Result<Explanation, RequestError>>,
     },
     /// What must never be dropped from now on, in the place of what that was, beside the configuration's.
-    Guard(Vec<IpNet>),
+    Guard(Vec<Guarded>),
     /// A new configuration, or why it was refused.
     Reloaded(Result<Box<Config>, String>),
     /// Why the configuration file would be refused; none when it is good again.
@@ -152,8 +153,9 @@ pub fn still_to_drop<'a>(bans: impl Iterator<Item = (&'a IpNet, Option<Timestamp
 }
 
 /// What must never be dropped: who is guarded, the allow-list and the proxies.
-pub fn never_drop(guarded: &[IpNet], config: &Config) -> Vec<IpNet> {
-    let mut prefixes = [guarded, &config.allowlist, &config.trusted_proxies].concat();
+pub fn never_drop(guarded: &[Guarded], config: &Config) -> Vec<IpNet> {
+    let mut prefixes: Vec<IpNet> = guarded.iter().map(|guarded| guarded.prefix).collect();
+    prefixes.extend(config.allowlist.iter().chain(&config.trusted_proxies));
     prefixes.sort();
     prefixes.dedup();
     prefixes
@@ -186,7 +188,7 @@ pub struct Apply {
     /// As it is now.
     pub config: Box<Config>,
     /// Never dropped because the host lives on them.
-    pub guarded: Vec<IpNet>,
+    pub guarded: Vec<Guarded>,
     /// The bans that should be enforced, with their ends.
     pub wanted: Wanted,
     /// Packets and bytes per ban, as last read.
@@ -339,7 +341,7 @@ impl Apply {
     }
 
     fn answer(&self, reply: Option<Reply>, ban: Option<&Ban>, lifted: Vec<DecisionRow>, refused: Option<Refusal>) {
-        let refused = refused.map(RequestError::Refused);
+        let refused = refused.map(|refusal| self.refused(refusal));
         match reply {
             Some(Reply::Ban(reply)) => {
                 let row = ban.map(|ban| BanRow::new(ban, self.enforcer.name().as_str(), 0, 0));
@@ -350,6 +352,19 @@ impl Apply {
             }
             None => {}
         }
+    }
+
+    /// With the reason, where the engine knows none.
+    fn refused(&self, refusal: Refusal) -> RequestError {
+        let why = match &refusal {
+            Refusal::NeverBan { entry, .. } => {
+                let guarded = self.guarded.iter().find(|guarded| guarded.prefix.trunc() == entry.trunc());
+                let proxy = || self.config.trusted_proxies.contains(entry).then_some(Why::TrustedProxy);
+                guarded.map(|guarded| guarded.why).or_else(proxy)
+            }
+            _ => None,
+        };
+        RequestError::Refused(refusal, why)
     }
 
     /// What is told and not enforced.
