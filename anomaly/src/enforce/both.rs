@@ -178,6 +178,23 @@ impl Enforcer for Both {
         merge(self.upper.unban(prefixes), self.lower.as_mut().map(|lower| lower.unban(prefixes)))
     }
 
+    /// Counters are added up.
+    fn count(&mut self, prefixes: &[IpNet]) -> Result<Vec<Held>, EnforceError> {
+        let mut all = self.upper.count(prefixes)?;
+        if let Some(lower) = &mut self.lower {
+            let mut rest: HashMap<IpNet, Held> =
+                lower.count(prefixes)?.into_iter().map(|held| (held.prefix, held)).collect();
+            for held in &mut all {
+                if let Some(other) = rest.remove(&held.prefix) {
+                    held.packets += other.packets;
+                    held.bytes += other.bytes;
+                }
+            }
+            all.extend(rest.into_values());
+        }
+        Ok(all)
+    }
+
     /// Counters are added up. Left out are bans that only one of the two holds although both were
     /// told, so that a reconciler sets them again.
     fn banned(&mut self) -> Result<Vec<Held>, EnforceError> {

@@ -57,7 +57,9 @@ pub fn find() -> Option<PathBuf> {
 pub fn clear(nginx: &config::Nginx) -> Result<bool, EnforceError> {
     let Some(path) = &nginx.deny_map else { return Ok(false) };
     let mut list = List::open(path.clone(), nginx.pid_file.clone());
-    if list.entries.is_empty() {
+    // One that cannot be read may refuse clients all the same: it is written anew.
+    let unreadable = list.dirty && list.path.exists();
+    if list.entries.is_empty() && !unreadable {
         return Ok(false);
     }
     list.entries.clear();
@@ -200,6 +202,10 @@ impl Enforcer for DenyMap {
         }
         self.incidents.extend(self.list.flush());
         self.inner.unban(prefixes)
+    }
+
+    fn count(&mut self, prefixes: &[IpNet]) -> Result<Vec<Held>, EnforceError> {
+        self.inner.count(prefixes)
     }
 
     /// Left out is what is not on the list and should be; what is only on the list is added. So a

@@ -21,7 +21,7 @@ use super::{Event, RequestError};
 use crate::audit::{self, Audit, AuditError, Change, Snapshots};
 use crate::config::{self, Backend, Config, OnStop};
 use crate::enforce::{Coverage, Drop, Enforcer, Name};
-use crate::engine::{Ban, Decision, LevelAccepted, NotEffective, Output, Refusal, State};
+use crate::engine::{Ban, Decision, LevelAccepted, NotEffective, Output, State};
 use crate::metrics::Metrics;
 use crate::notify::{Notice, Notifier};
 use crate::report::{BanRow, DecisionRow, Explanation, HistoryPoint, PastBan, Reason, TopRow, ip_text};
@@ -292,7 +292,7 @@ impl Apply {
     /// Applies outputs in order; bans that follow one another are enforced in one go, and so are unbans: a thousand that
     /// end at the same moment cost one listing of the firewall.
     fn outputs(&mut self, outputs: Vec<Output>, reply: Option<Reply>) {
-        let (mut lifted, mut banned, mut refused) = (Vec::new(), None, None);
+        let (mut lifted, mut banned, mut refused, mut failed) = (Vec::new(), None, None, None);
         let mut outputs = outputs.into_iter().peekable();
         while let Some(output) = outputs.next() {
             self.metrics.output(&output);
@@ -305,7 +305,7 @@ impl Apply {
                             bans.push(ban);
                         }
                     }
-                    self.ban(&bans);
+                    failed = self.ban(&bans).map(RequestError::NotEnforced).or(failed);
                     banned = bans.pop();
                 }
                 Output::Decision(Decision::Unban(unban)) => {
@@ -318,7 +318,8 @@ impl Apply {
                         }
                     }
                     lifted.extend(unbans.iter().map(DecisionRow::unban));
-                    self.unban(unbans);
+                    let still = self.unban(unbans);
+                    failed = still.map(|(prefix, why)| RequestError::StillDropped { prefix, why }).or(failed);
                 }
                 Output::Refused(refusal) => refused = Some(refusal),
                 other => self.tell(&other),
@@ -329,18 +330,18 @@ impl Apply {
             self.publish();
             self.news.notify_one();
         }
-        self.answer(reply, banned.as_deref(), lifted, refused);
+        self.answer(reply, banned.as_deref(), lifted, refused.map(RequestError::Refused).or(failed));
     }
 
-    fn answer(&self, reply: Option<Reply>, ban: Option<&Ban>, lifted: Vec<DecisionRow>, refused: Option<Refusal>) {
-        let refused = refused.map(RequestError::Refused);
+    fn answer(&self, reply: Option<Reply>, ban: Option<&Ban>, lifted: Vec<DecisionRow>, failed: Option<RequestError>) {
         match reply {
             Some(Reply::Ban(reply)) => {
-                let row = ban.map(|ban| BanRow::new(ban, self.enforcer.name().as_str(), 0, 0));
-                let _ = reply.send(row.ok_or_else(|| refused.unwrap_or(RequestError::Stopping)));
+                let row = ban.filter(|_| failed.is_none());
+                let row = row.map(|ban| BanRow::new(ban, self.enforcer.name().as_str(), 0, 0));
+                let _ = reply.send(row.ok_or_else(|| failed.unwrap_or(RequestError::Stopping)));
             }
             Some(Reply::Unban(reply)) => {
-                let _ = reply.send(refused.map_or(Ok(lifted), Err));
+                let _ = reply.send(failed.map_or(Ok(lifted), Err));
             }
             None => {}
         }
