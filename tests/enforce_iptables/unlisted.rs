@@ -26,6 +26,8 @@ fn ready(test: &str) -> bool {
 /// The chains that our rules are in.
 const CHAINS: [&str; 3] = ["ip filter INPUT", "ip6 filter INPUT", "ip raw PREROUTING"];
 
+const DOCKER: &str = "ip filter DOCKER-USER";
+
 /// Rules that drop something, whoever made them, by the only tool that shows them.
 fn drops(town: &Town, chain: &str) -> usize {
     town.sh(&format!("nft list chain {chain}")).lines().filter(|line| line.trim().ends_with("drop")).count()
@@ -74,6 +76,12 @@ fn a_table_that_iptables_cannot_list_is_read_from_the_kernel() {
     assert!(packets(CLIENT4) > 0 && packets(CLIENT6) > 0, "{held:?}");
     assert_eq!(counts(), [52, 2, 52], "no rule was set twice");
 
+    // Docker starts, and its chain is noticed.
+    town.sh("nft add chain ip filter DOCKER-USER");
+    let incidents = town.maintain(&mut enforcer);
+    assert!(matches!(&incidents[..], [Incident::Repaired { missing, .. }] if missing.len() == 52), "{incidents:?}");
+    assert_eq!((drops(&town, DOCKER), counts()), (52, [52, 2, 52]));
+
     // The same bans again, and new ones, one by one and many at once.
     town.ban(&mut enforcer, &[net(CLIENT4)]);
     town.ban(&mut enforcer, some);
@@ -99,7 +107,7 @@ fn a_table_that_iptables_cannot_list_is_read_from_the_kernel() {
     assert_eq!(counts(), [6, 1, 6]);
     town.sh("nft add rule ip filter INPUT ip saddr 203.0.115.9 counter drop");
     town.unban(&mut enforcer, &all.iter().map(|ban| ban.prefix).collect::<Vec<_>>());
-    assert_eq!(counts(), [1, 0, 0]);
+    assert_eq!((drops(&town, DOCKER), counts()), (0, [1, 0, 0]));
     for chain in CHAINS {
         assert_eq!(town.sh(&format!("nft list chain {chain}")).matches("ct state").count(), 2, "{chain}");
     }
@@ -218,4 +226,25 @@ fn what_a_tool_claims_to_have_done_is_looked_at() {
         let listed = town.on_host(|| enforcer.banned());
         assert!(listed.as_ref().is_err_and(|e| e.to_string().contains("nothing of the set")), "{variant}: {listed:?}");
     }
+}
+
+/// Somebody has uninstalled ip6tables since the bans were set.
+#[test]
+fn rules_are_taken_away_also_without_the_programs() {
+    if !ready("rules_are_taken_away_also_without_the_programs") {
+        return;
+    }
+    let town = Town::new();
+    let path = town.path("nft", &[]);
+    let (mut enforcer, _) = town.open(&settings(), &path).unwrap();
+    town.ban(&mut enforcer, &[net(CLIENT4), net(CLIENT6), net("2001:db8:9::/64")]);
+    drop(enforcer);
+    std::fs::remove_file(path.join("ip6tables")).unwrap();
+    let (mut enforcer, incidents) = town.open(&settings(), &path).unwrap();
+    assert!(matches!(&incidents[..], [Incident::Degraded { fault: Fault::Ipv6, .. }]), "{incidents:?}");
+    assert_eq!(drops(&town, CHAINS[1]), 2);
+    town.unban(&mut enforcer, &[net(CLIENT6)]);
+    assert_eq!(drops(&town, CHAINS[1]), 1);
+    town.on_host(|| Box::new(enforcer).close(false)).unwrap();
+    assert_eq!((drops(&town, CHAINS[0]), drops(&town, CHAINS[1])), (0, 0));
 }

@@ -182,8 +182,11 @@ impl Enforcer for Both {
     fn count(&mut self, prefixes: &[IpNet]) -> Result<Vec<Held>, EnforceError> {
         let mut all = self.upper.count(prefixes)?;
         if let Some(lower) = &mut self.lower {
-            let mut rest: HashMap<IpNet, Held> =
-                lower.count(prefixes)?.into_iter().map(|held| (held.prefix, held)).collect();
+            let lower = lower.count(prefixes).unwrap_or_else(|error| {
+                tracing::warn!(%error, "what the second rung has dropped is not counted");
+                Vec::new()
+            });
+            let mut rest: HashMap<IpNet, Held> = lower.into_iter().map(|held| (held.prefix, held)).collect();
             for held in &mut all {
                 if let Some(other) = rest.remove(&held.prefix) {
                     held.packets += other.packets;

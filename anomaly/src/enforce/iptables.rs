@@ -393,10 +393,23 @@ impl Enforcer for IptablesEnforcer {
         for family in Family::BOTH {
             let theirs: HashSet<IpNet> =
                 prefixes.iter().map(IpNet::trunc).filter(|prefix| Family::of(prefix) == family).collect();
-            if theirs.is_empty() || self.unavailable.contains_key(&family) {
+            if theirs.is_empty() {
                 continue;
             }
-            if let Err(error) = self.unban_family(family, &theirs) {
+            // Without the program nothing was set; what a daemon had set that had it is taken away all the same.
+            let done = if self.unavailable.contains_key(&family) {
+                let ours = |what: &What| matches!(what, What::Prefix(prefix) if theirs.contains(prefix));
+                let mut tables = [Table::Filter, Table::Raw].into_iter();
+                tables.try_for_each(|table| removal::remove_from_kernel(family, table, ours).map(drop)).map_err(
+                    |source| {
+                        let doing = format!("looking for rules of {}, which cannot be used", family.program());
+                        EnforceError::Kernel { doing, source, hint: None }
+                    },
+                )
+            } else {
+                self.unban_family(family, &theirs)
+            };
+            if let Err(error) = done {
                 failed.insert(family, error);
             }
             theirs.iter().for_each(|prefix| self.ledger.remove(prefix));

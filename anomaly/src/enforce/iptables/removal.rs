@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::io;
 
 use super::firewall::{Firewall, Variant};
-use super::rules::{Family, Saved, Table};
+use super::rules::{Family, Saved, Table, What};
 use super::sets::Sets;
 use super::{claim, nft};
 use crate::enforce::EnforceError;
@@ -70,7 +70,7 @@ pub(super) fn remove_with(path: &OsStr) -> (Removed, Vec<EnforceError>) {
             }
         }
         for table in [Table::Filter, Table::Raw] {
-            match remove_from_kernel(family, table) {
+            match remove_from_kernel(family, table, |_| true) {
                 Ok(rules) => removed.rules += rules,
                 Err(error) => failed.push(EnforceError::Kernel {
                     doing: format!("looking for rules that are left in {} {}", family.program(), table.as_str()),
@@ -94,18 +94,19 @@ pub(super) fn remove_with(path: &OsStr) -> (Removed, Vec<EnforceError>) {
 }
 
 /// Takes away what is left in nf_tables when the programs have done their work, or are not there.
-fn remove_from_kernel(family: Family, table: Table) -> io::Result<usize> {
+pub(super) fn remove_from_kernel(family: Family, table: Table, is_wanted: impl Fn(&What) -> bool) -> io::Result<usize> {
     let read = || match nft::read(family, table) {
         // A kernel without nf_tables, or without this family.
         Err(error) if error.raw_os_error().is_some_and(|e| NO_NF_TABLES.contains(&e)) => Ok(Saved::default()),
         other => other,
     };
-    let left = read()?.rules;
+    let mut left = read()?.rules;
+    left.retain(|rule| is_wanted(&rule.what));
     if left.is_empty() {
         return Ok(0);
     }
     nft::delete(family, table, &left.iter().collect::<Vec<_>>())?;
-    match read()?.rules.first() {
+    match read()?.rules.iter().find(|rule| is_wanted(&rule.what)) {
         None => Ok(left.len()),
         Some(rule) => {
             let first = format!("-A {} {}", rule.chain, rule.what.spec().join(" "));

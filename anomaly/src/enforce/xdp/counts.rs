@@ -11,7 +11,7 @@ use super::tables::{self, Kind};
 use super::{XdpEnforcer, nanos, now_ns};
 use crate::enforce::{EnforceError, Held};
 
-/// What a ban has counted is kept for so long after its end, looked at after so many calls of [`Enforcer::maintain`]. Longer
+/// What a ban has counted is kept for so long after its end, looked at after so many calls of `Enforcer::maintain`. Longer
 /// than a daemon hangs that is to tell of it.
 const FORGET_AFTER: Duration = Duration::from_secs(3600);
 const FORGET_ROUNDS: u64 = 600;
