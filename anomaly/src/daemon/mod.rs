@@ -112,6 +112,17 @@ pub enum RequestError {
     /// The daemon is stopping.
     #[error("the daemon is stopping")]
     Stopping,
+    /// The ban is on record, and the enforcer could not set it.
+    #[error("the ban is on record but NOT enforced: {0}; it is tried again every minute")]
+    NotEnforced(String),
+    /// The ban is lifted on record, and the enforcer could not take it away, or not see whether it is gone.
+    #[error("{} may STILL be dropped although its ban is lifted: {why}; it is tried again every minute", ip_text(.prefix))]
+    StillDropped {
+        /// Whose ban it was.
+        prefix: IpNet,
+        /// What the enforcer said.
+        why: String,
+    },
     /// The store could not be asked.
     #[error("the state database could not be read: {0}")]
     Store(String),

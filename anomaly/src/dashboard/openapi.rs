@@ -113,7 +113,10 @@ impl Modify for Problems {
                     can("415", "The body is not declared as application/json");
                 }
                 if asks {
-                    can("503", "The daemon is busy or stopping, or its database cannot be read");
+                    can(
+                        "503",
+                        "The daemon is busy or stopping, its database cannot be read, or the firewall did not do it",
+                    );
                 }
             }
         }

@@ -55,6 +55,8 @@ impl From<RequestError> for Problem {
             RequestError::Refused(Refusal::NeverBan { .. }, _) => (StatusCode::CONFLICT, "never_ban"),
             RequestError::Refused(Refusal::TooWide { .. }, _) => (StatusCode::CONFLICT, "too_wide"),
             RequestError::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
+            RequestError::NotEnforced(_) => (StatusCode::SERVICE_UNAVAILABLE, "not_enforced"),
+            RequestError::StillDropped { .. } => (StatusCode::SERVICE_UNAVAILABLE, "still_dropped"),
             RequestError::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "store"),
         };
         Self::new(status, word, error.to_string())

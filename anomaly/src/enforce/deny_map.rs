@@ -70,7 +70,8 @@ pub fn find() -> Option<PathBuf> {
 pub fn clear(nginx: &config::Nginx) -> Result<bool, EnforceError> {
     let Some(path) = &nginx.deny_map else { return Ok(false) };
     let mut list = List::open(path.clone(), nginx.pid_file.clone());
-    if list.entries.is_empty() {
+    // One that cannot be read may refuse clients all the same: it is written anew.
+    if list.entries.is_empty() && !list.is_unreadable() {
         return Ok(false);
     }
     list.close(monotonic(), false)?;
@@ -116,6 +117,10 @@ impl Enforcer for DenyMap {
         self.list.ask_for(&lifted);
         self.incidents.extend(self.list.flush(now));
         self.list.still_refused(now, &lifted)
+    }
+
+    fn count(&mut self, prefixes: &[IpNet]) -> Result<Vec<Held>, EnforceError> {
+        self.inner.count(prefixes)
     }
 
     /// Left out is what is not on the list and should be; what is only on the list is added. So a

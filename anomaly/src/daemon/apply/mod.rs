@@ -294,7 +294,7 @@ impl Apply {
     /// Applies outputs in order; bans that follow one another are enforced in one go, and so are unbans: a thousand that
     /// end at the same moment cost one listing of the firewall.
     fn outputs(&mut self, outputs: Vec<Output>, reply: Option<Reply>) {
-        let (mut lifted, mut banned, mut refused) = (Vec::new(), None, None);
+        let (mut lifted, mut banned, mut refused, mut failed) = (Vec::new(), None, None, None);
         let mut outputs = outputs.into_iter().peekable();
         while let Some(output) = outputs.next() {
             self.metrics.output(&output);
@@ -307,7 +307,7 @@ impl Apply {
                             bans.push(ban);
                         }
                     }
-                    self.ban(&bans);
+                    failed = self.ban(&bans).map(RequestError::NotEnforced).or(failed);
                     banned = bans.pop();
                 }
                 Output::Decision(Decision::Unban(unban)) => {
@@ -322,7 +322,8 @@ impl Apply {
                     let mut rows: Vec<DecisionRow> = unbans.iter().map(DecisionRow::unban).collect();
                     let by_hand: Vec<Option<IpNet>> =
                         unbans.iter().map(|u| (u.origin == Origin::Operator).then_some(u.prefix)).collect();
-                    self.unban(unbans);
+                    let still = self.unban(unbans);
+                    failed = still.map(|(prefix, why)| RequestError::StillDropped { prefix, why }).or(failed);
                     for (row, prefix) in rows.iter_mut().zip(by_hand) {
                         row.still_refused = prefix.and_then(|prefix| self.enforcer.still_refused(&prefix));
                     }
@@ -337,18 +338,19 @@ impl Apply {
             self.publish();
             self.news.notify_one();
         }
-        self.answer(reply, banned.as_deref(), lifted, refused);
+        let failed = refused.map(|refusal| self.refused(refusal)).or(failed);
+        self.answer(reply, banned.as_deref(), lifted, failed);
     }
 
-    fn answer(&self, reply: Option<Reply>, ban: Option<&Ban>, lifted: Vec<DecisionRow>, refused: Option<Refusal>) {
-        let refused = refused.map(|refusal| self.refused(refusal));
+    fn answer(&self, reply: Option<Reply>, ban: Option<&Ban>, lifted: Vec<DecisionRow>, failed: Option<RequestError>) {
         match reply {
             Some(Reply::Ban(reply)) => {
-                let row = ban.map(|ban| BanRow::new(ban, self.enforcer.name().as_str(), 0, 0));
-                let _ = reply.send(row.ok_or_else(|| refused.unwrap_or(RequestError::Stopping)));
+                let row = ban.filter(|_| failed.is_none());
+                let row = row.map(|ban| BanRow::new(ban, self.enforcer.name().as_str(), 0, 0));
+                let _ = reply.send(row.ok_or_else(|| failed.unwrap_or(RequestError::Stopping)));
             }
             Some(Reply::Unban(reply)) => {
-                let _ = reply.send(refused.map_or(Ok(lifted), Err));
+                let _ = reply.send(failed.map_or(Ok(lifted), Err));
             }
             None => {}
         }

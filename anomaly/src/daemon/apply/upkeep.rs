@@ -1,6 +1,7 @@
 //! What the apply thread does between decisions: looks after enforcer and sinks, compares the kernel with what is
 //! wanted, and keeps what is degraded.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -100,6 +101,10 @@ impl Apply {
             Ok(done) => {
                 self.held = done.enforced;
                 self.unlisted = None;
+                // Of bans that ended while no daemon ran: their ends are still to be told.
+                let mut last = done.last;
+                last.retain(|held| self.wanted.contains_key(&held.prefix));
+                self.add_counts(&last);
                 if tell && !(done.missing.is_empty() && done.orphans.is_empty()) {
                     self.repaired(&done.missing, &done.orphans);
                 }
@@ -164,7 +169,14 @@ impl Apply {
             Ok(held) => {
                 self.unlisted = None;
                 self.held = held.iter().filter(|h| self.wanted.contains_key(&h.prefix)).count();
-                self.counts = Arc::new(held.into_iter().map(|h| (h.prefix, (h.packets, h.bytes))).collect());
+                let mut counts: HashMap<_, _> = held.into_iter().map(|h| (h.prefix, (h.packets, h.bytes))).collect();
+                if self.held < self.wanted.len() {
+                    // What ran out, or was flushed, keeps its count until its end is told.
+                    for (prefix, count) in self.counts.iter().filter(|(prefix, _)| self.wanted.contains_key(prefix)) {
+                        counts.entry(*prefix).or_insert(*count);
+                    }
+                }
+                self.counts = Arc::new(counts);
             }
             Err(failure) => {
                 self.metrics.enforcer_errors.inc();

@@ -95,6 +95,12 @@ impl List {
         }
     }
 
+    /// The file is there and cannot be read, so it may refuse clients that are not known here. True of a list that was just
+    /// opened.
+    pub fn is_unreadable(&self) -> bool {
+        self.dirty && self.path.exists()
+    }
+
     /// Refuses a client, or no longer.
     pub fn change(&mut self, now: Duration, prefix: IpNet, on: bool) {
         if on && self.entries.insert(prefix) {

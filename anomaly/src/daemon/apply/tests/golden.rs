@@ -5,7 +5,7 @@ use crate::audit;
 use crate::config::Secret;
 use crate::daemon::clock;
 use crate::dashboard::frame_of;
-use crate::engine::{BaselineUpdate, Sample, Signal};
+use crate::engine::{BaselineUpdate, Refusal, Sample, Signal};
 use crate::golden::{indent, kinds, same, shown};
 use crate::store::Recorded;
 
