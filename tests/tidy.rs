@@ -56,8 +56,6 @@ const CIRCLES: &[(&str, &str)] = &[
     ("dashboard/sse.rs -> anomaly/src/daemon/mod.rs", "requests and answers belong between the two"),
     ("dashboard/connection.rs -> anomaly/src/metrics.rs", "as the next one"),
     ("metrics.rs -> anomaly/src/daemon/mod.rs", "what is live belongs to what is shown"),
-    ("config/check.rs -> anomaly/src/config/raw.rs", "loading belongs before both"),
-    ("config/raw.rs -> anomaly/src/config/check.rs", "loading belongs before both"),
     ("daemon/apply/mod.rs -> anomaly/src/daemon/hot.rs", "messages between the threads belong to neither"),
     ("daemon/apply/mod.rs -> anomaly/src/daemon/log_watch.rs", "words for people do not belong there"),
     ("daemon/hot.rs -> anomaly/src/daemon/apply/mod.rs", "messages between the threads belong to neither"),
