@@ -162,9 +162,11 @@ fn answer_one(request: Request, live: &watch::Sender<Arc<Live>>, events: &broadc
                 return drop(reply.send(Err(RequestError::Refused(refusal, None))));
             }
             let refused = match prefix.to_string().as_str() {
-                "192.0.2.1/32" => Some(RequestError::Refused(Refusal::NeverBan { prefix, entry: prefix }, None)),
+                "192.0.2.1/32" => Some(RequestError::Refused(
+                    Refusal::NeverBan { prefix, entry: prefix },
+                    Some(anomaly::enforce::guard::Why::Gateway),
+                )),
                 "192.0.2.67/32" => Some(RequestError::Stopping),
-                "192.0.2.68/32" => Some(RequestError::NotEnforced("iptables: the lock is held".into())),
                 _ if prefix.prefix_len() < 16 => Some(RequestError::Refused(Refusal::TooWide { prefix }, None)),
                 _ => None,
             };
@@ -194,10 +196,6 @@ fn answer_one(request: Request, live: &watch::Sender<Arc<Live>>, events: &broadc
             });
             let _ = events.send(Event { row: row.decision.clone(), reason: row.reason.clone() });
             drop(reply.send(Ok(row)));
-        }
-        Request::Unban { prefix, reply } if prefix.to_string() == "192.0.2.69/32" => {
-            let why = "iptables: the lock is held".into();
-            drop(reply.send(Err(RequestError::StillDropped { prefix, why })));
         }
         Request::Unban { prefix, reply } => {
             let mut lifted = Vec::new();
