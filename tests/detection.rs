@@ -5,6 +5,8 @@
 
 #[path = "detection/brake.rs"]
 mod brake;
+#[path = "detection/evidence.rs"]
+mod evidence;
 #[path = "detection/golden.rs"]
 pub mod golden;
 #[path = "detection/properties.rs"]

@@ -175,7 +175,7 @@ pub struct Level {
     pub mean: f64,
     /// Requests/s; never below the configured floor.
     pub stddev: f64,
-    /// Share of requests with status >= 400, 0 to 1.
+    /// Share of requests that were answered with an error, 0 to 1 (499, and 405 to MKCOL, are none).
     pub error_rate: f64,
     /// Number of samples behind the figures.
     pub samples: u64,
@@ -188,7 +188,7 @@ pub struct Level {
 pub enum Signal {
     /// Requests for pages; static assets weigh less.
     Pages,
-    /// Distinct paths that were answered 4xx.
+    /// Distinct paths that were answered 4xx, each counted once however it is spelled.
     ErrorPaths,
     /// POSTs to one path.
     PostsToOnePath,
@@ -217,7 +217,7 @@ pub struct Finding {
     pub limit: f64,
     /// Requests in the window.
     pub requests: u64,
-    /// Requests with status >= 400 in the window.
+    /// Requests in the window that were answered with an error (499, and 405 to MKCOL, are none).
     pub errors: u64,
     /// Newest requests of the client, oldest first; at most a handful.
     pub samples: Vec<Sample>,

@@ -21,6 +21,7 @@ mod key;
 mod known;
 mod ledger;
 mod level;
+mod paths;
 mod picture;
 mod population;
 pub mod record;
@@ -36,9 +37,7 @@ mod waiting;
 mod window;
 
 use std::cell::Cell;
-use std::hash::BuildHasher;
 
-use foldhash::fast::FixedState;
 use ipnet::IpNet;
 
 pub use contract::*;
@@ -49,6 +48,7 @@ use detector::{Limits, Verdict};
 use key::Exempt;
 use known::Known;
 use ledger::{BanRequest, Ledger};
+use paths::Paths;
 use population::{MEASURES, Population};
 use record::Record;
 use signals::Kind;
@@ -95,8 +95,7 @@ pub struct Engine {
     minute_held: bool,
     late_run: u32,
     waiting: Queue,
-    paths: FixedState,
-    path_seed: u64,
+    paths: Paths,
     records: u64,
     late: u64,
     early: u64,
@@ -135,8 +134,7 @@ impl Engine {
             minute_held: false,
             late_run: 0,
             waiting: Queue::default(),
-            paths: FixedState::with_seed(seed),
-            path_seed: seed,
+            paths: Paths::with_seed(seed),
             records: 0,
             late: 0,
             early: 0,
@@ -331,7 +329,7 @@ impl Engine {
         self.clock = to;
         self.site.restart(sec);
         self.population.restart(sec.div_euclid(60));
-        let mut table = Table::new(self.settings.max_tracked_ips, self.path_seed);
+        let mut table = Table::new(self.settings.max_tracked_ips, self.paths.seed());
         table.inherit(&self.table);
         self.table = table;
         self.top = Top::default();
@@ -443,7 +441,7 @@ impl Engine {
         let (top, evidence) = (&mut self.top, &mut self.evidence);
         let hint = self.ahead.hint(&key);
         let (index, new) = self.table.entry(key, hint, oldest, |index, client| forget(top, evidence, index, client));
-        let path = if kind.is_named() { self.paths.hash_one(record.path) as u32 } else { 0 };
+        let path = if kind.is_named() { self.paths.hash(record.path) } else { 0 };
         let founding = !self.is_warm();
         let client = self.table.get_mut(index);
         if new {

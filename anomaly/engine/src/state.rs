@@ -9,13 +9,13 @@ use super::key::Key;
 use super::known::Known;
 use super::ledger::Proof;
 use super::level::{load_level, save_level};
+use super::paths::Paths;
 use super::population::{MEASURES, MEASURES_AT_FIRST, Population, Seen};
 use super::site::Site;
 use super::table::Client;
 use super::window::Window;
 use super::{Decision, Engine};
 use crate::time::Timestamp;
-use foldhash::fast::FixedState;
 use ipnet::IpNet;
 
 /// What the version of a baseline was before it had sections: the same values without tags.
@@ -141,7 +141,7 @@ impl Engine {
         let mut w = Writer::with_capacity(SECTIONS, room + room / 16);
         w.section(windows::CLOCK, |w| {
             w.int(self.clock.as_ms());
-            for number in [self.records, self.late, self.early, self.blocked, self.path_seed] {
+            for number in [self.records, self.late, self.early, self.blocked, self.paths.seed()] {
                 w.uint(number);
             }
             w.int(self.recalculated);
@@ -201,8 +201,9 @@ impl Engine {
         self.site = windows.site;
         if let Some(clock) = windows.clock {
             self.clock = clock.clock;
-            [self.records, self.late, self.early, self.blocked, self.path_seed] = clock.counters;
-            self.paths = FixedState::with_seed(self.path_seed);
+            let path_seed;
+            [self.records, self.late, self.early, self.blocked, path_seed] = clock.counters;
+            self.paths = Paths::with_seed(path_seed);
             self.recalculated = clock.recalculated;
             [self.warm_at, self.alerted] = clock.moments;
             (self.minute_held, self.late_run, self.busiest) = (clock.minute_held, clock.late_run, clock.busiest);
