@@ -15,6 +15,8 @@ mod properties;
 mod scenario;
 #[path = "detection/spared.rs"]
 mod spared;
+#[path = "detection/warmup.rs"]
+mod warmup;
 
 use std::path::Path;
 

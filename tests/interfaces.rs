@@ -388,6 +388,25 @@ fn status_says_what_the_daemon_costs_its_host() {
     assert!((1 << 20..1 << 32).contains(&memory), "{memory}");
 }
 
+/// Without a record nothing warms up, whatever the clock says.
+#[test]
+fn status_is_true_before_the_first_record() {
+    let daemon = DryRun::start("", "baseline.warmup_secs = 1\n");
+    let status = || daemon.json(&["status"]).expect("a status");
+    clock::wait_until("three seconds without a record", Duration::from_secs(20), || {
+        status()["uptime_secs"].as_u64() >= Some(3)
+    })
+    .expect("passed");
+    let (before, said) = (status(), daemon.command(&["status"]));
+    assert_eq!((&before["log_time"], &before["warmup_left_secs"]), (&Value::Null, &1.into()), "{before}");
+    assert_eq!(before["baseline"]["samples"], 0, "{before}");
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(said.contains("1s from the first request on"), "{said}");
+    daemon.log().write_all(history::line(clock::epoch_secs(), "198.51.100.7", "/", 200).as_bytes()).expect("written");
+    clock::wait_until("the end of the warm-up", Duration::from_secs(20), || status()["warmup_left_secs"] == 0)
+        .unwrap_or_else(|e| panic!("{e}: {}", status()));
+}
+
 #[test]
 fn status_says_that_the_brake_holds() {
     let now = clock::epoch_secs();

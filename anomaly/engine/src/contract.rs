@@ -18,8 +18,8 @@ pub enum Input<'a> {
     Record(&'a Record<'a>),
     /// Nothing but `now`: lets bans end. Sent at [`Engine::next_deadline`](super::Engine::next_deadline) or later.
     Tick {
-        /// The log has been read to its end, so that silence is silence: log time follows `now`, windows run empty
-        /// and idle seconds count as zeros. In a replay it ends the wait for records that confirm a jump.
+        /// The log has been read to its end, so that silence is silence: from the first record on log time follows
+        /// `now`, windows run empty and idle seconds count as zeros. In a replay it ends the wait for records that confirm a jump.
         caught_up: bool,
     },
     /// An operator's wish.
@@ -345,7 +345,7 @@ pub struct Snapshot {
     pub ip: Level,
     /// Rate above which an unknown client is banned, requests/s.
     pub ip_limit: f64,
-    /// Seconds of log time until the warm-up ends; 0 when it is over.
+    /// Seconds of log time until the warm-up ends; 0 when it is over. Before the first record it has not begun.
     pub warmup_left_secs: u32,
     /// The 24 hour slots of the site, UTC; `None` while a slot is empty.
     pub hours: [Option<Level>; 24],

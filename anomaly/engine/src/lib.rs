@@ -88,7 +88,7 @@ pub struct Engine {
     /// The newest believed stamp.
     clock: Timestamp,
     recalculated: i64,
-    /// When the warm-up ends; `None` before log time has begun.
+    /// When the warm-up ends; `None` before the first record, which begins it.
     warm_at: Option<i64>,
     alerted: Option<i64>,
     /// The present minute has an anomalous second.
@@ -244,7 +244,8 @@ impl Engine {
     fn tick(&mut self, now: Timestamp, caught_up: bool, out: &mut Vec<Output>) {
         if caught_up {
             self.settle(true, out);
-            if !self.settings.replay {
+            // Before the first record there is no log time yet: seconds in which nobody could have come teach nothing.
+            if !self.settings.replay && self.site.now().is_some() {
                 let idle = Timestamp::from_secs(now.as_secs().saturating_sub(LAG_SECS));
                 if idle > self.clock && idle.as_secs() > self.clock.as_secs() {
                     self.advance(idle, out);
@@ -325,7 +326,10 @@ impl Engine {
     /// Log time was in the future: begins anew at `to` with empty windows and everything that was learned.
     fn step_back(&mut self, to: Timestamp) {
         let sec = to.as_secs();
-        let was_warm = self.is_warm();
+        if let Some((warm_at, now)) = self.warm_at.zip(self.site.now()) {
+            let left = warm_at.saturating_sub(now);
+            self.warm_at = Some(if left > 0 { sec.saturating_add(left) } else { i64::MIN });
+        }
         self.clock = to;
         self.site.restart(sec);
         self.population.restart(sec.div_euclid(60));
@@ -336,9 +340,6 @@ impl Engine {
         self.evidence = Evidence::default();
         self.recalculated = sec;
         self.alerted = None;
-        if was_warm {
-            self.warm_at = Some(i64::MIN);
-        }
     }
 
     /// Handles a record that happened at `time`.

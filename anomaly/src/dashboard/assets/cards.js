@@ -99,7 +99,7 @@ export class Baseline {
     this.host.hidden = false;
     this.placeholder.clear();
     const left = baseline.warmup_left_secs;
-    text(byId("baseline-hint"), left > 0 ? `learning for another ${format.countdown(left)}` : "");
+    text(byId("baseline-hint"), left > 0 ? `learning takes another ${format.countdown(left)} of log time` : "");
     this.levels.replaceChildren(this.level("The site", baseline.global), this.level("A client", baseline.ip));
     const hour = new Date(now).getUTCHours();
     const most = Math.max(...baseline.hours.map((slot) => slot?.mean ?? 0), 1e-9);
