@@ -5,6 +5,8 @@
 
 #[path = "detection/brake.rs"]
 mod brake;
+#[path = "detection/by_hand.rs"]
+mod by_hand;
 #[path = "detection/evidence.rs"]
 mod evidence;
 #[path = "detection/golden.rs"]

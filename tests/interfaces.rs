@@ -408,6 +408,36 @@ fn status_is_true_before_the_first_record() {
 }
 
 #[test]
+fn a_ban_by_hand_keeps_the_longer_one_and_says_so() {
+    let daemon = DryRun::start("", "");
+    let ban = |more: &[&str]| {
+        let output = daemon.command(&[&["ban", ATTACKER], more].concat());
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    ban(&["--for", "permanent", "--reason", "never again"]);
+    let said = ban(&["--for", "30m", "--reason", "again"]);
+    for words in ["stays banned permanently", "offence 1: never again", "--replace"] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    let answer = daemon.json(&["ban", ATTACKER, "--for", "30m"]).expect("an answer");
+    assert_eq!(
+        (&answer["kept"], &answer["until"], &answer["reason"]),
+        (&true.into(), &Value::Null, &"never again".into())
+    );
+    let listed = || daemon.json(&["bans"]).filter(|rows| rows[0].is_object());
+    let rows = clock::wait_for("the ban in the list", Duration::from_secs(20), listed).expect("a ban");
+    assert_eq!((&rows[0]["until"], &rows[0]["reason"], rows[1].is_null()), (&Value::Null, &"never again".into(), true));
+    assert!(ban(&["--for", "30m", "--replace"]).contains("is banned until"));
+    let answer = daemon.json(&["ban", ATTACKER, "--for", "1h"]).expect("an answer");
+    assert_eq!((&answer["kept"], &answer["duration_secs"]), (&false.into(), &3600.into()), "{answer}");
+    let lines = daemon.audit().read();
+    let events: Vec<&str> = lines.iter().filter_map(|line| line["event"].as_str()).collect();
+    assert_eq!(events, ["started", "ban", "ban_kept", "ban_kept", "ban", "ban"]);
+    assert_eq!((&lines[2]["reason"], &lines[2]["asked_reason"]), (&"never again".into(), &"again".into()));
+}
+
+#[test]
 fn status_says_that_the_brake_holds() {
     let now = clock::epoch_secs();
     let daemon = DryRun::start(&history::quiet(now, 30, 2), "bans.brake_per_minute = 2\n");

@@ -342,7 +342,7 @@ impl Metrics {
             Output::Braked(_) => {
                 self.braked.inc();
             }
-            Output::Refused(_) => {}
+            Output::Kept(_) | Output::Refused(_) => {}
         }
     }
 

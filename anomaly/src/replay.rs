@@ -198,6 +198,7 @@ fn write_rows(out: &mut Vec<Output>, summary: &mut Summary, report: &mut dyn Rep
             | Output::NotEffective(_)
             | Output::LevelAccepted(_)
             | Output::Braked(_)
+            | Output::Kept(_)
             | Output::Refused(_) => {}
         }
     }

@@ -39,6 +39,8 @@ pub enum Command {
         reason: String,
         /// Ban prefixes shorter than /16 (IPv4) or /32 (IPv6) too.
         force: bool,
+        /// End when this says, also where the ban in force lasts longer.
+        replace: bool,
     },
     /// Lift every ban that covers this prefix.
     Unban {
@@ -64,6 +66,8 @@ pub enum Output {
     LevelAccepted(LevelAccepted),
     /// The mass-ban brake held a ban back.
     Braked(Braked),
+    /// A ban by hand that leaves the longer one as it is.
+    Kept(Kept),
     /// A command could not be done.
     Refused(Refusal),
 }
@@ -93,7 +97,7 @@ pub struct Ban {
     /// The numbers at the moment of the ban; `None` when an operator banned a
     /// client the engine knows nothing of.
     pub finding: Option<Finding>,
-    /// The operator's words; empty for the detector.
+    /// The operator's words; empty for the detector, and where an operator gave none.
     pub note: String,
     /// It had already ended when it was decided (a backlog was read): it counts as
     /// an offence and is neither enforced nor notified.
@@ -286,6 +290,19 @@ pub struct Braked {
     pub finding: Finding,
     /// Automatic bans in the newest minute.
     pub bans_last_minute: u32,
+}
+
+/// A ban by hand that changes nothing, because the one in force of that prefix lasts at least as long.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kept {
+    /// When it was asked for.
+    pub at: Timestamp,
+    /// The ban in force, as it was.
+    pub ban: Arc<Ban>,
+    /// When the one that was asked for would have ended; `None` is permanent.
+    pub until: Option<Timestamp>,
+    /// The operator's words for it.
+    pub note: String,
 }
 
 /// Why a command was not done.

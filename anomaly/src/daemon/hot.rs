@@ -393,8 +393,8 @@ impl Hot {
         match request {
             Request::LogWritten | Request::Stop => {}
             Request::Enforced(since) => self.engine.enforced_from(since),
-            Request::Ban { prefix, length, reason, force, reply } => {
-                let command = Command::Ban { prefix, length, reason, force };
+            Request::Ban { prefix, length, reason, force, replace, reply } => {
+                let command = Command::Ban { prefix, length, reason, force, replace };
                 self.engine.handle(now(), Input::Command(command), &mut self.out);
                 self.refresh();
                 self.send_outputs(Some(Reply::Ban(reply)));
