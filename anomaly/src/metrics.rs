@@ -234,6 +234,7 @@ pub const DEGRADED_WORDS: &[&str] = &[
     "audit",
     "log_silent",
     "log_missing",
+    "log_format",
     "rejected",
     "late",
     "not_effective",

@@ -352,7 +352,7 @@ pub struct BaselineRow {
 /// One thing that is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Degraded {
-    /// A stable word (`fallback`, `slack`, `store`, `audit`, `log_silent`, `rejected`, `late`, `not_effective`, ...).
+    /// A stable word (`fallback`, `slack`, `store`, `audit`, `log_silent`, `log_format`, `rejected`, `late`, `not_effective`, ...).
     pub what: String,
     /// What and why, and what to do.
     pub reason: String,

@@ -21,6 +21,7 @@ const DEGRADED = {
   audit: "The audit log cannot be written",
   log_silent: "The log is silent",
   log_missing: "The log is missing",
+  log_format: "No line of the log can be read",
   rejected: "Log lines cannot be read",
   late: "Log lines come too late",
   not_effective: "A ban has no effect",
@@ -31,7 +32,7 @@ const DEGRADED = {
   off: "Nothing is dropped",
   config: "The configuration file is refused",
 };
-const SERIOUS = new Set(["log_silent", "log_missing", "not_effective", "enforcement", "store", "store_damaged", "off"]);
+const SERIOUS = new Set(["log_silent", "log_missing", "log_format", "not_effective", "enforcement", "store", "store_damaged", "off"]);
 
 /** Six figures that say how it is. */
 export class Vitals {
