@@ -5,6 +5,10 @@
 
 #[path = "detection/brake.rs"]
 mod brake;
+#[path = "detection/by_hand.rs"]
+mod by_hand;
+#[path = "detection/evidence.rs"]
+mod evidence;
 #[path = "detection/golden.rs"]
 pub mod golden;
 #[path = "detection/properties.rs"]
@@ -13,6 +17,8 @@ mod properties;
 mod scenario;
 #[path = "detection/spared.rs"]
 mod spared;
+#[path = "detection/warmup.rs"]
+mod warmup;
 
 use std::path::Path;
 

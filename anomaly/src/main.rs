@@ -179,7 +179,9 @@ fn examine(cli: &Cli, args: &args::Show) -> Result<ExitCode> {
 
 fn ban(cli: &Cli, args: &args::Ban) -> Result<ExitCode> {
     let settings = settings(cli);
-    let mut body = json!({ "ip": anomaly::report::ip_text(&args.ip), "reason": args.reason, "force": args.force });
+    let mut body = json!({
+        "ip": anomaly::report::ip_text(&args.ip), "reason": args.reason, "force": args.force, "replace": args.replace
+    });
     match args.length {
         Some(BanLength::Timed(length)) => body["duration_secs"] = length.as_secs().into(),
         Some(BanLength::Permanent) => body["permanent"] = true.into(),
@@ -198,7 +200,15 @@ fn ban(cli: &Cli, args: &args::Ban) -> Result<ExitCode> {
         } else {
             ""
         };
-        show(&format!("{} is banned {until} (offence {}){but}\n", text(&ban["ip"]), text(&ban["offence"])))?;
+        let (ip, offence) = (text(&ban["ip"]), text(&ban["offence"]));
+        show(&if ban["kept"] == true {
+            let reason = text(&ban["reason"]);
+            format!(
+                "{ip} stays banned {until} (offence {offence}: {reason}), no shorter than asked for; --replace changes it{but}\n"
+            )
+        } else {
+            format!("{ip} is banned {until} (offence {offence}){but}\n")
+        })?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -234,6 +234,7 @@ pub const DEGRADED_WORDS: &[&str] = &[
     "audit",
     "log_silent",
     "log_missing",
+    "log_format",
     "rejected",
     "late",
     "not_effective",
@@ -342,7 +343,7 @@ impl Metrics {
             Output::Braked(_) => {
                 self.braked.inc();
             }
-            Output::Refused(_) => {}
+            Output::Kept(_) | Output::Refused(_) => {}
         }
     }
 

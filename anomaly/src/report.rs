@@ -193,6 +193,10 @@ impl Reason for Ban {
     fn reason(&self) -> String {
         match (&self.finding, self.origin) {
             (_, Origin::Operator) if !self.note.is_empty() => self.note.clone(),
+            // It was the detector's before an operator gave it another end.
+            (Some(finding), Origin::Operator) if finding.limit > 0.0 => {
+                format!("{}; its end was set by hand", finding.reason())
+            }
             (_, Origin::Operator) => "banned by hand".into(),
             (Some(finding), Origin::Detector) => finding.reason(),
             (None, Origin::Detector) => String::new(),
@@ -262,6 +266,16 @@ impl BanRow {
             bytes,
         }
     }
+}
+
+/// The answer to `POST /api/v1/bans`: the ban in force.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct BanAnswer {
+    /// As in the list of bans.
+    #[serde(flatten)]
+    pub ban: BanRow,
+    /// It was in force before, lasts at least as long as was asked for, and stays as it is, with its own reason, origin and offence.
+    pub kept: bool,
 }
 
 /// One client of `top --json` and `GET /api/v1/top`, busiest first.
@@ -338,7 +352,7 @@ pub struct BaselineRow {
 /// One thing that is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Degraded {
-    /// A stable word (`fallback`, `slack`, `store`, `audit`, `log_silent`, `rejected`, `late`, `not_effective`, ...).
+    /// A stable word (`fallback`, `slack`, `store`, `audit`, `log_silent`, `log_format`, `rejected`, `late`, `not_effective`, ...).
     pub what: String,
     /// What and why, and what to do.
     pub reason: String,

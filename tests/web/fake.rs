@@ -14,8 +14,8 @@ use anomaly::dashboard::history::History;
 use anomaly::engine::{Ban, BanLength, Finding, Level, Origin, Refusal, Rule, Sample, Scope, Source};
 use anomaly::metrics::Metrics;
 use anomaly::report::{
-    BanRow, BaselineRow, DecisionRow, Degraded, Explanation, HistoryPoint, InterfaceRow, LevelRow, PastBan, Status,
-    TopRow,
+    BanAnswer, BanRow, BaselineRow, DecisionRow, Degraded, Explanation, HistoryPoint, InterfaceRow, LevelRow, PastBan,
+    Status, TopRow,
 };
 use anomaly::time::Timestamp;
 use ipnet::IpNet;
@@ -155,7 +155,7 @@ fn covers(row: &BanRow, prefix: &IpNet) -> bool {
 
 fn answer_one(request: Request, live: &watch::Sender<Arc<Live>>, events: &broadcast::Sender<Event>) {
     match request {
-        Request::Ban { prefix, length, reason, reply, .. } => {
+        Request::Ban { prefix, length, reason, replace, reply, .. } => {
             let allowed: IpNet = "198.51.100.0/24".parse().expect("a prefix");
             if allowed.contains(&prefix) {
                 let refusal = Refusal::AllowListed { prefix, entry: allowed };
@@ -189,13 +189,21 @@ fn answer_one(request: Request, live: &watch::Sender<Arc<Live>>, events: &broadc
                 in_past: false,
             };
             let row = BanRow::new(&ban, "dry-run", 0, 0);
+            let ip = row.decision.ip.clone();
+            let in_force = live.borrow().bans.iter().find(|ban| ban.decision.ip == ip).cloned();
+            // Each lasts as long as the one before.
+            if let Some(ban) = in_force.filter(|_| !replace) {
+                return drop(reply.send(Ok(BanAnswer { ban, kept: true })));
+            }
             live.send_modify(|live| {
                 let live = Arc::make_mut(live);
-                Arc::make_mut(&mut live.bans).push(row.clone());
+                let bans = Arc::make_mut(&mut live.bans);
+                bans.retain(|ban| ban.decision.ip != ip);
+                bans.push(row.clone());
                 live.status.active_bans = live.bans.len() as u64;
             });
             let _ = events.send(Event { row: row.decision.clone(), reason: row.reason.clone() });
-            drop(reply.send(Ok(row)));
+            drop(reply.send(Ok(BanAnswer { ban: row, kept: false })));
         }
         Request::Unban { prefix, reply } => {
             let mut lifted = Vec::new();

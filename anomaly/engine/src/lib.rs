@@ -21,6 +21,7 @@ mod key;
 mod known;
 mod ledger;
 mod level;
+mod paths;
 mod picture;
 mod population;
 pub mod record;
@@ -36,9 +37,7 @@ mod waiting;
 mod window;
 
 use std::cell::Cell;
-use std::hash::BuildHasher;
 
-use foldhash::fast::FixedState;
 use ipnet::IpNet;
 
 pub use contract::*;
@@ -49,6 +48,7 @@ use detector::{Limits, Verdict};
 use key::Exempt;
 use known::Known;
 use ledger::{BanRequest, Ledger};
+use paths::Paths;
 use population::{MEASURES, Population};
 use record::Record;
 use signals::Kind;
@@ -88,15 +88,14 @@ pub struct Engine {
     /// The newest believed stamp.
     clock: Timestamp,
     recalculated: i64,
-    /// When the warm-up ends; `None` before log time has begun.
+    /// When the warm-up ends; `None` before the first record, which begins it.
     warm_at: Option<i64>,
     alerted: Option<i64>,
     /// The present minute has an anomalous second.
     minute_held: bool,
     late_run: u32,
     waiting: Queue,
-    paths: FixedState,
-    path_seed: u64,
+    paths: Paths,
     records: u64,
     late: u64,
     early: u64,
@@ -135,8 +134,7 @@ impl Engine {
             minute_held: false,
             late_run: 0,
             waiting: Queue::default(),
-            paths: FixedState::with_seed(seed),
-            path_seed: seed,
+            paths: Paths::with_seed(seed),
             records: 0,
             late: 0,
             early: 0,
@@ -246,7 +244,8 @@ impl Engine {
     fn tick(&mut self, now: Timestamp, caught_up: bool, out: &mut Vec<Output>) {
         if caught_up {
             self.settle(true, out);
-            if !self.settings.replay {
+            // Before the first record there is no log time yet: seconds in which nobody could have come teach nothing.
+            if !self.settings.replay && self.site.now().is_some() {
                 let idle = Timestamp::from_secs(now.as_secs().saturating_sub(LAG_SECS));
                 if idle > self.clock && idle.as_secs() > self.clock.as_secs() {
                     self.advance(idle, out);
@@ -327,20 +326,20 @@ impl Engine {
     /// Log time was in the future: begins anew at `to` with empty windows and everything that was learned.
     fn step_back(&mut self, to: Timestamp) {
         let sec = to.as_secs();
-        let was_warm = self.is_warm();
+        if let Some((warm_at, now)) = self.warm_at.zip(self.site.now()) {
+            let left = warm_at.saturating_sub(now);
+            self.warm_at = Some(if left > 0 { sec.saturating_add(left) } else { i64::MIN });
+        }
         self.clock = to;
         self.site.restart(sec);
         self.population.restart(sec.div_euclid(60));
-        let mut table = Table::new(self.settings.max_tracked_ips, self.path_seed);
+        let mut table = Table::new(self.settings.max_tracked_ips, self.paths.seed());
         table.inherit(&self.table);
         self.table = table;
         self.top = Top::default();
         self.evidence = Evidence::default();
         self.recalculated = sec;
         self.alerted = None;
-        if was_warm {
-            self.warm_at = Some(i64::MIN);
-        }
     }
 
     /// Handles a record that happened at `time`.
@@ -443,7 +442,7 @@ impl Engine {
         let (top, evidence) = (&mut self.top, &mut self.evidence);
         let hint = self.ahead.hint(&key);
         let (index, new) = self.table.entry(key, hint, oldest, |index, client| forget(top, evidence, index, client));
-        let path = if kind.is_named() { self.paths.hash_one(record.path) as u32 } else { 0 };
+        let path = if kind.is_named() { self.paths.hash(record.path) } else { 0 };
         let founding = !self.is_warm();
         let client = self.table.get_mut(index);
         if new {

@@ -36,7 +36,7 @@ pub struct Settings {
     pub recalc_secs: u32,
     /// Samples an hour slot needs before it is preferred. Default 300.
     pub min_hour_samples: u64,
-    /// Seconds of log time during which only the hard limit bans. Default 120.
+    /// Seconds of log time, from the first record ever, during which only the hard limit bans. Default 120.
     pub warmup_secs: u32,
     /// z-score from which a rate is anomalous; a client's is one on log scale (see `detector`). Default 3.0.
     pub z_score: f64,

@@ -239,6 +239,12 @@ impl Site {
         self.held.filled > 0
     }
 
+    /// Whether a request is among what has been learned.
+    pub fn has_learned(&self) -> bool {
+        let sums = [&self.rolling.sums, &self.held.sums, &self.hour];
+        sums.into_iter().chain(&self.slots).any(|sums| sums.requests > 0.0)
+    }
+
     /// The limit in requests/s.
     pub fn limit_rps(&self, settings: &Settings) -> f64 {
         if self.limit.is_finite() { self.limit / f64::from(settings.window_secs) } else { 0.0 }

@@ -9,13 +9,13 @@ use super::key::Key;
 use super::known::Known;
 use super::ledger::Proof;
 use super::level::{load_level, save_level};
+use super::paths::Paths;
 use super::population::{MEASURES, MEASURES_AT_FIRST, Population, Seen};
 use super::site::Site;
 use super::table::Client;
 use super::window::Window;
 use super::{Decision, Engine};
 use crate::time::Timestamp;
-use foldhash::fast::FixedState;
 use ipnet::IpNet;
 
 /// What the version of a baseline was before it had sections: the same values without tags.
@@ -61,7 +61,7 @@ impl Engine {
         }
     }
 
-    /// Puts saved state back into a new engine. A stored baseline that holds anything skips the warm-up.
+    /// Puts saved state back into a new engine. A stored baseline that has a request in it skips the warm-up.
     ///
     /// # Errors
     /// [`BadState`] where the baseline's or the windows' bytes cannot be read; bans and
@@ -127,7 +127,7 @@ impl Engine {
         let error_rate = self.site.level().error_rate;
         self.level = self.population.level(&self.settings, error_rate);
         self.limits = Limits::new(&self.population, error_rate, &self.settings);
-        if self.level.source != Source::Floor || self.site.level().source != Source::Floor {
+        if self.level.source != Source::Floor || self.site.has_learned() {
             self.warm_at = Some(i64::MIN);
         }
         // Log time may begin before what was learned ended: other logs, another year.
@@ -141,7 +141,7 @@ impl Engine {
         let mut w = Writer::with_capacity(SECTIONS, room + room / 16);
         w.section(windows::CLOCK, |w| {
             w.int(self.clock.as_ms());
-            for number in [self.records, self.late, self.early, self.blocked, self.path_seed] {
+            for number in [self.records, self.late, self.early, self.blocked, self.paths.seed()] {
                 w.uint(number);
             }
             w.int(self.recalculated);
@@ -198,18 +198,23 @@ impl Engine {
             self.read_windows(bytes)?
         };
         // Everything could be read; from here on nothing fails.
-        self.site = windows.site;
         if let Some(clock) = windows.clock {
-            self.clock = clock.clock;
-            [self.records, self.late, self.early, self.blocked, self.path_seed] = clock.counters;
-            self.paths = FixedState::with_seed(self.path_seed);
-            self.recalculated = clock.recalculated;
-            [self.warm_at, self.alerted] = clock.moments;
-            (self.minute_held, self.late_run, self.busiest) = (clock.minute_held, clock.late_run, clock.busiest);
-            self.population.resume(clock.minute);
+            let path_seed;
+            [self.records, self.late, self.early, self.blocked, path_seed] = clock.counters;
+            self.paths = Paths::with_seed(path_seed);
+            if self.records > 0 {
+                (self.site, self.clock, self.recalculated) = (windows.site, clock.clock, clock.recalculated);
+                [self.warm_at, self.alerted] = clock.moments;
+                (self.minute_held, self.late_run, self.busiest) = (clock.minute_held, clock.late_run, clock.busiest);
+                self.population.resume(clock.minute);
+                self.level = windows.level.unwrap_or(self.level);
+                self.limits = windows.limits.unwrap_or(self.limits);
+            } else if self.warm_at.is_none() {
+                // Versions that began without a record have learned from an empty log that nobody ever comes.
+                self.site = Site::new(&self.settings);
+                self.population = Population::new(&self.settings);
+            }
         }
-        self.level = windows.level.unwrap_or(self.level);
-        self.limits = windows.limits.unwrap_or(self.limits);
         windows.grace.into_iter().for_each(|(prefix, until)| self.ledger.set_grace(prefix, until));
         windows.past.into_iter().for_each(|(prefix, until)| self.ledger.set_past(prefix, until));
         windows.proofs.iter().for_each(|proof| self.ledger.set_proof(proof));

@@ -60,7 +60,7 @@ impl Window {
         self.requests
     }
 
-    /// Requests with status >= 400.
+    /// Requests that were answered with an error.
     pub const fn errors(&self) -> u32 {
         self.errors
     }
@@ -70,7 +70,7 @@ impl Window {
         self.pages_tenths
     }
 
-    /// Requests with status >= 400 that are not for assets.
+    /// Those that are not for assets.
     pub const fn page_errors(&self) -> u32 {
         self.page_errors
     }

@@ -186,11 +186,8 @@ impl Printer {
         );
         line("baseline", normal, Tone::Plain);
         if warmup > 0.0 {
-            line(
-                "warming up",
-                format!("{} more of log time; until then only the hard limit bans", span(warmup)),
-                Tone::Warn,
-            );
+            let when = if status["log_time"].is_null() { "from the first request on" } else { "more of log time" };
+            line("warming up", format!("{} {when}; until then only the hard limit bans", span(warmup)), Tone::Warn);
         }
         let load = format!(
             "{:.1} % of a core, {:.1} MiB",

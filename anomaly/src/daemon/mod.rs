@@ -11,7 +11,7 @@ use tokio::sync::{broadcast, oneshot, watch};
 use crate::config::{Config, Secret};
 use crate::enforce::guard::Why;
 use crate::engine::{BanLength, Refusal};
-use crate::report::{BanRow, BaselineRow, DecisionRow, Explanation, Status, TopRow, ip_text};
+use crate::report::{BanAnswer, BanRow, BaselineRow, DecisionRow, Explanation, Status, TopRow, ip_text};
 use crate::tail::TailError;
 use crate::time::Timestamp;
 
@@ -71,8 +71,10 @@ pub enum Request {
         reason: String,
         /// Wide prefixes too.
         force: bool,
-        /// The ban.
-        reply: oneshot::Sender<Result<BanRow, RequestError>>,
+        /// End when this says, also where the ban in force lasts longer.
+        replace: bool,
+        /// The ban in force.
+        reply: oneshot::Sender<Result<BanAnswer, RequestError>>,
     },
     /// Lift every ban that covers this prefix.
     Unban {

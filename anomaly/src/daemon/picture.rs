@@ -178,7 +178,8 @@ pub fn live(sources: &Sources<'_>, memory: &mut Memory) -> Live {
     }
     found.extend_from_slice(unbound);
     if lost.is_none() {
-        lost = hot.degraded.iter().find(|trouble| trouble.word == "log_missing").map(|trouble| trouble.reason.clone());
+        let is_blind = |trouble: &&Trouble| matches!(trouble.word, "log_missing" | "log_format");
+        lost = hot.degraded.iter().find(is_blind).map(|trouble| trouble.reason.clone());
     }
     if lost.is_none() && !s.bans.is_empty() && ratio < LEAST_ENFORCED {
         lost = Some(format!("only {:.1} % of the bans are enforced", 100.0 * ratio));

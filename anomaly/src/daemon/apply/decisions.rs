@@ -9,10 +9,11 @@ use super::super::clock::now;
 use super::{Apply, HELD};
 use crate::audit::{self, Change};
 use crate::enforce::{Drop, EnforceError, Held};
-use crate::engine::{Ban, Origin, Unban};
+use crate::engine::{Ban, Kept, Origin, Unban};
 use crate::notify::Notice;
 use crate::report::{DecisionRow, Reason, ip_text, some_of};
 use crate::store::{BanState, Recorded};
+use crate::time::Timestamp;
 
 /// Up to so many decisions that come together are a line each in the daemon's log; more are one line for all. The audit log
 /// has each of them in any case.
@@ -86,6 +87,16 @@ impl Apply {
         self.show(DecisionRow::ban(ban), ban.reason());
         let enforcer = self.enforcer.name().as_str().to_owned();
         self.notifier.send(Notice::Ban { ban: Box::new(ban.clone()), enforcer, error });
+    }
+
+    /// Tells that a ban by hand has changed nothing: nobody else is told, because nobody is dropped for longer or shorter.
+    pub(super) fn tell_kept(&mut self, kept: &Kept) {
+        let Kept { ban, until, .. } = kept;
+        let end =
+            |until: &Option<Timestamp>| until.map_or_else(|| "permanently".to_owned(), |at| format!("until {at}"));
+        let (ip, asked, lasts) = (ip_text(&ban.prefix), end(until), end(&ban.until));
+        info!("ban {ip} {asked}, asked for by hand: it stays banned {lasts}, which is not shorter: {}", ban.reason());
+        self.write(&audit::Event::BanKept(kept));
     }
 
     /// Tells of the bans, and of the ends of others, that a crash kept from being told; the kernel holds what it should by

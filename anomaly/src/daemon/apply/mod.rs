@@ -25,7 +25,7 @@ use crate::enforce::{Coverage, Drop, Enforcer, Name};
 use crate::engine::{Ban, Decision, LevelAccepted, NotEffective, Origin, Output, Refusal, State};
 use crate::metrics::Metrics;
 use crate::notify::{Notice, Notifier};
-use crate::report::{BanRow, DecisionRow, Explanation, HistoryPoint, PastBan, Reason, TopRow, ip_text};
+use crate::report::{BanAnswer, BanRow, DecisionRow, Explanation, HistoryPoint, PastBan, Reason, TopRow, ip_text};
 use crate::store::{BanState, Reader, Store, StoreError};
 use crate::tail::Checkpoint;
 use crate::time::Timestamp;
@@ -100,7 +100,7 @@ pub enum Work {
 /// Who waits for the outcome of a command.
 pub enum Reply {
     /// Of a ban.
-    Ban(oneshot::Sender<Result<BanRow, RequestError>>),
+    Ban(oneshot::Sender<Result<BanAnswer, RequestError>>),
     /// Of an unban.
     Unban(oneshot::Sender<Result<Vec<DecisionRow>, RequestError>>),
 }
@@ -294,7 +294,7 @@ impl Apply {
     /// Applies outputs in order; bans that follow one another are enforced in one go, and so are unbans: a thousand that
     /// end at the same moment cost one listing of the firewall.
     fn outputs(&mut self, outputs: Vec<Output>, reply: Option<Reply>) {
-        let (mut lifted, mut banned, mut refused, mut failed) = (Vec::new(), None, None, None);
+        let (mut lifted, mut banned, mut kept, mut refused, mut failed) = (Vec::new(), None, None, None, None);
         let mut outputs = outputs.into_iter().peekable();
         while let Some(output) = outputs.next() {
             self.metrics.output(&output);
@@ -329,6 +329,10 @@ impl Apply {
                     }
                     lifted.extend(rows);
                 }
+                Output::Kept(ban) => {
+                    self.tell_kept(&ban);
+                    kept = Some(ban.ban);
+                }
                 Output::Refused(refusal) => refused = Some(refusal),
                 other => self.tell(&other),
             }
@@ -339,15 +343,12 @@ impl Apply {
             self.news.notify_one();
         }
         let failed = refused.map(|refusal| self.refused(refusal)).or(failed);
-        self.answer(reply, banned.as_deref(), lifted, failed);
-    }
-
-    fn answer(&self, reply: Option<Reply>, ban: Option<&Ban>, lifted: Vec<DecisionRow>, failed: Option<RequestError>) {
         match reply {
             Some(Reply::Ban(reply)) => {
-                let row = ban.filter(|_| failed.is_none());
-                let row = row.map(|ban| BanRow::new(ban, self.enforcer.name().as_str(), 0, 0));
-                let _ = reply.send(row.ok_or_else(|| failed.unwrap_or(RequestError::Stopping)));
+                let (kept, banned) = (kept.is_some(), kept.as_deref().or(banned.as_deref()));
+                let banned = banned.filter(|_| failed.is_none());
+                let answer = banned.map(|ban| BanAnswer { ban: self.row(ban, kept), kept });
+                let _ = reply.send(answer.ok_or_else(|| failed.unwrap_or(RequestError::Stopping)));
             }
             Some(Reply::Unban(reply)) => {
                 let _ = reply.send(failed.map_or(Ok(lifted), Err));
@@ -367,6 +368,13 @@ impl Apply {
             _ => None,
         };
         RequestError::Refused(refusal, why)
+    }
+
+    /// The row of a ban; of one that has been in force before, with what it has dropped.
+    fn row(&self, ban: &Ban, counted: bool) -> BanRow {
+        let counts = self.counts.get(&ban.prefix).copied().filter(|_| counted);
+        let (packets, bytes) = counts.unwrap_or_default();
+        BanRow::new(ban, self.enforcer.name().as_str(), packets, bytes)
     }
 
     /// What is told and not enforced.
@@ -401,7 +409,7 @@ impl Apply {
                 self.show(DecisionRow::braked(braked), braked.finding.reason());
                 self.notifier.send(Notice::Braked(Box::new(braked.clone())));
             }
-            Output::Decision(_) | Output::Refused(_) => {}
+            Output::Decision(_) | Output::Kept(_) | Output::Refused(_) => {}
         }
     }
 

@@ -21,6 +21,7 @@ const DEGRADED = {
   audit: "The audit log cannot be written",
   log_silent: "The log is silent",
   log_missing: "The log is missing",
+  log_format: "No line of the log can be read",
   rejected: "Log lines cannot be read",
   late: "Log lines come too late",
   not_effective: "A ban has no effect",
@@ -31,7 +32,7 @@ const DEGRADED = {
   off: "Nothing is dropped",
   config: "The configuration file is refused",
 };
-const SERIOUS = new Set(["log_silent", "log_missing", "not_effective", "enforcement", "store", "store_damaged", "off"]);
+const SERIOUS = new Set(["log_silent", "log_missing", "log_format", "not_effective", "enforcement", "store", "store_damaged", "off"]);
 
 /** Six figures that say how it is. */
 export class Vitals {
@@ -99,7 +100,7 @@ export class Baseline {
     this.host.hidden = false;
     this.placeholder.clear();
     const left = baseline.warmup_left_secs;
-    text(byId("baseline-hint"), left > 0 ? `learning for another ${format.countdown(left)}` : "");
+    text(byId("baseline-hint"), left > 0 ? `learning takes another ${format.countdown(left)} of log time` : "");
     this.levels.replaceChildren(this.level("The site", baseline.global), this.level("A client", baseline.ip));
     const hour = new Date(now).getUTCHours();
     const most = Math.max(...baseline.hours.map((slot) => slot?.mean ?? 0), 1e-9);

@@ -165,7 +165,11 @@ export function ban(ip) {
       if (length === "permanent") request.permanent = true;
       else if (length) request.duration_secs = Number(length);
       const row = await api.ban(request, token);
-      announce(`${row.ip} is banned, ${format.length(row.duration_secs)}`);
+      announce(
+        row.kept
+          ? `${row.ip} stays banned ${row.until ? `until ${row.until}` : "permanently"}: no shorter than asked for`
+          : `${row.ip} is banned, ${format.length(row.duration_secs)}`,
+      );
     },
   });
 }
