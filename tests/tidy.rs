@@ -504,6 +504,24 @@ fn links_in_documents_lead_somewhere() {
     none("a link that leads nowhere", dead);
 }
 
+/// A promise whose test cannot be searched for is held by nobody.
+#[test]
+fn security_names_tests_that_exist() {
+    let text = std::fs::read_to_string(root().join("SECURITY.md")).expect("SECURITY.md");
+    let promises =
+        text.split("## What is promised").nth(1).and_then(|rest| rest.split("\n## ").next()).expect("promises");
+    let all = files(|path| path.starts_with("tests/") || path.starts_with("anomaly"));
+    let is_there = |name: &str| {
+        let (declared, file) = (format!("fn {name}("), format!("/{}", name.replace("::", "/")));
+        let is_file = |path: &str| path.rsplit_once('.').is_some_and(|(stem, _)| stem.ends_with(&file));
+        root().join(name).is_file() || all.iter().any(|s| is_file(&s.path) || s.text.contains(&declared))
+    };
+    let cells = promises.lines().filter_map(|line| line.strip_suffix(" |")?.rsplit_once(" | ")).map(|(_, tests)| tests);
+    let names: Vec<&str> = cells.flat_map(|tests| tests.split('`').skip(1).step_by(2)).collect();
+    assert!(names.len() > 40, "the table was not understood: {names:?}");
+    none("no such test", names.into_iter().filter(|name| !is_there(name)).map(Into::into).collect());
+}
+
 fn kebab(camel: &str) -> String {
     let mut text = String::new();
     for c in camel.chars() {
