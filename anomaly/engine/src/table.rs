@@ -1,8 +1,8 @@
 //! All clients that are followed: found by a hash, kept in slabs, thrown out when their window is empty.
 //!
 //! When the table is full, a new client takes the place of the least active of [`SAMPLE`] that a hand
-//! passes. Who keeps sending is never the least active of eight for long, so an attacker who fills the table with
-//! addresses seen once cannot push out one that floods; and each step costs the same, however large the table is.
+//! passes. A client that keeps sending is never the least active of eight for long, so an attacker that fills the table with
+//! addresses seen once cannot push out a flooding client; and each step costs the same, however large the table is.
 //! The order of the hash never shows: everything else goes by the index in the slab.
 
 use std::hash::BuildHasher;

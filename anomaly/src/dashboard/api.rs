@@ -1,4 +1,4 @@
-//! The JSON API: every handler reads the newest picture, or asks the daemon and waits for its answer.
+//! The JSON API: every handler reads the newest snapshot, or asks the daemon and waits for its answer.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
@@ -121,7 +121,7 @@ impl BansCache {
 
 /// State and figures of the daemon.
 #[utoipa::path(get, path = "/api/v1/status", tag = "read",
-    responses((status = 200, description = "The newest picture, at most a second old", body = Status)))]
+    responses((status = 200, description = "The newest status, at most a second old", body = Status)))]
 pub async fn status(State(app): State<App>) -> Response {
     json(&app.handle.live.borrow().status)
 }

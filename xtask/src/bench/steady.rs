@@ -101,7 +101,7 @@ pub fn records(daemon: &Daemon<'_>) -> Result<u64> {
 /// A daemon that has learned from half an hour of quiet traffic, alone on its processor.
 ///
 /// # Errors
-/// When it does not run, or XDP cannot be had.
+/// When it does not run, or XDP is unavailable.
 pub fn start<'lab>(lab: &'lab Lab, binary: &Path, config: Config) -> Result<Daemon<'lab>> {
     lab.write_log(&history::quiet(clock::epoch_secs(), 30, 2))?;
     let through = ["taskset", "--cpu-list", &DAEMONS_CPU.to_string()].map(Into::into).to_vec();
