@@ -167,7 +167,7 @@ fn dir() -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// A lab, whose end is told should we be interrupted.
+/// A lab; an interrupted bench reports its end.
 fn new_lab() -> Result<Lab> {
     Lab::new("\nInterrupted: every namespace, process and file of the bench is gone.")
 }

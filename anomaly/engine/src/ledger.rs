@@ -262,7 +262,7 @@ impl Ledger {
     /// Bans that were restored are in force again since `moment`: perhaps nobody enforced them before.
     pub fn enforced_from(&mut self, moment: Timestamp) {
         self.enforced_from = Some(moment);
-        // What came through then, now may not; and whoever is to tell of it anew has forgotten it.
+        // Requests that came through then may be dropped now, and the restarted daemon has forgotten its report.
         for active in self.bans.values_mut() {
             (active.through, active.reported) = (0, false);
         }

@@ -90,7 +90,7 @@ impl Client {
     }
 }
 
-/// Who is to make room, and how active it was when it was chosen.
+/// The client that makes room next, and how active it was when it was chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Victim {
     index: u32,
@@ -141,7 +141,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// An empty table for at most `capacity` clients. Its hashes are seeded by `seed`, which those who choose addresses must not know.
+    /// An empty table for at most `capacity` clients. Its hashes are seeded by `seed`, which an attacker must not know.
     pub fn new(capacity: usize, seed: u64) -> Self {
         Self {
             index: Index::default(),
@@ -332,7 +332,7 @@ impl Table {
         }
     }
 
-    /// Chooses who makes room for the next clients, at most [`VICTIMS`]: each is the least active of those the hand passes. Their
+    /// Chooses the clients that make room for the next ones, at most [`VICTIMS`]: each is the least active of those the hand passes. Their
     /// buckets are in no cache, and are read all at once here, rather than one by one as they go.
     fn choose_victims(&mut self, oldest: u32) {
         // Free places do not count. There are hardly any, but where the capacity was made smaller.

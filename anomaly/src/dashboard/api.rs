@@ -50,7 +50,7 @@ fn json_bytes(status: StatusCode, body: Bytes) -> Response {
     response
 }
 
-/// A list that is made by the first who asks for it, while the others wait for that.
+/// A list that the first caller makes while the other callers wait for it.
 type List = Arc<OnceLock<Result<Bytes, String>>>;
 
 /// How many lengths of the list of bans are kept: the page asks for one, the command line for all.
@@ -100,7 +100,7 @@ impl BansCache {
         list
     }
 
-    /// Forgets lists that nobody has asked for since the last time, with each new picture until `closing`.
+    /// Forgets lists that no caller has asked for since the last time, with each new snapshot until `closing`.
     pub async fn forget(&self, mut live: watch::Receiver<Arc<Live>>, mut closing: watch::Receiver<bool>) {
         loop {
             tokio::select! {
