@@ -349,7 +349,7 @@ pub struct BaselineRow {
     pub hours: Vec<Option<LevelRow>>,
 }
 
-/// One thing that is not as it should be.
+/// One fault.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Degraded {
     /// A stable word (`fallback`, `slack`, `store`, `audit`, `log_silent`, `log_format`, `rejected`, `late`, `not_effective`, ...).
@@ -428,7 +428,7 @@ pub struct Status {
     pub host_memory: f64,
     /// Why `/healthz` answers 503: the log or the enforcer is lost; null when neither is.
     pub unhealthy: Option<String>,
-    /// Everything that is not as it should be; empty is good.
+    /// Every fault; an empty list is good.
     pub degraded: Vec<Degraded>,
 }
 

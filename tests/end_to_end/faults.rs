@@ -1,4 +1,4 @@
-//! What the daemon depends on fails under it: bans go on all the same, what failed is said, and it heals.
+//! A dependency of the running daemon fails: bans go on, the fault is reported, and the daemon recovers.
 
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};

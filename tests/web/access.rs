@@ -1,4 +1,4 @@
-//! Who may change what.
+//! Which callers may change what.
 
 use super::client::{ask, get, post, tcp, unix};
 use super::fake::{Options, Server};

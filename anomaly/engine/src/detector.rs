@@ -5,7 +5,7 @@
 //!
 //! # Choice of scale and estimator
 //!
-//! Client activity is heavy-tailed, so a mean and a sigma say nothing of its end: on log scale, the honest clients of
+//! Client activity is heavy-tailed, so a mean and a sigma do not describe its tail. On log scale, the honest clients of
 //! five real logs (one sample per client and minute, the highest 60 s window in it) look like this, while their means
 //! are between 1.5 and 3.6 page requests.
 //!
@@ -18,15 +18,15 @@
 //! | a viral quiz (11,346) | 3 | 14 | 60 | 176 | 1 | 4 | 0 | 0 | 4 |
 //!
 //! So the limit is a far quantile, carried on along a Pareto tail from the quantile that one sample in a hundred exceeds
-//! (Weissman's estimator, see `population`), times a headroom. One in a hundred, not fewer: what a handful of attackers
-//! stays below the limits with must not move it. The z-score is one on this log scale.
+//! (Weissman's estimator, see `population`), times a headroom. One in a hundred, not fewer: a handful of attackers
+//! that stay below the limits must not move it. The z-score is one on this log scale.
 //!
 //! Three things tell people from attackers better than any single rate:
 //!
 //! - **Time.** People come in bursts: in those logs nobody makes more than 80 page requests beyond 4.5 a second, over
 //!   any span (a leaky bucket's level; one client of 88,000 comes close), although one makes 300 in a minute. 8 req/s from
 //!   a flood pass that line in 23 s.
-//! - **Assets.** Whoever loads assets runs a browser. Such a client may meet twice as many missing paths, and may POST to
+//! - **Assets.** A client that loads assets is a browser. Such a client may meet twice as many missing paths, and may POST to
 //!   one path eight times as often: web applications do that, tools that try passwords load no assets.
 //! - **Distinctness.** A scanner asks for ever new paths that do not exist; phones ask for the same ten icons.
 

@@ -1,7 +1,7 @@
 //! Offences, bans and their ends.
 //!
-//! The ledger knows who is banned until when and how often that happened before; it does not know why. Whatever it is
-//! told twice (a log read again after a crash), it counts once. Bans end on the time of `now`; a ban that was over when
+//! The ledger knows which clients are banned, until when, and how often that happened before; it does not know why. An
+//! offence that is reported twice (a log read again after a crash) counts once. Bans end on the time of `now`; a ban that was over when
 //! it was decided (a backlog) is kept aside until log time has passed it, so that one misdeed stays one offence.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -273,7 +273,7 @@ impl Ledger {
     /// Bans that were restored are in force again since `moment`: perhaps nobody enforced them before.
     pub fn enforced_from(&mut self, moment: Timestamp) {
         self.enforced_from = Some(moment);
-        // What came through then, now may not; and whoever is to tell of it anew has forgotten it.
+        // Requests that came through then may be dropped now, and the restarted daemon has forgotten its report.
         for active in self.bans.values_mut() {
             (active.through, active.reported) = (0, false);
         }

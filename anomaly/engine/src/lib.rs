@@ -182,8 +182,8 @@ impl Engine {
         self.ledger.next_end()
     }
 
-    /// Whether somebody who is half-way to a limit, and fast, has made a request since this was last asked: records that follow
-    /// should not wait.
+    /// Whether a fast client that is half-way to a limit has made a request since the last call: the next records should
+    /// not wait.
     pub const fn take_hurry(&mut self) -> bool {
         std::mem::replace(&mut self.hurry, false)
     }

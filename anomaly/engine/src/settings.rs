@@ -1,4 +1,4 @@
-//! What the engine can be told to do differently.
+//! The engine's settings.
 //!
 //! Plain values with their defaults; `config` reads and checks them.
 

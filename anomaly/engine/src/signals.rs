@@ -95,7 +95,7 @@ impl Kind {
 
     /// The class of a request for a path with this extension.
     pub fn new(method: &[u8], extension: Extension, status: u16) -> Self {
-        // Nothing here can be foretold: so there are no branches.
+        // All of this is unpredictable, so there are no branches.
         let flag = |is: bool, flag: u8| u8::from(is) * flag;
         let is_error = (status >= 400) & !is_no_error(method, status);
         Self(

@@ -228,7 +228,7 @@ impl Site {
         self.limit
     }
 
-    /// Whether the window is above the limit, also without its busiest client, who made `busiest` requests: one
+    /// Whether the window is above the limit, also without its busiest client, which made `busiest` requests: one
     /// person with a gallery is no anomaly of a whole site, and one flood is banned.
     pub fn is_anomalous(&self, busiest: u32) -> bool {
         f64::from(self.requests.saturating_sub(busiest)) > self.limit

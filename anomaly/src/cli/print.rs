@@ -274,7 +274,7 @@ impl Printer {
         let (failed, warned) = (count(Level::Fail), count(Level::Warn));
         let worst = checks.iter().map(|check| check.status).max().unwrap_or(Level::Ok);
         let sum = match (failed, warned) {
-            (0, 0) => "Everything is as it should be.".to_owned(),
+            (0, 0) => "No problems found.".to_owned(),
             (0, n) => format!("Works; {n} to look at."),
             (n, m) => format!("{n} failed, {m} to look at."),
         };

@@ -88,8 +88,11 @@ async fn serve_tcp(handle: Handle, listen: Option<SocketAddr>, faults: &Faults, 
     let Some(address) = listen else { return };
     let bind = || {
         bind_port(address).map_err(|failure| {
-            let why =
-                if failure.kind() == io::ErrorKind::AddrInUse { "another program has it" } else { "it cannot be had" };
+            let why = if failure.kind() == io::ErrorKind::AddrInUse {
+                "another program has it"
+            } else {
+                "it cannot be opened"
+            };
             format!("nothing is served on dashboard.listen = {address}: {why} ({failure})")
         })
     };

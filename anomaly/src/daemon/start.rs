@@ -60,7 +60,7 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
     let mut config = loaded.config;
     // A dry run drops nothing, so it is no news that banned clients go on.
     config.engine.self_proof = config.enforcer.backend != Backend::DryRun;
-    // A provider that is there already is as good.
+    // Fails if one is already installed, which is fine.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let _entered = runtime.enter();

@@ -1,4 +1,4 @@
-//! The JSON API: every handler reads the newest picture, or asks the daemon and waits for its answer.
+//! The JSON API: every handler reads the newest snapshot, or asks the daemon and waits for its answer.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
@@ -52,7 +52,7 @@ fn json_bytes(status: StatusCode, body: Bytes) -> Response {
     response
 }
 
-/// A list that is made by the first who asks for it, while the others wait for that.
+/// A list that the first caller makes while the other callers wait for it.
 type List = Arc<OnceLock<Result<Bytes, String>>>;
 
 /// How many lengths of the list of bans are kept: the page asks for one, the command line for all.
@@ -102,7 +102,7 @@ impl BansCache {
         list
     }
 
-    /// Forgets lists that nobody has asked for since the last time, with each new picture until `closing`.
+    /// Forgets lists that no caller has asked for since the last time, with each new snapshot until `closing`.
     pub async fn forget(&self, mut live: watch::Receiver<Arc<Live>>, mut closing: watch::Receiver<bool>) {
         loop {
             tokio::select! {
@@ -123,7 +123,7 @@ impl BansCache {
 
 /// State and figures of the daemon.
 #[utoipa::path(get, path = "/api/v1/status", tag = "read",
-    responses((status = 200, description = "The newest picture, at most a second old", body = Status)))]
+    responses((status = 200, description = "The newest status, at most a second old", body = Status)))]
 pub async fn status(State(app): State<App>) -> Response {
     json(&app.handle.live.borrow().status)
 }

@@ -46,7 +46,7 @@ struct App {
 /// answered finish (at most 3 seconds). Never fails: what goes wrong with one connection ends that one.
 ///
 /// Whether reads need the token follows from the TCP listener's own address: beyond loopback they do.
-/// The Unix socket asks nobody for a token; its file's mode decides who can connect.
+/// The Unix socket needs no token; its file's mode decides which users can connect.
 pub async fn serve(
     handle: Handle,
     tcp: Option<TcpListener>,

@@ -1,4 +1,4 @@
-//! The host itself: kernel, capabilities, disks, and who can be reached from where.
+//! The host itself: kernel, capabilities, disks, and which receivers can be reached.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};

@@ -90,7 +90,7 @@ fn judge(lines: &[&[u8]], written: &Format, proxies: &[IpNet], now: Timestamp) -
                 if clients.insert(record.client) {
                     hidden.look_at(record.client, proxies);
                 }
-                // Whoever was found out by realip is a client, also at an address of a CDN's (its VPN, its workers).
+                // An address that realip found is a client, even if it belongs to a CDN (its VPN, its workers).
                 if record.peer.is_none_or(|peer| peer == record.client) {
                     hidden.count(&record.client);
                 }

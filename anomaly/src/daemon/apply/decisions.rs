@@ -199,7 +199,9 @@ impl Apply {
             Ok(held) => self.add_counts(&held),
             Err(failure) => {
                 self.metrics.enforcer_errors.inc();
-                tracing::warn!("what bans that end have dropped is told as it was last read: {failure}");
+                tracing::warn!(
+                    "the counts of ending bans could not be read, so their last known values are reported: {failure}"
+                );
             }
         }
     }

@@ -71,11 +71,7 @@ impl Apply {
     }
 
     pub(super) fn repaired(&mut self, missing: &[IpNet], orphans: &[IpNet]) {
-        warn!(
-            "the kernel was not as it should be: {} bans were missing, {} were unwanted; repaired",
-            missing.len(),
-            orphans.len()
-        );
+        warn!("repaired the kernel: {} bans were missing, {} were unwanted", missing.len(), orphans.len());
         self.write(&audit::Event::Repaired { missing, orphans });
         let text =
             format!("{} bans were missing in the kernel, {} were unwanted; repaired", missing.len(), orphans.len());
@@ -156,7 +152,7 @@ impl Apply {
             return;
         }
         self.off = true;
-        error!("`anomaly off` was said: nothing is dropped until `anomaly run` is started again");
+        error!("switched off by `anomaly off`: nothing is dropped until `anomaly run` is started again");
         self.write(&audit::Event::Off);
         let reason = "dropping was switched off by `anomaly off`; restart the daemon to drop again".to_owned();
         self.mark("off", reason.clone());
@@ -231,7 +227,7 @@ impl Apply {
     }
 
     fn tell_recovered(&mut self, what: &str, reason: &str, since: Timestamp) {
-        info!("{what} is as it should be again; it was: {reason}");
+        info!("{what} has recovered; it was: {reason}");
         self.write(&audit::Event::Degraded { what, reason, recovered: true });
         let after = now().since(since);
         self.notifier.send(Notice::Recovered { at: now(), what: what.to_owned(), reason: reason.to_owned(), after });

@@ -1,4 +1,4 @@
-// Figures of now, the baseline, the daemon, and what is not as it should be.
+// Figures of now, the baseline, the daemon, and faults.
 
 import { alarm, attr, byId, el, Placeholder, text } from "./dom.js";
 import * as format from "./format.js";
@@ -161,7 +161,7 @@ export function enforcerWords(status) {
   return status.xdp_mode ? `${name}, ${status.xdp_mode}` : name;
 }
 
-/** Everything that is not as it should be, on top of the page; the most serious first. */
+/** Every fault, on top of the page; the most serious first. */
 export class Banners {
   constructor(clock) {
     this.clock = clock;
