@@ -167,6 +167,7 @@ fn answer_one(request: Request, live: &watch::Sender<Arc<Live>>, events: &broadc
                     Some(anomaly::enforce::guard::Why::Gateway),
                 )),
                 "192.0.2.67/32" => Some(RequestError::Stopping),
+                "192.0.2.68/32" => Some(RequestError::NotEnforced("iptables -I INPUT: no".into())),
                 _ if prefix.prefix_len() < 16 => Some(RequestError::Refused(Refusal::TooWide { prefix }, None)),
                 _ => None,
             };
@@ -204,6 +205,10 @@ fn answer_one(request: Request, live: &watch::Sender<Arc<Live>>, events: &broadc
             });
             let _ = events.send(Event { row: row.decision.clone(), reason: row.reason.clone() });
             drop(reply.send(Ok(BanAnswer { ban: row, kept: false })));
+        }
+        Request::Unban { prefix, reply } if prefix.to_string() == "192.0.2.69/32" => {
+            let why = "iptables -D INPUT: no".into();
+            drop(reply.send(Err(RequestError::StillDropped { prefix, why })));
         }
         Request::Unban { prefix, reply } => {
             let mut lifted = Vec::new();
