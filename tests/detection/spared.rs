@@ -53,7 +53,8 @@ fn a_spared_client_is_banned_by_hand_only_and_its_neighbours_as_ever() {
         prefix: prefix.parse().expect("a prefix"),
         length: None,
         reason: "by hand".into(),
-        force: false, replace: false,
+        force: false,
+        replace: false,
     };
     let mut out = Vec::new();
     engine.handle(now(601), Input::Command(command("203.0.113.9/32")), &mut out);

@@ -34,15 +34,9 @@ const PATIENCE: Duration = Duration::from_secs(12);
 /// Its first line.
 pub const HEADER: &str = "# Written by anomaly; read by the geo block of deny.conf. Do not edit.\n";
 
-/// The file, and what Nginx has read of it.
-#[derive(Debug)]
-pub struct List {
-    path: PathBuf,
-    pid_file: Option<PathBuf>,
-    /// Who is to be refused.
-    pub entries: BTreeSet<IpNet>,
-    /// The file is not what it should be.
-    dirty: bool,
+/// How the file differs from what Nginx has read.
+#[derive(Debug, Default)]
+struct Unread {
     /// Entries that Nginx has not read.
     added: BTreeSet<IpNet>,
     /// What is an entry no longer, and is refused until Nginx reads the list.
@@ -53,6 +47,43 @@ pub struct List {
     asked: bool,
     /// Nobody knows what Nginx has read: this daemon has not told it to.
     unknown: bool,
+}
+
+impl Unread {
+    fn add(&mut self, prefix: IpNet) {
+        // Where Nginx has not read that it had gone, it has nothing to learn.
+        if !self.removed.remove(&prefix) {
+            self.added.insert(prefix);
+        } else if self.removed.is_empty() {
+            (self.removed_at, self.asked) = (None, false);
+        }
+    }
+
+    fn remove(&mut self, now: Duration, prefix: IpNet) {
+        if !self.added.remove(&prefix) {
+            self.removed.insert(prefix);
+            self.removed_at.get_or_insert(now);
+        }
+    }
+
+    /// Whether there is something that Nginx should read soon.
+    fn is_urgent(&self, now: Duration) -> bool {
+        let lifted = !self.removed.is_empty();
+        let long_ago = self.removed_at.is_some_and(|at| now.saturating_sub(at) >= EXPIRED_FOR);
+        self.unknown || !self.added.is_empty() || (lifted && (self.asked || long_ago))
+    }
+}
+
+/// The file, and what Nginx has read of it.
+#[derive(Debug)]
+pub struct List {
+    path: PathBuf,
+    pid_file: Option<PathBuf>,
+    /// Who is to be refused.
+    pub entries: BTreeSet<IpNet>,
+    /// The file is not what it should be.
+    dirty: bool,
+    unread: Unread,
     pace: Pace,
     /// Neither written nor reloaded before.
     write_at: Duration,
@@ -80,11 +111,7 @@ impl List {
             pid_file,
             entries,
             dirty,
-            added: BTreeSet::new(),
-            removed: BTreeSet::new(),
-            removed_at: None,
-            asked: false,
-            unknown,
+            unread: Unread { unknown, ..Unread::default() },
             pace: Pace::new(),
             write_at: Duration::ZERO,
             reload_at: Duration::ZERO,
@@ -105,31 +132,16 @@ impl List {
     pub fn change(&mut self, now: Duration, prefix: IpNet, on: bool) {
         if on && self.entries.insert(prefix) {
             self.dirty = true;
-            // Where Nginx has not read that it had gone, it has nothing to learn.
-            if !self.removed.remove(&prefix) {
-                self.added.insert(prefix);
-            } else if self.removed.is_empty() {
-                (self.removed_at, self.asked) = (None, false);
-            }
+            self.unread.add(prefix);
         } else if !on && self.entries.remove(&prefix) {
             self.dirty = true;
-            if !self.added.remove(&prefix) {
-                self.removed.insert(prefix);
-                self.removed_at.get_or_insert(now);
-            }
+            self.unread.remove(now, prefix);
         }
-    }
-
-    /// Whether there is something that Nginx should read soon.
-    fn wants_reload(&self, now: Duration) -> bool {
-        let lifted = !self.removed.is_empty();
-        let long_ago = self.removed_at.is_some_and(|at| now.saturating_sub(at) >= EXPIRED_FOR);
-        self.unknown || !self.added.is_empty() || (lifted && (self.asked || long_ago))
     }
 
     /// An operator waits for this client to be let in.
     pub fn ask_for(&mut self, lifted: &IpNet) {
-        self.asked |= self.removed.contains(lifted);
+        self.unread.asked |= self.unread.removed.contains(lifted);
     }
 
     /// Writes the file and reloads Nginx, each when there is something new and the last time is long ago.
@@ -139,7 +151,7 @@ impl List {
         {
             self.told = None;
         }
-        let reload = self.wants_reload(now) && now >= self.reload_at && self.pace.wait(now).is_zero();
+        let reload = self.unread.is_urgent(now) && now >= self.reload_at && self.pace.wait(now).is_zero();
         // Whoever reloads Nginx in our stead does so when the file changes.
         let write = self.dirty && now >= self.write_at && (self.pid_file.is_some() || reload);
         let mut done = Ok(());
@@ -161,14 +173,14 @@ impl List {
                 "{old} old generations of Nginx's workers have not ended for {} s, so it is not reloaded: {} banned clients behind \
                  a proxy are not refused yet; `worker_shutdown_timeout 10s;` in nginx.conf ends them sooner",
                 now.saturating_sub(*since).as_secs(),
-                self.added.len()
+                self.unread.added.len()
             )),
             (_, Some((since, ..))) if late(*since, TOLD_TOO_LONG) => self.fail(
                 "Nginx was told to reload and goes on with its old workers: what it refuses is not what it should; `nginx -t` and \
                  its error log say why"
                     .to_owned(),
             ),
-            (None, None) if !self.dirty && !self.wants_reload(now) => {
+            (None, None) if !self.dirty && !self.unread.is_urgent(now) => {
                 std::mem::take(&mut self.failed).then_some(Incident::Recovered { fault: Fault::DenyMap })
             }
             _ => None,
@@ -203,15 +215,13 @@ impl List {
             }
         }
         self.pace.reloaded(now);
-        self.added.clear();
-        let removed = std::mem::take(&mut self.removed);
+        let Unread { removed, .. } = std::mem::take(&mut self.unread);
         match told {
             Some(told) => self.told = Some((now, told, removed)),
             None if self.pid_file.is_none() => self.unseen = removed,
             None => {}
         }
-        (self.removed_at, self.waits) = (None, None);
-        (self.asked, self.unknown) = (false, false);
+        self.waits = None;
         Ok(())
     }
 
@@ -223,10 +233,10 @@ impl List {
         if !keep {
             let all = std::mem::take(&mut self.entries);
             self.dirty |= !all.is_empty();
-            self.removed.extend(all);
-            self.asked = true;
+            self.unread.removed.extend(all);
+            self.unread.asked = true;
         }
-        let unread = self.wants_reload(now);
+        let unread = self.unread.is_urgent(now);
         if self.dirty {
             self.write()?;
         }
@@ -275,12 +285,12 @@ impl List {
     /// Why a client that is no entry any more is refused all the same; none where it is not, as far as Nginx shows.
     pub fn still_refused(&mut self, now: Duration, prefix: &IpNet) -> Option<String> {
         const IT: &str = "Nginx goes on refusing it where it comes through a proxy";
-        if self.unseen.contains(prefix) && !self.removed.contains(prefix) {
+        if self.unseen.contains(prefix) && !self.unread.removed.contains(prefix) {
             return Some(format!(
                 "{IT} until whatever reloads it has done so (nginx.pid_file is empty); the list for it is written"
             ));
         }
-        if !self.removed.contains(prefix) {
+        if !self.unread.removed.contains(prefix) {
             let is_told = self.told.as_ref().is_some_and(|(_, _, removed)| removed.contains(prefix));
             return (is_told && !self.is_done_soon()).then(|| {
                 format!("{IT}: it was told to reload and has not done so yet (`nginx -t` says whether it can)")
