@@ -179,9 +179,11 @@ fn examine(cli: &Cli, args: &args::Show) -> Result<ExitCode> {
 
 fn ban(cli: &Cli, args: &args::Ban) -> Result<ExitCode> {
     let settings = settings(cli);
-    let mut body = json!({
-        "ip": anomaly::report::ip_text(&args.ip), "reason": args.reason, "force": args.force, "replace": args.replace
-    });
+    let mut body = json!({ "ip": anomaly::report::ip_text(&args.ip), "reason": args.reason, "force": args.force });
+    // A daemon from before an update, which still runs, does not know it.
+    if args.replace {
+        body["replace"] = true.into();
+    }
     match args.length {
         Some(BanLength::Timed(length)) => body["duration_secs"] = length.as_secs().into(),
         Some(BanLength::Permanent) => body["permanent"] = true.into(),
