@@ -13,7 +13,6 @@ use ipnet::IpNet;
 use tokio::sync::oneshot;
 use tracing::{error, warn};
 
-use super::Request;
 use super::apply::{Wanted, Work, never_drop, still_to_drop, wanted};
 use super::clock::now;
 use super::hot::{Hot, HotPicture, Parts, Shared};
@@ -27,6 +26,7 @@ use crate::engine::{Ban, Engine, State};
 use crate::report::HistoryPoint;
 use crate::store::{self, Store};
 use crate::tail::Checkpoint;
+use crate::view::control::Request;
 
 /// Who must never be banned, being looked for: the kernel's list of connections takes it some 10 ms to write.
 pub(super) type Guard = JoinHandle<Found>;

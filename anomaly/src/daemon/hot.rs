@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use tracing::{error, info, warn};
 
-use super::Request;
 use super::alert::Alert;
 use super::apply::{MAX_EXPLAINED, Progress, Reply, Work};
 use super::clock::{now, stopwatch};
@@ -26,6 +25,7 @@ use crate::record::{Parsed, Parser, Record, Reject};
 use crate::report::{TopRow, inert};
 use crate::tail::{Checkpoint, Counts, Presence, Start, Tail, TailError, Watcher};
 use crate::time::Timestamp;
+use crate::view::control::Request;
 
 /// Bytes of one log that are read before anything else gets its turn: a few milliseconds of work.
 const CHUNK: usize = 1 << 20;

@@ -7,7 +7,6 @@ use std::time::Duration;
 use ipnet::IpNet;
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, Pid, ProcessRefreshKind, ProcessesToUpdate, RefreshKind, System};
 
-use super::Live;
 use super::apply::ApplyPicture;
 use super::hot::HotPicture;
 use super::trouble::Trouble;
@@ -15,6 +14,7 @@ use crate::enforce::{Attachment, Coverage, Name, Totals};
 use crate::engine::Ban;
 use crate::report::{BanRow, BaselineRow, Degraded, HistoryPoint, InterfaceRow, LevelRow, Status, TopRow, round};
 use crate::time::Timestamp;
+use crate::view::live::Live;
 
 /// A thread that has shown nothing for this long hangs.
 pub const HANGS_AFTER: Duration = Duration::from_secs(15);

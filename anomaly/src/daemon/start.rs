@@ -19,18 +19,21 @@ use super::config_file::{self, ConfigFile};
 use super::hot::{HotPicture, Shared, newest};
 use super::listeners::Listeners;
 use super::logins::{self, Change, Logins, Peers};
+use super::off;
 use super::picture::{HANGS_AFTER, Machine, Memory, Sources, live, point};
 use super::saves::Saves;
 use super::trouble::{Told, Trouble};
-use super::{Event, Handle, Live, Request, off};
 use crate::audit::{self, Audit, Snapshots};
 use crate::config::{Backend, Config, ConfigError, Loaded};
-use crate::dashboard::history::History;
+use crate::dashboard::Handle;
 use crate::enforce;
 use crate::enforce::guard::Guarded;
 use crate::metrics::Metrics;
 use crate::notify::{Notifier, Reporter};
 use crate::store::MAX_ENDED;
+use crate::view::control::{Event, Request};
+use crate::view::history::History;
+use crate::view::live::Live;
 
 /// Requests that may wait for the hot thread.
 const REQUESTS: usize = 1024;

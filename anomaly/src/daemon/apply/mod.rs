@@ -17,7 +17,6 @@ use super::clock::{now, stopwatch};
 use super::hot::Shared;
 use super::saves::Saves;
 use super::trouble::{Told, Trouble};
-use super::{Event, RequestError};
 use crate::audit::{self, Audit, AuditError, Change, Snapshots};
 use crate::config::{self, Backend, Config, OnStop};
 use crate::enforce::guard::{Guarded, Why};
@@ -29,6 +28,7 @@ use crate::report::{BanAnswer, BanRow, DecisionRow, Explanation, HistoryPoint, P
 use crate::store::{BanState, Reader, Store, StoreError};
 use crate::tail::Checkpoint;
 use crate::time::Timestamp;
+use crate::view::control::{Event, RequestError};
 
 mod decisions;
 #[cfg(test)]
