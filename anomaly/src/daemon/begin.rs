@@ -13,10 +13,11 @@ use ipnet::IpNet;
 use tokio::sync::oneshot;
 use tracing::{error, warn};
 
-use super::apply::{Wanted, Work, never_drop, still_to_drop, wanted};
+use super::apply::{Wanted, never_drop, still_to_drop, wanted};
 use super::clock::now;
-use super::hot::{Hot, HotPicture, Parts, Shared};
+use super::hot::{Hot, Parts};
 use super::logins::{Logins, Peers};
+use super::messages::{HotStatus, Shared, Work};
 use super::saves::Saves;
 use crate::audit;
 use crate::config::Config;
@@ -79,7 +80,7 @@ pub(super) struct Beginning {
     pub(super) wake: SyncSender<Request>,
     /// To the apply thread.
     pub(super) work: SyncSender<Work>,
-    pub(super) picture: Shared<HotPicture>,
+    pub(super) picture: Shared<HotStatus>,
     pub(super) saves: Arc<Saves>,
 }
 

@@ -3,7 +3,6 @@
 //! The hot thread (`hot.rs`) reads and judges, the apply thread (`apply/`) carries out; a
 //! small async runtime serves people and takes signals. Only this module (`clock.rs`) reads the clock.
 
-mod alert;
 mod apply;
 mod begin;
 mod clock;
@@ -11,11 +10,13 @@ mod config_file;
 mod hot;
 mod line_counts;
 mod listeners;
+mod live;
 mod log_watch;
 mod logins;
+mod messages;
 mod off;
 mod outbox;
-mod picture;
+mod polling;
 mod saves;
 mod start;
 mod trouble;

@@ -12,15 +12,15 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, broadcast, oneshot, watch};
 use tracing::{info, warn};
 
-use super::apply::{Apply, Work, needs_restart};
+use super::apply::{Apply, needs_restart};
 use super::begin::{self, Beginning, Begun};
 use super::clock::{now, stopwatch};
 use super::config_file::{self, ConfigFile};
-use super::hot::{HotPicture, Shared, newest};
 use super::listeners::Listeners;
+use super::live::{HANGS_AFTER, Machine, Memory, Sources, live, point};
 use super::logins::{self, Change, Logins, Peers};
+use super::messages::{HotStatus, Shared, Work, newest};
 use super::off;
-use super::picture::{HANGS_AFTER, Machine, Memory, Sources, live, point};
 use super::saves::Saves;
 use super::trouble::{Told, Trouble};
 use crate::audit::{self, Audit, Snapshots};
@@ -225,8 +225,8 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
 
 /// What serves people and signals.
 struct Service {
-    hot_picture: Shared<HotPicture>,
-    apply_picture: Shared<super::apply::ApplyPicture>,
+    hot_picture: Shared<HotStatus>,
+    apply_picture: Shared<super::messages::ApplyStatus>,
     news: Arc<Notify>,
     metrics: Arc<Metrics>,
     history: Arc<Mutex<History>>,
@@ -314,7 +314,7 @@ impl Service {
         Ok(())
     }
 
-    async fn first_picture(&self, hot_ended: &mut oneshot::Receiver<()>) -> Result<Arc<HotPicture>> {
+    async fn first_picture(&self, hot_ended: &mut oneshot::Receiver<()>) -> Result<Arc<HotStatus>> {
         loop {
             if let Some(picture) = newest(&self.hot_picture) {
                 return Ok(picture);
@@ -328,7 +328,7 @@ impl Service {
 
     fn picture(
         &self,
-        hot: &HotPicture,
+        hot: &HotStatus,
         machine: &Machine,
         memory: &mut Memory,
         uptime: Duration,
