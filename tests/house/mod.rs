@@ -24,7 +24,7 @@ pub struct File {
 /// The two crates that are measured, and the module that their files begin with.
 const CRATES: [(&str, &[&str]); 2] = [("anomaly/src", &[]), ("anomaly/engine/src", &["engine"])];
 
-/// Every file of the product below `root`, sorted by path. Files of tests (`tests.rs`, `differential.rs`) are left out.
+/// Every file of the product below `root`, sorted by path. Files of tests are left out.
 ///
 /// # Panics
 /// Where a directory or a file cannot be read.
