@@ -236,7 +236,7 @@ struct Opened {
 }
 
 /// Opens the database. One that cannot be written does not keep the daemon from protecting the host; one
-/// that cannot be read does, because whoever starts without it lifts every ban. `tell` as in [`Store::open_telling`].
+/// that cannot be read does, because a start without it would lift every ban. `tell` as in [`Store::open_telling`].
 fn open_store(path: &Path, tell: &mut dyn FnMut(store::Early<'_>)) -> Result<Opened> {
     let opened = Store::open_telling(path, now(), tell).with_context(|| format!("store.path = {}", path.display()))?;
     let store::Opened { store, loaded, quarantined, trouble } = opened;

@@ -255,7 +255,7 @@ pub fn point(live: &Live, now: Timestamp) -> HistoryPoint {
     }
 }
 
-/// The mass-ban brake holds, or did within the last minute. Whom it holds back is told one by one, so this is only shown.
+/// The mass-ban brake holds, or did within the last minute. Each ban it holds back is reported on its own, so this is only shown.
 fn brake(braked: Option<(Timestamp, Timestamp)>, now: Timestamp) -> Option<Degraded> {
     let (since, _) = braked.filter(|(_, last)| now.since(*last) <= BRAKED_FOR)?;
     let reason = "so many clients crossed their limits at once that only the worst are banned (bans.brake_per_minute, bans.brake_share); is it an attack, or did a deployment break the site?";

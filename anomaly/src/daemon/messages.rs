@@ -36,7 +36,7 @@ pub enum Work {
     Reconcile(Arc<[Arc<Ban>]>),
     /// The why-card.
     Explain {
-        /// Of whom.
+        /// Of which address or prefix.
         prefix: IpNet,
         /// Its figures now.
         client: Option<TopRow>,
@@ -121,15 +121,15 @@ pub struct HotStatus {
     pub at: Timestamp,
 }
 
-/// The newest picture, shared with whoever shows it.
+/// The newest state of a thread, shared with the threads that show it.
 pub type Shared<T> = Arc<Mutex<Option<Arc<T>>>>;
 
-/// Replaces a shared picture.
+/// Replaces a shared state.
 pub fn publish<T>(slot: &Shared<T>, picture: T) {
     *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(picture));
 }
 
-/// The newest picture.
+/// The newest shared state.
 pub fn newest<T>(slot: &Shared<T>) -> Option<Arc<T>> {
     slot.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }

@@ -397,7 +397,7 @@ impl Service {
         });
     }
 
-    /// Exempts whoever has logged in since: it is most likely who operates the host. And ends it with the session.
+    /// Exempts the addresses that have logged in since, most likely those of the host's operators, and ends that with the session.
     fn guard_logins(&mut self, uptime: Duration) {
         let change = self.logins.look(now(), begin::logged_in());
         let shown = |prefixes: &[IpNet]| {
