@@ -27,6 +27,9 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use batch::Batch;
+use sink::Sink;
+use slack::Slack;
+use webhook::Webhook;
 
 use crate::config;
 use crate::engine::{Ban, Braked, Finding, LevelAccepted, NotEffective, Unban};
@@ -300,6 +303,21 @@ impl Score {
     }
 }
 
+/// The sinks that the configuration names.
+///
+/// # Errors
+/// [`NotifyError`] of the first one that cannot be set up.
+fn configured(settings: &config::Notify) -> Result<Vec<Box<dyn Sink>>, NotifyError> {
+    let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
+    if let Some(url) = &settings.slack_webhook_url {
+        sinks.push(Box::new(Slack::new(url)?));
+    }
+    if let Some(url) = &settings.webhook_url {
+        sinks.push(Box::new(Webhook::new(url)?));
+    }
+    Ok(sinks)
+}
+
 #[cfg(test)]
 impl Notifier {
     /// What Slack and the webhook would be sent next, for golden files; nothing waits any longer.
@@ -334,7 +352,7 @@ impl Notifier {
     /// # Panics
     /// Outside of a tokio runtime, where a sink is configured.
     pub fn with_pace(settings: &config::Notify, reporter: &Reporter, pace: Pace) -> Result<Self, NotifyError> {
-        let configured = sink::configured(settings)?;
+        let configured = configured(settings)?;
         let (closing, _) = watch::channel(false);
         let mut outlets = Vec::new();
         let mut tasks = Vec::new();

@@ -1,16 +1,13 @@
-//! What a sink must be able to do, and the sinks there are.
+//! What a sink must be able to do.
 //!
-//! A new notifier is one file beside `slack.rs` and one line in [`configured`]. Collecting, folding, retrying and counting are
+//! A new notifier is one file beside `slack.rs` and one line in `configured` of the parent. Collecting, folding, retrying and counting are
 //! the same for all (`deliver.rs`): a sink only writes messages and hands them over.
 
 use std::pin::Pin;
 use std::time::Duration;
 
+use super::Reporter;
 use super::batch::Batch;
-use super::slack::Slack;
-use super::webhook::Webhook;
-use super::{NotifyError, Reporter};
-use crate::config;
 
 /// What became of a post.
 #[derive(Debug, PartialEq, Eq)]
@@ -38,19 +35,4 @@ pub(super) trait Sink: Send {
 
     /// Hands a message over, in at most `timeout`.
     fn post(&mut self, message: String, timeout: Duration) -> Posting<'_>;
-}
-
-/// The sinks that the configuration names.
-///
-/// # Errors
-/// [`NotifyError`] of the first one that cannot be set up.
-pub(super) fn configured(settings: &config::Notify) -> Result<Vec<Box<dyn Sink>>, NotifyError> {
-    let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
-    if let Some(url) = &settings.slack_webhook_url {
-        sinks.push(Box::new(Slack::new(url)?));
-    }
-    if let Some(url) = &settings.webhook_url {
-        sinks.push(Box::new(Webhook::new(url)?));
-    }
-    Ok(sinks)
 }
