@@ -291,7 +291,8 @@ impl Doings {
 }
 
 fn off(cli: &Cli, args: &args::Show) -> Result<ExitCode> {
-    let settings = settings(cli);
+    let mut settings = settings(cli);
+    settings.look_for_others();
     let mut doings = Doings::default();
     // First, so that a running daemon does not repair what is taken away.
     let marked: Vec<_> = settings.sockets().iter().map(|socket| daemon::mark_off(socket)).collect();
@@ -333,6 +334,12 @@ fn down(cli: &Cli, args: &args::Show) -> Result<ExitCode> {
     }
     if let Some(error) = in_use {
         return Err(error);
+    }
+    if let Err(error) = iptables::is_unclaimed() {
+        return Err(anyhow::Error::from(error).context(
+            "a daemon runs here: its rules STILL drop, and it would set them again; stop it first (systemctl stop anomaly), \
+             or use `anomaly off`, which stops dropping while it runs",
+        ));
     }
     take_rules_away(&settings, &mut doings);
     if !interfaces.is_empty() {

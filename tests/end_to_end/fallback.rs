@@ -160,8 +160,17 @@ fn a_foreign_rule_in_our_table_neither_hides_ours_nor_multiplies_them() -> Resul
     ensure!(output.status.code() == Some(1) && said.contains("STILL"), "{output:?}");
     ensure!(!String::from_utf8_lossy(&output.stdout).contains("nothing of anomaly"), "{output:?}");
 
+    // The daemon would set its rules again.
+    let (code, said) = says(&["down"])?;
+    ensure!(code == Some(1) && said.contains("stop it first") && drops()? == 20, "{code:?}: {said}");
+
     let (code, said) = says(&["off"])?;
     ensure!(code == Some(0) && said.contains("20 iptables rules removed"), "{code:?}: {said}");
+    ensure!(drops()? == 0, "{}", nft("list chain ip filter INPUT")?);
+    // Nor does a ban slip in before the daemon looks for the mark.
+    let (_, said) = says(&["ban", "203.0.113.250"])?;
+    ensure!(said.contains("dropping is off"), "{said}");
+    daemon.wait_for_audit("off", None, 1, Duration::from_secs(70))?;
     ensure!(drops()? == 0, "{}", nft("list chain ip filter INPUT")?);
     ensure!(nft("list chain ip filter INPUT")?.matches("ct state").count() == 2, "a stranger's rule is gone");
     ensure!(daemon.stop()?.success());

@@ -3,6 +3,7 @@
 //! They need a socket or a pin directory, and nothing else to be right. Where the configuration is refused they go on with what
 //! can be read of it, with the defaults, and with what they find on the host, and say on standard error what that is.
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anomaly::config::{self, Config, ConfigError};
@@ -45,7 +46,10 @@ impl Settings {
         let refused = config::in_one_line(error);
         warn(&refused);
         if !salvaged.unread.is_empty() {
-            warn(&format!("ignored, everything else counts: {}", salvaged.unread.join(", ")));
+            let first = salvaged.unread.iter().take(10).cloned().collect::<Vec<_>>().join(", ");
+            let more = salvaged.unread.len().saturating_sub(10);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            warn(&format!("ignored, everything else counts: {first}{more}"));
         }
         let mut settings = Self {
             knows_pin_dir: salvaged.is_sure("enforcer", "pin_dir"),
@@ -79,6 +83,23 @@ impl Settings {
         self.sockets.extend(found.into_iter().filter(|found| *found != self.config.dashboard.socket));
     }
 
+    /// For `off`: where no daemon listens on the configured socket, those that do are meant too. The configuration may be good
+    /// and not the daemon's: an empty file, or a forgotten `--config`.
+    pub fn look_for_others(&mut self) {
+        if self.refused.is_some() || UnixStream::connect(self.socket()).is_ok() {
+            return;
+        }
+        let others: Vec<PathBuf> = find::sockets().into_iter().filter(|found| !self.sockets.contains(found)).collect();
+        if !others.is_empty() {
+            warn(&format!(
+                "no daemon listens on {}; one does on {}, and is meant too",
+                self.socket().display(),
+                shown(&others)
+            ));
+            self.sockets.extend(others);
+        }
+    }
+
     /// The daemon's socket.
     pub fn socket(&self) -> &Path {
         &self.config.dashboard.socket
@@ -93,18 +114,28 @@ impl Settings {
     /// that is seen to be another namespace's. Warns of that.
     pub fn pin_dirs(&self) -> Vec<PathBuf> {
         let default = &self.config.enforcer.pin_dir;
-        if self.knows_pin_dir {
+        let (found, hidden) = xdp::find();
+        let is_there = found.iter().any(|found| found.pin_dir == *default);
+        let (here, elsewhere): (Vec<_>, Vec<_>) = found.into_iter().partition(|found| found.attached);
+        if self.knows_pin_dir && (is_there || here.is_empty()) {
+            // It is what was asked for. Another one beside it goes on, and must not be forgotten.
+            for other in here.iter().filter(|other| other.pin_dir != *default) {
+                warn(&format!(
+                    "{0} belongs to another anomaly in this network namespace and is left alone; to include it, set \
+                     ANOMALY_ENFORCER__PIN_DIR={0}",
+                    other.pin_dir.display()
+                ));
+            }
             return vec![default.clone()];
         }
-        let (found, hidden) = xdp::find();
-        let (here, elsewhere): (Vec<_>, Vec<_>) = found.into_iter().partition(|found| found.attached);
+        let unknown = if self.knows_pin_dir { "has no program of anomaly" } else { "is not known" };
         // Whoever goes through these fails at what may not be looked into, instead of calling it empty.
         let mut all: Vec<PathBuf> = here.into_iter().map(|found| found.pin_dir).chain(hidden).collect();
         if !all.contains(default) && !elsewhere.iter().any(|found| found.pin_dir == *default) {
             all.push(default.clone());
         }
         warn(&format!(
-            "enforcer.pin_dir is not known: every program of anomaly that is attached in this network namespace is meant \
+            "enforcer.pin_dir {unknown}: every program of anomaly that is attached in this network namespace is meant \
              ({})",
             shown(&all)
         ));

@@ -1,5 +1,6 @@
 //! From a file and the environment to a checked configuration, or to the error that says what is wrong and where.
 
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -77,13 +78,22 @@ pub fn load_without_list(
     let path = configuration_path(path);
     let text = match &path {
         Some(path) => {
-            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.clone(), source })?
+            let refused = |source| ConfigError::Read { path: path.clone(), source };
+            if is_pipe(path) {
+                return Err(refused(std::io::Error::other("it is a pipe, not a file")));
+            }
+            std::fs::read_to_string(path).map_err(refused)?
         }
         None => String::new(),
     };
     let place = path.as_ref().map_or_else(|| "built-in defaults".to_owned(), |p| p.display().to_string());
     let (config, overridden) = parse(&place, &text, environment)?;
     Ok(Loaded { config, path, overridden })
+}
+
+/// A named pipe: to read it would wait for somebody to write.
+pub(super) fn is_pipe(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_fifo())
 }
 
 /// The file that is read: `path`, or [`super::DEFAULT_PATH`] unless that is certainly not there.

@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::check::check;
-use super::load::{configuration_path, environment_of, override_key};
+use super::load::{configuration_path, environment_of, is_pipe, override_key};
 use super::raw::Raw;
 use super::{Config, ConfigError};
 
@@ -77,7 +77,10 @@ pub fn salvage(path: Option<&Path>, environment: impl IntoIterator<Item = (Strin
         gaps: false,
     };
     let file = configuration_path(path);
-    let bytes = file.as_ref().map(std::fs::read).transpose();
+    let read = |path: &std::path::PathBuf| {
+        if is_pipe(path) { Err(std::io::Error::other("a pipe")) } else { std::fs::read(path) }
+    };
+    let bytes = file.as_ref().map(read).transpose();
     let text = match &bytes {
         Ok(bytes) => String::from_utf8_lossy(bytes.as_deref().unwrap_or_default()),
         Err(_) => {
@@ -86,13 +89,17 @@ pub fn salvage(path: Option<&Path>, environment: impl IntoIterator<Item = (Strin
             "".into()
         }
     };
+    let mut repeated = Vec::new();
     let table = toml::from_str(&text).unwrap_or_else(|_| {
         salvaged.gaps = true;
-        let (table, lines) = by_statement(&text);
-        salvaged.unread.extend(lines);
-        table
+        let statements = by_statement(&text);
+        salvaged.unread.extend(statements.unread);
+        repeated = statements.repeated;
+        statements.table
     });
     let (mut table, mut raw) = salvaged.take(&table);
+    // Which of two values the daemon was started with is unknown.
+    salvaged.given.retain(|given| !repeated.contains(given));
     for (name, keys, value) in environment_of(environment) {
         match override_key(table.clone(), &name, &keys, &value) {
             Ok(read) => {
@@ -151,11 +158,19 @@ fn insert(table: &mut toml::Table, path: &[String], value: toml::Value) -> bool 
     }
 }
 
-/// Reads text that is no TOML, a statement at a time: what is one by itself is taken under the header before it. Gives also
-/// what was left out.
-fn by_statement(text: &str) -> (toml::Table, Vec<String>) {
+/// What [`by_statement`] could read.
+struct Statements {
+    table: toml::Table,
+    /// What was left out.
+    unread: Vec<String>,
+    /// Keys (`section.key`) that stand there twice.
+    repeated: Vec<String>,
+}
+
+/// Reads text that is no TOML, a statement at a time: what is one by itself is taken under the header before it.
+fn by_statement(text: &str) -> Statements {
     let lines: Vec<&str> = text.lines().collect();
-    let (mut table, mut unread) = (toml::Table::new(), Vec::new());
+    let (mut table, mut unread, mut repeated) = (toml::Table::new(), Vec::new(), Vec::new());
     // None below a header that cannot be read: nobody knows what is meant there.
     let mut section = Some(Vec::new());
     let mut at = 0;
@@ -187,12 +202,17 @@ fn by_statement(text: &str) -> (toml::Table, Vec<String>) {
         };
         at += taken;
         let new = leaves(&read).into_iter().map(|(keys, value)| ([&section[..], &keys].concat(), value));
-        let all_new = new.fold(true, |all, (keys, value)| insert(&mut table, &keys, value) && all);
-        if !all_new {
+        let known = repeated.len();
+        for (keys, value) in new {
+            if !insert(&mut table, &keys, value) {
+                repeated.push(keys.join("."));
+            }
+        }
+        if repeated.len() > known {
             unread.push(format!("line {number}, which repeats a key"));
         }
     }
-    (table, unread)
+    Statements { table, unread, repeated }
 }
 
 /// Whether a line begins a header or a statement of its own.
@@ -208,7 +228,8 @@ fn begins(line: &str) -> bool {
 fn header(line: &str) -> Option<Vec<String>> {
     let name = line.trim_start_matches('[').split([']', '#']).next()?.trim();
     let keys: Vec<String> = name.split('.').map(|key| key.trim().to_owned()).collect();
-    SECTIONS.contains(&keys.first()?.as_str()).then_some(keys)
+    // No section is nested deeper, and every key costs a level of the stack further on.
+    (keys.len() <= 8 && SECTIONS.contains(&keys.first()?.as_str())).then_some(keys)
 }
 
 #[cfg(test)]
@@ -296,6 +317,20 @@ mod tests {
         // A mistake elsewhere does not hide a key that is not there: then it is the default.
         let elsewhere = of("[bans]\nduration = 3\n", &[]);
         assert!(elsewhere.is_sure("dashboard", "socket") && elsewhere.is_sure("enforcer", "pin_dir"));
+    }
+
+    #[test]
+    fn of_two_values_of_a_key_neither_is_claimed() {
+        for (section, key) in [("enforcer", "pin_dir"), ("dashboard", "socket")] {
+            for (first, second) in [("/a", "/b"), ("/b", "/a")] {
+                let text = format!("[{section}]\n{key} = \"{first}\"\n{key} = \"{second}\"\n");
+                let salvaged = of(&text, &[]);
+                assert!(!salvaged.is_sure(section, key), "{text}\n{salvaged:?}");
+                assert!(salvaged.is_sure("log", "backfill_secs") || salvaged.gaps);
+            }
+        }
+        let deep = format!("[log{}]\n{PLACES}", ".a".repeat(400_000));
+        assert!(holds_places(&of(&deep, &[])), "a header of many keys is left out");
     }
 
     #[test]

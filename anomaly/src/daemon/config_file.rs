@@ -63,6 +63,11 @@ impl ConfigFile {
         }
     }
 
+    /// From now on these are the files: the configuration that was read last may name another list.
+    pub fn follow(&mut self, path: Option<PathBuf>, allowlist_file: Option<PathBuf>) {
+        self.paths = path.into_iter().chain(allowlist_file).collect();
+    }
+
     /// A reload has read the files: they are refused, or good; and whether they are in force.
     pub fn reloaded(&mut self, refused: Option<&ConfigError>, taken: bool) {
         self.stamps = stamps(&self.paths);

@@ -370,6 +370,7 @@ impl Service {
     async fn reload(&mut self) {
         let outcome = match (self.reload)() {
             Ok(loaded) => {
+                self.config_file.follow(loaded.path, loaded.config.allowlist_file.clone());
                 let outcome = self.take(loaded.config).await;
                 self.config_file.reloaded(None, outcome.is_ok());
                 outcome.map_err(|problem| format!("{problem}; the old configuration stays in force"))

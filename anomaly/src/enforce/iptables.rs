@@ -43,7 +43,7 @@ use sets::{Count, Sets};
 use survey::{Found, Look};
 
 pub use examine::{Examination, examine};
-pub use removal::{Removed, remove_all, remove_leftovers, remove_what_goes};
+pub use removal::{Removed, is_unclaimed, remove_all, remove_leftovers, remove_what_goes};
 
 /// How often [`Enforcer::maintain`] looks at the chains: every so many calls, about as many
 /// seconds. A firewall that was flushed is open for no longer than this.

@@ -22,6 +22,8 @@ const MAX_LINES: usize = 100;
 impl Apply {
     /// Why the last of them is not enforced, where the enforcer failed.
     pub(super) fn ban(&mut self, bans: &[Box<Ban>]) -> Option<String> {
+        // Maintenance looks once a second only: a ban must not slip in between.
+        self.notice_off();
         self.with_store(|store| store.record_bans(bans.iter().map(AsRef::as_ref)));
         let wall = now();
         let live: Vec<&Ban> = bans.iter().filter(|b| !b.in_past).map(AsRef::as_ref).collect();

@@ -137,7 +137,7 @@ impl Apply {
     /// True when nothing may be given to the enforcer because `anomaly off` was said. XDP takes bans all the same: its
     /// program has been told to pass everything, but Nginx has not where it reads a deny list.
     pub(super) fn passes_all(&self) -> bool {
-        self.off && (self.enforcer.name() != Name::Xdp || self.config.nginx.deny_map.is_some())
+        self.off
     }
 
     pub(super) fn notice_off(&mut self) {
@@ -152,6 +152,11 @@ impl Apply {
             return;
         }
         self.off = true;
+        // Bans that were set after the command had looked, and those of pins that the command did not know, still drop.
+        self.count();
+        let held: Vec<IpNet> = self.wanted.keys().copied().collect();
+        let failure = self.enforcer.unban(&held).into_iter().find_map(Result::err);
+        self.degrade(HELD, failure.map(|e| format!("packets may STILL be dropped although dropping is off: {e}")));
         error!("switched off by `anomaly off`: nothing is dropped until `anomaly run` is started again");
         self.write(&audit::Event::Off);
         let reason = "dropping was switched off by `anomaly off`; restart the daemon to drop again".to_owned();

@@ -48,6 +48,14 @@ pub fn remove_leftovers() -> Result<Removed, EnforceError> {
     }
 }
 
+/// That no running daemon of this network namespace sets rules: it would set again whatever is removed.
+///
+/// # Errors
+/// [`EnforceError::Kernel`], whose hint names the other's process.
+pub fn is_unclaimed() -> Result<(), EnforceError> {
+    claim::namespace().map(drop)
+}
+
 /// The same with the programs of `path`.
 pub(super) fn remove_with(path: &OsStr) -> (Removed, Vec<EnforceError>) {
     let mut removed = Removed::default();
