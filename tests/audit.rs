@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anomaly::audit::{Audit, Change, Event, GENERATIONS, Newest, Snapshots};
 use anomaly::engine::{
-    Ban, BaselineUpdate, Braked, Finding, Level, LevelAccepted, NotEffective, Origin, Rule, Scope, Source, State, Unban,
+    Ban, BaselineUpdate, Braked, Finding, Grade, Level, LevelAccepted, LimitSource, NotEffective, Origin, Rule, Scope,
+    Source, State, Unban,
 };
 use anomaly::store::{BanState, Recorded, Store};
 use anomaly::time::Timestamp;
@@ -88,6 +89,8 @@ fn finding(scope: Scope) -> Finding {
         z_score: 93.6,
         signal: None,
         limit: 66.0,
+        limit_source: LimitSource::Learned,
+        grade: Grade::Likely,
         requests: 55_806,
         errors: 3,
         samples: Vec::new(),

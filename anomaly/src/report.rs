@@ -2,6 +2,8 @@
 //!
 //! One place for names and rounding; the engine's types know no serde.
 
+mod verdict;
+
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -9,6 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::{Ban, Braked, Finding, Level, LevelAccepted, Origin, Scope, Signal, Unban};
 use crate::time::Timestamp;
+
+pub use verdict::Verdict;
+use verdict::phrase;
 
 /// An address where the prefix is one address, else the prefix.
 pub fn ip_text(prefix: &IpNet) -> String {
@@ -86,17 +91,20 @@ pub struct DecisionRow {
     /// Length of a ban; null when permanent; absent for the rest.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub duration_secs: Option<Option<u64>>,
+    /// Why, for people; only of bans and of those that the brake held back.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
 }
 
 /// The numbers of a finding.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Numbers {
-    /// `z_score`, `rate_multiplier` or `hard_limit`.
+    /// `z_score`, `rate_multiplier`, `hard_limit` or `floor`.
     pub rule: String,
     /// What fired where it was not the request rate.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub signal: Option<String>,
-    /// Its value, per window.
+    /// Its value, in the unit of `limit`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub signal_value: Option<f64>,
     /// Judged by the tightened thresholds; absent for global anomalies.
@@ -134,6 +142,7 @@ impl DecisionRow {
             numbers: ban.finding.as_ref().map(Numbers::from),
             offence: Some(ban.offence),
             duration_secs: Some(ban.duration_secs()),
+            verdict: Verdict::of_ban(ban),
         }
     }
 
@@ -146,6 +155,7 @@ impl DecisionRow {
             numbers: None,
             offence: Some(unban.offence),
             duration_secs: None,
+            verdict: None,
         }
     }
 
@@ -172,6 +182,7 @@ impl DecisionRow {
             numbers: finding.map(Numbers::from),
             offence: None,
             duration_secs: None,
+            verdict: prefix.zip(finding).map(|(prefix, finding)| Verdict::of_finding(prefix, finding)),
         }
     }
 }
@@ -201,6 +212,7 @@ impl Reason for Finding {
             Some((Signal::ErrorPaths, v)) => format!("{v:.0} distinct paths answered 4xx (limit {:.0}), ", self.limit),
             Some((Signal::PostsToOnePath, v)) => format!("{v:.0} POSTs to one path (limit {:.0}), ", self.limit),
             Some((Signal::Errors, v)) => format!("{v:.0} error answers (limit {:.0}), ", self.limit),
+            Some((signal, v)) => format!("{}, {v:.1} (limit {:.1}), ", phrase(signal), self.limit),
             None => String::new(),
         };
         let who = match self.baseline.scope {
@@ -512,8 +524,11 @@ impl PastBan {
     /// The row of a ban whose end and counts are known from the store.
     pub fn new(ban: &Ban, state: &str, ended: Option<Timestamp>, packets: u64, bytes: u64) -> Self {
         let finding = ban.finding.as_ref();
+        let mut decision = DecisionRow::ban(ban);
+        // It stands in the row itself.
+        decision.verdict.iter_mut().for_each(|verdict| verdict.limit = None);
         Self {
-            decision: DecisionRow::ban(ban),
+            decision,
             until: ban.until.map(|t| t.to_string()),
             origin: ban.origin.as_str().into(),
             reason: ban.reason(),

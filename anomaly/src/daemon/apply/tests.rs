@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use super::*;
 use crate::enforce::dry_run::DryRun;
 use crate::enforce::{EnforceError, Fault, Held, Incident};
-use crate::engine::{Braked, Finding, Level, Origin, Rule, Scope, Source, Unban};
+use crate::engine::{Braked, Finding, Grade, Level, LimitSource, Origin, Rule, Scope, Source, Unban};
 use crate::notify::Reporter;
 
 mod golden;
@@ -416,6 +416,8 @@ fn who_watches_hears_how_a_ban_ended_and_what_the_brake_held_back() {
         z_score: 16.0,
         signal: None,
         limit: 150.0,
+        limit_source: LimitSource::Learned,
+        grade: Grade::Likely,
         requests: 540,
         errors: 0,
         samples: Vec::new(),

@@ -46,6 +46,8 @@ fn finding(rule: Rule, scope: Scope, source: Source, signal: Option<(Signal, f64
         z_score: 23.0,
         signal,
         limit: 30.0,
+        limit_source: LimitSource::Learned,
+        grade: Grade::Likely,
         requests: 852,
         errors: 31,
         samples: if of_site {
