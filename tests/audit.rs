@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use anomaly::audit::{Audit, Change, Event, GENERATIONS, Newest, Snapshots};
 use anomaly::engine::{
-    Ban, BaselineUpdate, Braked, Finding, Grade, Level, LevelAccepted, LimitSource, NotEffective, Origin, Rule, Scope,
-    Source, State, Unban,
+    Ban, BaselineUpdate, Braked, Finding, Grade, Kept, Level, LevelAccepted, LimitSource, NotEffective, Origin, Rule,
+    Scope, Source, State, Unban,
 };
 use anomaly::store::{BanState, Recorded, Store};
 use anomaly::time::Timestamp;
@@ -116,6 +116,9 @@ fn every_event_has_its_name_and_its_facts() {
     };
     let many: Vec<IpNet> = (0..=255u8).map(|n| net(&format!("10.0.0.{n}/32"))).collect();
     let global = finding(Scope::Global);
+    let mut longer = ban("scrapes");
+    longer.until = None;
+    let kept = Kept { at: at(60), ban: Arc::new(longer), until: Some(at(3660)), note: "again".into() };
     let events = [
         (Event::GlobalAnomaly(&global), "global_anomaly", json!({ "rate": 930.1, "z_score": 93.6, "rule": "z_score" })),
         (Event::Baseline(&update), "baseline", json!({ "time": "2026-04-27T09:25:51Z" })),
@@ -155,6 +158,14 @@ fn every_event_has_its_name_and_its_facts() {
             Event::Degraded { what: "slack", reason: "", recovered: true },
             "degraded",
             json!({ "ok": true, "error": null, "recovered": true }),
+        ),
+        (
+            Event::BanKept(&kept),
+            "ban_kept",
+            json!({
+                "time": "2026-04-27T09:26:51Z", "ip": "203.0.113.10", "offence": 1, "until": null, "origin": "operator", "ok": true,
+                "reason": "scrapes", "asked_until": "2026-04-27T10:26:51Z", "asked_reason": "again",
+            }),
         ),
         (Event::Off, "off", json!({ "ok": true })),
         (

@@ -1,16 +1,24 @@
 //! The detector over virtual time: scenario files, and properties that hold for any input.
 //!
-//! A scenario says who sends what and what must follow; it knows nothing of how the engine decides, so that the inside
-//! can be rewritten without touching one.
+//! A scenario lists clients with their requests, and what must follow. It does not depend on how the engine decides, so that the
+//! engine can be rewritten without touching a scenario.
 
 #[path = "detection/brake.rs"]
 mod brake;
+#[path = "detection/by_hand.rs"]
+mod by_hand;
+#[path = "detection/evidence.rs"]
+mod evidence;
 #[path = "detection/golden.rs"]
 pub mod golden;
 #[path = "detection/properties.rs"]
 mod properties;
 #[path = "detection/scenario.rs"]
 mod scenario;
+#[path = "detection/spared.rs"]
+mod spared;
+#[path = "detection/warmup.rs"]
+mod warmup;
 
 use std::path::Path;
 

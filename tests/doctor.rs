@@ -95,6 +95,14 @@ fn each_broken_set_up_is_named_with_the_next_step() {
         assert_eq!(code, Some(expected), "{config}: {rows:#?}");
     }
 
+    // Somebody else has the dashboard's port.
+    let listener = patient.space.within(|| std::net::TcpListener::bind("127.0.0.1:8081").unwrap()).unwrap();
+    let (code, rows) = patient.examine("", None);
+    assert!(row(&rows, "dashboard", "fail", "another program")["next"].as_str().unwrap().contains("ss -ltnp"));
+    assert_eq!(code, Some(1));
+    drop(listener);
+    row(&patient.examine("", None).1, "dashboard", "ok", "the port is free");
+
     // A CDN hides the clients; it is named, with what to do.
     let log = patient.guardian.dir().join("access.json");
     let healthy = std::fs::read_to_string(&log).unwrap();
@@ -106,6 +114,31 @@ fn each_broken_set_up_is_named_with_the_next_step() {
         "{next}"
     );
     std::fs::write(&log, healthy).unwrap();
+
+    // A list that Nginx does not read, and one for which it is reloaded without an end of the old workers.
+    let dir = patient.guardian.dir();
+    let shim = dir.join("nginx-here");
+    std::fs::create_dir(&shim).unwrap();
+    let conf = dir.join("nginx.conf");
+    let script =
+        format!("#!/bin/sh\nexec /usr/sbin/nginx -c {} -e {}/error.log \"$@\"\n", conf.display(), dir.display());
+    std::fs::write(shim.join("nginx"), script).unwrap();
+    std::fs::set_permissions(shim.join("nginx"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::write(dir.join("deny.list"), "203.0.113.1/32 1;\n").unwrap();
+    let include = format!("geo $denied {{ default 0; include {}/deny.list; }}", dir.display());
+    for (main, http, status, words) in [
+        ("", "", "fail", "does not include"),
+        ("", &*include, "warn", "worker_shutdown_timeout is not set"),
+        ("worker_shutdown_timeout 1h;", &*include, "warn", "worker_shutdown_timeout is 1h"),
+        ("worker_shutdown_timeout 10s;", &*include, "ok", "old workers end in 10s"),
+        ("worker_shutdown_timeout;", &*include, "warn", "nginx -T"),
+    ] {
+        let place = dir.display();
+        std::fs::write(&conf, format!("{main} pid {place}/nginx.pid; events {{}} http {{ {http} }}\n")).unwrap();
+        let (_, rows) =
+            patient.examine("nginx.deny_map = \"DIR/deny.list\"\nnginx.pid_file = \"DIR/nginx.pid\"", Some(&shim));
+        row(&rows, "nginx", status, words);
+    }
 
     // Jumbo frames; no default route; no JSON; no iptables.
     patient.space.ip("link set eth0 mtu 9000").unwrap();

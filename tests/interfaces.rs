@@ -388,6 +388,55 @@ fn status_says_what_the_daemon_costs_its_host() {
     assert!((1 << 20..1 << 32).contains(&memory), "{memory}");
 }
 
+/// Without a record nothing warms up, whatever the clock says.
+#[test]
+fn status_is_true_before_the_first_record() {
+    let daemon = DryRun::start("", "baseline.warmup_secs = 1\n");
+    let status = || daemon.json(&["status"]).expect("a status");
+    clock::wait_until("three seconds without a record", Duration::from_secs(20), || {
+        status()["uptime_secs"].as_u64() >= Some(3)
+    })
+    .expect("passed");
+    let (before, said) = (status(), daemon.command(&["status"]));
+    assert_eq!((&before["log_time"], &before["warmup_left_secs"]), (&Value::Null, &1.into()), "{before}");
+    assert_eq!(before["baseline"]["samples"], 0, "{before}");
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(said.contains("1s from the first request on"), "{said}");
+    daemon.log().write_all(history::line(clock::epoch_secs(), "198.51.100.7", "/", 200).as_bytes()).expect("written");
+    clock::wait_until("the end of the warm-up", Duration::from_secs(20), || status()["warmup_left_secs"] == 0)
+        .unwrap_or_else(|e| panic!("{e}: {}", status()));
+}
+
+#[test]
+fn a_ban_by_hand_keeps_the_longer_one_and_says_so() {
+    let daemon = DryRun::start("", "");
+    let ban = |more: &[&str]| {
+        let output = daemon.command(&[&["ban", ATTACKER], more].concat());
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    ban(&["--for", "permanent", "--reason", "never again"]);
+    let said = ban(&["--for", "30m", "--reason", "again"]);
+    for words in ["stays banned permanently", "offence 1: never again", "--replace"] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    let answer = daemon.json(&["ban", ATTACKER, "--for", "30m"]).expect("an answer");
+    assert_eq!(
+        (&answer["kept"], &answer["until"], &answer["reason"]),
+        (&true.into(), &Value::Null, &"never again".into())
+    );
+    let listed = || daemon.json(&["bans"]).filter(|rows| rows[0].is_object());
+    let rows = clock::wait_for("the ban in the list", Duration::from_secs(20), listed).expect("a ban");
+    assert_eq!((&rows[0]["until"], &rows[0]["reason"], rows[1].is_null()), (&Value::Null, &"never again".into(), true));
+    assert!(ban(&["--for", "30m", "--replace"]).contains("is banned until"));
+    let answer = daemon.json(&["ban", ATTACKER, "--for", "1h"]).expect("an answer");
+    assert_eq!((&answer["kept"], &answer["duration_secs"]), (&false.into(), &3600.into()), "{answer}");
+    let lines = daemon.audit().read();
+    let events: Vec<&str> = lines.iter().filter_map(|line| line["event"].as_str()).collect();
+    assert_eq!(events, ["started", "ban", "ban_kept", "ban_kept", "ban", "ban"]);
+    assert_eq!((&lines[2]["reason"], &lines[2]["asked_reason"]), (&"never again".into(), &"again".into()));
+}
+
 #[test]
 fn status_says_that_the_brake_holds() {
     let now = clock::epoch_secs();

@@ -26,4 +26,5 @@ mod tail;
 mod terminal;
 mod tidy;
 mod torture;
+mod unread;
 mod web;

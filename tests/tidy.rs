@@ -56,14 +56,9 @@ const CIRCLES: &[(&str, &str)] = &[
     ("dashboard/sse.rs -> anomaly/src/daemon/mod.rs", "requests and answers belong between the two"),
     ("dashboard/connection.rs -> anomaly/src/metrics.rs", "as the next one"),
     ("metrics.rs -> anomaly/src/daemon/mod.rs", "what is live belongs to what is shown"),
-    ("config/check.rs -> anomaly/src/config/raw.rs", "loading belongs before both"),
-    ("config/raw.rs -> anomaly/src/config/check.rs", "loading belongs before both"),
     ("daemon/apply/mod.rs -> anomaly/src/daemon/hot.rs", "messages between the threads belong to neither"),
-    ("daemon/apply/mod.rs -> anomaly/src/daemon/log_watch.rs", "words for people do not belong there"),
     ("daemon/hot.rs -> anomaly/src/daemon/apply/mod.rs", "messages between the threads belong to neither"),
-    ("daemon/hot.rs -> anomaly/src/daemon/log_watch.rs", "messages between the threads belong to neither"),
     ("daemon/hot.rs -> anomaly/src/daemon/outbox.rs", "messages between the threads belong to neither"),
-    ("daemon/log_watch.rs -> anomaly/src/daemon/hot.rs", "messages between the threads belong to neither"),
     ("daemon/outbox.rs -> anomaly/src/daemon/apply/mod.rs", "messages between the threads belong to neither"),
     ("dashboard/api.rs -> anomaly/src/dashboard/openapi.rs", "an address in a request belongs to neither"),
     ("dashboard/openapi.rs -> anomaly/src/dashboard/api.rs", "an address in a request belongs to neither"),
@@ -317,6 +312,9 @@ fn the_usual_files_are_there_and_say_the_usual_things() {
         "LICENSE-MIT",
         "LICENSE-APACHE",
         "ARCHITECTURE.md",
+        "BENCHMARKS.md",
+        "CONTRIBUTING.md",
+        "anomaly/docs/comparison.md",
         "deny.toml",
         "clippy.toml",
         "rustfmt.toml",
@@ -445,19 +443,80 @@ fn golden_files_are_compared_and_small() {
     none("split it", golden.iter().filter(|s| s.text.len() > 100_000).map(|s| s.path.clone()).collect());
 }
 
-/// A task that README does not name is a task that nobody finds.
+/// A task or command that no document names is one that nobody finds.
 #[test]
-fn readme_names_every_task_and_command() {
-    let readme = std::fs::read_to_string(root().join("README.md")).expect("README.md");
-    let main = std::fs::read_to_string(root().join("xtask/src/main.rs")).expect("xtask");
-    let tasks = main.split("enum Task {").nth(1).and_then(|rest| rest.split('}').next()).expect("the list of tasks");
-    let names: Vec<String> = tasks.lines().filter_map(|line| Some(kebab(line.trim().split_once('(')?.0))).collect();
-    assert!(names.len() >= 5, "the list of tasks was not understood: {names:?}");
-    let missing = names.into_iter().filter(|task| !readme.contains(&format!("cargo xtask {task}")));
-    none("README does not name these tasks", missing.collect());
-    let commands = ["run", "replay", "status", "bans", "ban", "unban", "config", "off", "down"];
-    let missing = commands.into_iter().filter(|command| !readme.contains(&format!("anomaly {command}")));
-    none("README does not name these commands", missing.map(Into::into).collect());
+fn documents_name_every_task_and_command() {
+    let read = |name: &str| std::fs::read_to_string(root().join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let readme = read("README.md");
+    let lines = readme.lines().count();
+    assert!(lines <= 150, "README.md has {lines} lines: figures, recipes and how-to-build have documents of their own");
+    let variants = |path: &str, list: &str| -> Vec<String> {
+        let text = read(path);
+        let body = text.split(list).nth(1).and_then(|rest| rest.split("\n}").next()).expect("the list is in the file");
+        // Four spaces: a field of a variant is indented by more.
+        let lines = body.lines().filter_map(|line| line.strip_prefix("    "));
+        let named = lines.filter(|line| line.starts_with(|c: char| c.is_ascii_uppercase()));
+        named.map(|line| kebab(line.split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or(line))).collect()
+    };
+    let tasks = variants("xtask/src/main.rs", "enum Task {");
+    let commands = variants("anomaly/src/cli/args.rs", "pub enum Command {");
+    assert!(tasks.len() >= 5 && commands.len() >= 10, "the lists were not understood: {tasks:?} {commands:?}");
+    let named = format!("{readme}{}", read("CONTRIBUTING.md"));
+    let missing = tasks.into_iter().filter(|task| !named.contains(&format!("cargo xtask {task}")));
+    none("neither README nor CONTRIBUTING names these tasks", missing.collect());
+    let named = format!("{readme}{}", read("OPERATIONS.md"));
+    let missing = commands.into_iter().filter(|command| !named.contains(&format!("anomaly {command}")));
+    none("neither README nor OPERATIONS names these commands", missing.collect());
+}
+
+/// A link to a file, or to a heading of one, that is not there.
+#[test]
+fn links_in_documents_lead_somewhere() {
+    let documents = files(|path| path.ends_with(".md"));
+    let anchor = |heading: &str| -> String {
+        let kept = heading.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+        kept.map(|c| if c == ' ' { '-' } else { c.to_ascii_lowercase() }).collect()
+    };
+    let (mut dead, mut seen) = (Vec::new(), 0);
+    for document in &documents {
+        for target in document.text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if target.contains("://") {
+                continue;
+            }
+            seen += 1;
+            let (file, heading) = target.split_once('#').unwrap_or((target, ""));
+            let dir = root().join(&document.path);
+            let path = if file.is_empty() { dir } else { dir.with_file_name("").join(file) };
+            let headings = |text: &str| {
+                text.lines().any(|l| l.starts_with('#') && anchor(l.trim_start_matches(['#', ' '])) == heading)
+            };
+            let found =
+                path.exists() && (heading.is_empty() || std::fs::read_to_string(&path).is_ok_and(|t| headings(&t)));
+            if !found {
+                dead.push(format!("{}: {target}", document.path));
+            }
+        }
+    }
+    assert!(seen > 10, "no links were found");
+    none("a link that leads nowhere", dead);
+}
+
+/// A promise whose test cannot be searched for is held by nobody.
+#[test]
+fn security_names_tests_that_exist() {
+    let text = std::fs::read_to_string(root().join("SECURITY.md")).expect("SECURITY.md");
+    let promises =
+        text.split("## What is promised").nth(1).and_then(|rest| rest.split("\n## ").next()).expect("promises");
+    let all = files(|path| path.starts_with("tests/") || path.starts_with("anomaly"));
+    let is_there = |name: &str| {
+        let (declared, file) = (format!("fn {name}("), format!("/{}", name.replace("::", "/")));
+        let is_file = |path: &str| path.rsplit_once('.').is_some_and(|(stem, _)| stem.ends_with(&file));
+        root().join(name).is_file() || all.iter().any(|s| is_file(&s.path) || s.text.contains(&declared))
+    };
+    let cells = promises.lines().filter_map(|line| line.strip_suffix(" |")?.rsplit_once(" | ")).map(|(_, tests)| tests);
+    let names: Vec<&str> = cells.flat_map(|tests| tests.split('`').skip(1).step_by(2)).collect();
+    assert!(names.len() > 40, "the table was not understood: {names:?}");
+    none("no such test", names.into_iter().filter(|name| !is_there(name)).map(Into::into).collect());
 }
 
 fn kebab(camel: &str) -> String {

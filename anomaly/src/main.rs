@@ -180,6 +180,10 @@ fn examine(cli: &Cli, args: &args::Show) -> Result<ExitCode> {
 fn ban(cli: &Cli, args: &args::Ban) -> Result<ExitCode> {
     let settings = settings(cli);
     let mut body = json!({ "ip": anomaly::report::ip_text(&args.ip), "reason": args.reason, "force": args.force });
+    // A daemon from before an update, which still runs, does not know it.
+    if args.replace {
+        body["replace"] = true.into();
+    }
     match args.length {
         Some(BanLength::Timed(length)) => body["duration_secs"] = length.as_secs().into(),
         Some(BanLength::Permanent) => body["permanent"] = true.into(),
@@ -198,7 +202,15 @@ fn ban(cli: &Cli, args: &args::Ban) -> Result<ExitCode> {
         } else {
             ""
         };
-        show(&format!("{} is banned {until} (offence {}){but}\n", text(&ban["ip"]), text(&ban["offence"])))?;
+        let (ip, offence) = (text(&ban["ip"]), text(&ban["offence"]));
+        show(&if ban["kept"] == true {
+            let reason = text(&ban["reason"]);
+            format!(
+                "{ip} stays banned {until} (offence {offence}: {reason}), no shorter than asked for; --replace changes it{but}\n"
+            )
+        } else {
+            format!("{ip} is banned {until} (offence {offence}){but}\n")
+        })?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -211,7 +223,12 @@ fn unban(cli: &Cli, args: &args::Unban) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     for ban in lifted.as_array().into_iter().flatten() {
-        show(&format!("the ban of {} is lifted\n", text(&ban["ip"])))?;
+        match ban["still_refused"].as_str() {
+            None => show(&format!("the ban of {} is lifted\n", text(&ban["ip"])))?,
+            Some(_) => {
+                show(&format!("the ban of {} has ended, but {}\n", text(&ban["ip"]), text(&ban["still_refused"])))?
+            }
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -243,75 +260,93 @@ fn check(cli: &Cli, args: &args::Check) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What `off` and `down` have done: for people, or as `{"done":[...]}`.
-fn done(args: &args::Show, done: &[String], nothing: &str, whole: &str) -> io::Result<()> {
-    if args.json {
-        return show(&format!("{}\n", json!({ "done": done })));
+/// What `off` and `down` have done, and what they could not do. A failure of one does not keep the others from being done.
+#[derive(Default)]
+struct Doings {
+    done: Vec<String>,
+    failed: Vec<anyhow::Error>,
+}
+
+impl Doings {
+    /// Takes note of how one went.
+    fn note<T>(&mut self, outcome: Result<T>) -> Option<T> {
+        outcome.map_err(|error| self.failed.push(error)).ok()
     }
-    show(&if done.is_empty() { format!("{nothing}\n") } else { whole.replace("{}", &done.join(", ")) + "\n" })
+
+    /// For people, or as `{"done":[...]}`, with `failed` where something did. Only what was seen to be so is said.
+    fn tell(self, args: &args::Show, nothing: &str, whole: &str, may_be: &str) -> Result<ExitCode> {
+        let Self { done, failed } = self;
+        let failed: Vec<String> = failed.into_iter().map(|error| in_one_line(&not_root(error))).collect();
+        let list = done.join(", ");
+        show(&match (args.json, done.is_empty(), failed.is_empty()) {
+            (true, _, true) => format!("{}\n", json!({ "done": done })),
+            (true, _, false) => format!("{}\n", json!({ "done": done, "failed": failed })),
+            (false, true, true) => format!("{nothing}\n"),
+            (false, false, true) => whole.replace("{}", &list) + "\n",
+            (false, true, false) => String::new(),
+            (false, false, false) => format!("done: {list}\n"),
+        })?;
+        if failed.is_empty() { Ok(ExitCode::SUCCESS) } else { Err(anyhow!("{may_be}: {}", failed.join("; "))) }
+    }
 }
 
 fn off(cli: &Cli, args: &args::Show) -> Result<ExitCode> {
     let settings = settings(cli);
+    let mut doings = Doings::default();
     // First, so that a running daemon does not repair what is taken away.
     let marked: Vec<_> = settings.sockets().iter().map(|socket| daemon::mark_off(socket)).collect();
     let mut xdp = false;
     // One directory that cannot be written must not keep the others dropping, nor the rules.
-    let mut failed = None;
     for pin_dir in settings.pin_dirs() {
-        match xdp::off(&pin_dir) {
-            Ok(found) => xdp |= found,
-            Err(error) => failed = failed.or(Some(not_root(error.into()))),
-        }
+        xdp |= doings.note(xdp::off(&pin_dir).map_err(Into::into)) == Some(true);
     }
-    let mut said = rules_text(&settings).map_err(not_root)?;
-    if xdp {
-        said.insert(0, "XDP passes everything".to_owned());
-    }
-    if let Some(error) = failed {
-        return Err(error);
-    }
-    let whole = "dropping is off: {}; the next `anomaly run` turns it on again";
-    done(args, &said, "nothing of anomaly was dropping anything", whole)?;
+    doings.done.extend(xdp.then(|| "XDP passes everything".to_owned()));
+    take_rules_away(&settings, &mut doings);
     let marked = marked.into_iter().collect::<io::Result<()>>();
-    marked.context("a running daemon could not be told, and may drop again within a minute: stop it")?;
-    Ok(ExitCode::SUCCESS)
+    doings.note(marked.context("a running daemon could not be told, and may drop again within a minute: stop it"));
+    doings.tell(
+        args,
+        "nothing of anomaly was dropping anything",
+        "dropping is off: {}; the next `anomaly run` turns it on again",
+        "packets may STILL be dropped",
+    )
 }
 
 fn down(cli: &Cli, args: &args::Show) -> Result<ExitCode> {
     let settings = settings(cli);
-    let (mut interfaces, mut maps, mut failed) = (Vec::new(), 0, None);
+    let mut doings = Doings::default();
+    let (mut interfaces, mut maps, mut in_use) = (Vec::new(), 0, None);
     for pin_dir in settings.pin_dirs() {
         match xdp::down(&pin_dir) {
             Ok(removed) => {
                 interfaces.extend(removed.interfaces);
                 maps += removed.maps;
             }
-            Err(error) => failed = failed.or(Some(why_not_down(error))),
+            Err(EnforceError::InUse(directory, pid)) => {
+                in_use = Some(anyhow!(
+                    "a daemon (pid {pid}) uses {directory}: stop it first (systemctl stop anomaly); \
+                     `anomaly off` stops dropping while it runs"
+                ));
+            }
+            Err(error) => doings.failed.push(error.into()),
         }
     }
-    if let Some(error) = failed {
+    if let Some(error) = in_use {
         return Err(error);
     }
-    let mut said = rules_text(&settings).map_err(not_root)?;
+    take_rules_away(&settings, &mut doings);
     if !interfaces.is_empty() {
-        said.push(format!("detached from {}", interfaces.join(", ")));
+        doings.done.push(format!("detached from {}", interfaces.join(", ")));
     }
     if maps > 0 {
-        said.push(format!("{maps} maps removed"));
+        doings.done.push(format!("{maps} maps removed"));
     }
-    done(args, &said, "nothing of anomaly is in the kernel", "{}")?;
-    Ok(ExitCode::SUCCESS)
-}
-
-fn why_not_down(error: EnforceError) -> anyhow::Error {
-    match error {
-        EnforceError::InUse(directory, pid) => anyhow!(
-            "a daemon (pid {pid}) uses {directory}: stop it first (systemctl stop anomaly); \
-             `anomaly off` stops dropping while it runs"
-        ),
-        other => not_root(other.into()),
-    }
+    doings.tell(
+        args,
+        "nothing of anomaly is in the kernel",
+        "{}",
+        "something of anomaly may be left, and may STILL drop packets",
+    )
 }
 
 /// Why the kernel refused, where that is plain.
@@ -319,16 +354,17 @@ fn not_root(error: anyhow::Error) -> anyhow::Error {
     if rustix::process::geteuid().is_root() { error } else { error.context("this needs root, which you are not") }
 }
 
-/// Takes away whatever is not XDP, and says what that was.
-fn rules_text(settings: &Settings) -> Result<Vec<String>> {
-    let removed = iptables::remove_all()?;
-    let listed = deny_map::clear(&settings.nginx())?;
+/// Takes away whatever is not XDP.
+fn take_rules_away(settings: &Settings, doings: &mut Doings) {
+    let (removed, failed) = iptables::remove_what_goes();
+    doings.failed.extend(failed.into_iter().map(Into::into));
+    let listed = doings.note(deny_map::clear(&settings.nginx()).map_err(Into::into)).unwrap_or_default();
     let counts = [
         (removed.rules, "iptables rules removed"),
         (removed.sets, "ipsets removed"),
         (usize::from(listed), "deny list of Nginx emptied"),
     ];
-    Ok(counts.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect())
+    doings.done.extend(counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")));
 }
 
 #[cfg(test)]

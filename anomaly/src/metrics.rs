@@ -98,7 +98,7 @@ metrics! {
         start_time: Figure = Figure::default();
     "healthy" "1 while log and enforcer are there, 0 when one is lost"
         healthy: Figure = Figure::default();
-    "degraded" "1 for each thing that is not as it should be, by its word in status"
+    "degraded" "1 for each fault, by its word in status"
         degraded: Family<WhatLabels, Figure> = Family::default();
 
     "log_records" "Log lines that gave a record"
@@ -234,12 +234,14 @@ pub const DEGRADED_WORDS: &[&str] = &[
     "audit",
     "log_silent",
     "log_missing",
+    "log_format",
     "rejected",
     "late",
     "not_effective",
     "enforcement",
     "map_full",
     "braked",
+    "dashboard",
     "off",
     "config",
 ];
@@ -341,7 +343,7 @@ impl Metrics {
             Output::Braked(_) => {
                 self.braked.inc();
             }
-            Output::Refused(_) => {}
+            Output::Kept(_) | Output::Refused(_) => {}
         }
     }
 

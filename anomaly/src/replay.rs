@@ -62,10 +62,19 @@ pub trait Report {
 pub struct Rejected {
     /// The log that it is in.
     pub log: String,
-    /// Its bytes.
+    /// Its bytes; none of one that was too long.
     pub line: Vec<u8>,
     /// What is wrong with it.
     pub why: Reject,
+}
+
+/// A log that has lines, of which none gave a record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unread {
+    /// How many lines, blank ones not counted.
+    pub lines: u64,
+    /// One of the first.
+    pub first: Rejected,
 }
 
 /// A replay in progress.
@@ -74,6 +83,7 @@ pub struct Replay {
     out: Vec<Output>,
     summary: Summary,
     rejected: Option<Rejected>,
+    unread: Vec<Unread>,
     now: Timestamp,
 }
 
@@ -82,12 +92,24 @@ impl Replay {
     pub fn new(settings: Settings) -> Self {
         let settings = Settings { self_proof: false, replay: true, ..settings };
         let engine = Engine::new(settings, 0);
-        Self { engine, out: Vec::new(), summary: Summary::default(), rejected: None, now: Timestamp::MIN }
+        Self {
+            engine,
+            out: Vec::new(),
+            summary: Summary::default(),
+            rejected: None,
+            unread: Vec::new(),
+            now: Timestamp::MIN,
+        }
     }
 
     /// One of the first lines that gave no record.
     pub fn rejected(&self) -> Option<&Rejected> {
         self.rejected.as_ref()
+    }
+
+    /// The logs of which nothing could be read.
+    pub fn unread(&self) -> &[Unread] {
+        &self.unread
     }
 
     /// The engine, to give it a baseline before or to take it after.
@@ -104,7 +126,11 @@ impl Replay {
         let mut sources = Vec::with_capacity(paths.len());
         for path in paths {
             let mut source = Source::open(path, format)?;
-            source.advance(&mut self.summary)?;
+            let lines = source.advance(&mut self.summary)?;
+            if source.next.is_none() && lines > 0 {
+                let too_long = || Rejected { log: source.name(), line: Vec::new(), why: Reject::TooLong };
+                self.unread.push(Unread { lines, first: source.rejected.clone().unwrap_or_else(too_long) });
+            }
             sources.push(source);
         }
         let mut bytes = 0;
@@ -198,6 +224,7 @@ fn write_rows(out: &mut Vec<Output>, summary: &mut Summary, report: &mut dyn Rep
             | Output::NotEffective(_)
             | Output::LevelAccepted(_)
             | Output::Braked(_)
+            | Output::Kept(_)
             | Output::Refused(_) => {}
         }
     }
@@ -292,17 +319,18 @@ impl Source {
         self.ended && self.start == self.end
     }
 
-    /// Finds the time of the first record.
-    fn advance(&mut self, summary: &mut Summary) -> Result<()> {
+    /// Finds the time of the first record; how many lines before it gave none.
+    fn advance(&mut self, summary: &mut Summary) -> Result<u64> {
+        let before = summary.rejected;
         loop {
             let outcome = self.consume(Some(Timestamp::MIN), |_| Ok(())).with_context(|| self.name())?;
             summary.rejected += outcome.rejected;
             if matches!(outcome.stopped, Stopped::AtLimit) {
-                return Ok(());
+                return Ok(summary.rejected - before);
             }
             if self.fill().with_context(|| self.name())? == 0 && self.at_end() {
                 summary.rejected += u64::from(self.skipping);
-                return Ok(());
+                return Ok(summary.rejected - before);
             }
         }
     }

@@ -91,6 +91,10 @@ pub struct DecisionRow {
     /// Length of a ban; null when permanent; absent for the rest.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub duration_secs: Option<Option<u64>>,
+    /// What refuses the client all the same, and for how long, in words; only in the answer to an unban, and absent where
+    /// nothing does.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub still_refused: Option<String>,
     /// Why, for people; only of bans and of those that the brake held back.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Verdict>,
@@ -142,6 +146,7 @@ impl DecisionRow {
             numbers: ban.finding.as_ref().map(Numbers::from),
             offence: Some(ban.offence),
             duration_secs: Some(ban.duration_secs()),
+            still_refused: None,
             verdict: Verdict::of_ban(ban),
         }
     }
@@ -155,6 +160,7 @@ impl DecisionRow {
             numbers: None,
             offence: Some(unban.offence),
             duration_secs: None,
+            still_refused: None,
             verdict: None,
         }
     }
@@ -182,6 +188,7 @@ impl DecisionRow {
             numbers: finding.map(Numbers::from),
             offence: None,
             duration_secs: None,
+            still_refused: None,
             verdict: prefix.zip(finding).map(|(prefix, finding)| Verdict::of_finding(prefix, finding)),
         }
     }
@@ -197,6 +204,10 @@ impl Reason for Ban {
     fn reason(&self) -> String {
         match (&self.finding, self.origin) {
             (_, Origin::Operator) if !self.note.is_empty() => self.note.clone(),
+            // It was the detector's before an operator gave it another end.
+            (Some(finding), Origin::Operator) if finding.limit > 0.0 => {
+                format!("{}; its end was set by hand", finding.reason())
+            }
             (_, Origin::Operator) => "banned by hand".into(),
             (Some(finding), Origin::Detector) => finding.reason(),
             (None, Origin::Detector) => String::new(),
@@ -267,6 +278,16 @@ impl BanRow {
             bytes,
         }
     }
+}
+
+/// The answer to `POST /api/v1/bans`: the ban in force.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct BanAnswer {
+    /// As in the list of bans.
+    #[serde(flatten)]
+    pub ban: BanRow,
+    /// It was in force before, lasts at least as long as was asked for, and stays as it is, with its own reason, origin and offence.
+    pub kept: bool,
 }
 
 /// One client of `top --json` and `GET /api/v1/top`, busiest first.
@@ -340,10 +361,10 @@ pub struct BaselineRow {
     pub hours: Vec<Option<LevelRow>>,
 }
 
-/// One thing that is not as it should be.
+/// One fault.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Degraded {
-    /// A stable word (`fallback`, `slack`, `store`, `audit`, `log_silent`, `rejected`, `late`, `not_effective`, ...).
+    /// A stable word (`fallback`, `slack`, `store`, `audit`, `log_silent`, `log_format`, `rejected`, `late`, `not_effective`, ...).
     pub what: String,
     /// What and why, and what to do.
     pub reason: String,
@@ -419,7 +440,7 @@ pub struct Status {
     pub host_memory: f64,
     /// Why `/healthz` answers 503: the log or the enforcer is lost; null when neither is.
     pub unhealthy: Option<String>,
-    /// Everything that is not as it should be; empty is good.
+    /// Every fault; an empty list is good.
     pub degraded: Vec<Degraded>,
 }
 

@@ -5,6 +5,21 @@
 log=/var/log/nginx/access.json
 list=/var/lib/nginx-deny/anomaly.list
 [ -e "$list" ] || : > "$list"
+
+# How many generations of workers wait for their last clients. Those of one reload start together: less than 0.5 s apart.
+old_generations() {
+	starts="$(for file in $(grep -ls 'worker process is shutting dow[n]' /proc/[0-9]*/cmdline); do
+		cut -d ' ' -f 22 "${file%cmdline}stat" 2>/dev/null
+	done | sort -n)"
+	count=0
+	last=-50
+	for start in $starts; do
+		[ "$((start - last))" -lt 50 ] || count="$((count + 1))"
+		last="$start"
+	done
+	echo "$count"
+}
+
 (
 	known="$(stat -c %i:%Y "$list")"
 	while sleep 1; do
@@ -13,10 +28,12 @@ list=/var/lib/nginx-deny/anomaly.list
 			mv -f "$log" "$log.1" && nginx -s reopen
 		fi
 		now="$(stat -c %i:%Y "$list")"
-		if [ "$now" != "$known" ]; then
+		# anomaly changes the list seldom (every 2 to 60 s); a reload also waits while more than one old generation is alive.
+		if [ "$now" != "$known" ] && [ "$(old_generations)" -le 1 ]; then
 			known="$now"
 			nginx -s reload
 		fi
 	done
 ) &
-exec nginx -g 'daemon off;'
+# Without the timeout a slow client would keep its generation of workers for as long as it likes.
+exec nginx -g 'daemon off; worker_shutdown_timeout 10s;'

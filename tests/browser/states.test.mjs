@@ -30,7 +30,7 @@ test("a daemon that has seen nothing yet says so, and is healthy", async () => {
     for (const [name, options] of [["", {}], ["-phone", PHONE]]) {
       const page = await visit(browser, daemon.base, options);
       await page.locator("#connection", { hasText: "Live" }).waitFor();
-      await banner(page, "Still learning.").waitFor();
+      await banner(page, "Nothing to learn from yet.").waitFor();
       await page.getByText("No requests in the newest 60 s").waitFor();
       await page.getByText("Nobody is banned.").waitFor();
       await page.getByText("No hour of the day is known yet.").waitFor();

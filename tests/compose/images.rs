@@ -1,6 +1,6 @@
 //! The images of `compose/compose.yaml` without a registry: a base by mmdebstrap, and stand-ins made from it.
 //!
-//! Deliberately without an application: what is behind the proxy does not matter to who is in front of it.
+//! Deliberately without an application: clients of the proxy do not see what is behind it.
 
 use anyhow::Result;
 

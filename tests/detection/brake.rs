@@ -132,6 +132,7 @@ fn bans_by_hand_and_restored_bans_do_not_count() {
             length: Some(BanLength::Timed(Duration::from_secs(3600))),
             reason: "by hand".into(),
             force: false,
+            replace: false,
         };
         site.engine.handle(Timestamp::from_secs(site.now), Input::Command(command), &mut Vec::new());
     }

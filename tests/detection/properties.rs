@@ -362,7 +362,7 @@ fn an_operator_bans_exactly_what_is_written_and_never_the_allow_list() {
     let mut run = warm(Settings { allowlist, ..Settings::default() });
     let mut ask = |prefix: &str, length, force| {
         let prefix = prefix.parse().expect("a prefix");
-        let command = Command::Ban { prefix, length, reason: "by hand".into(), force };
+        let command = Command::Ban { prefix, length, reason: "by hand".into(), force, replace: false };
         let mut out = Vec::new();
         run.engine.handle(Timestamp::from_secs(run.time), Input::Command(command), &mut out);
         out.pop().expect("an answer")
@@ -455,7 +455,7 @@ fn who_lies_in_a_banned_prefix_is_banned_in_the_list_of_sources() {
     };
     assert_eq!(banned(&run), Some(false));
     let prefix = IpNet::new(client(2), 24).expect("a length").trunc();
-    let command = Command::Ban { prefix, length: None, reason: String::new(), force: false };
+    let command = Command::Ban { prefix, length: None, reason: String::new(), force: false, replace: false };
     run.engine.handle(Timestamp::from_secs(run.time), Input::Command(command), &mut run.out);
     // It stays in the list until the window has passed.
     assert_eq!(banned(&run), Some(true));
@@ -493,7 +493,7 @@ fn the_busiest_clients_are_banned_where_a_ban_covers_all_of_them() {
     let now = Timestamp::from_secs(run.time);
     for prefix in ["192.0.2.0/30", "2001:db8::5/128"] {
         let (prefix, length) = (prefix.parse().expect("a prefix"), None);
-        let ban = Command::Ban { prefix, length, reason: String::new(), force: false };
+        let ban = Command::Ban { prefix, length, reason: String::new(), force: false, replace: false };
         run.engine.handle(now, Input::Command(ban), &mut run.out);
     }
     // Another address of that /64 goes on.

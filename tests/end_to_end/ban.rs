@@ -50,6 +50,12 @@ fn story(test: &str, banned: &str, address: fn(&crate::lab::Host) -> std::net::I
 
     let unbans = daemon.wait_for_audit("unban", Some(banned), 1, Duration::from_secs(30))?;
     ensure!(unbans[0]["ok"] == true, "{unbans:?}");
+    // The attempts that timed out, as the kernel counted them until the end.
+    let (packets, bytes) = (unbans[0]["packets"].as_u64(), unbans[0]["bytes"].as_u64());
+    ensure!(packets >= Some(3) && bytes >= packets.map(|packets| 40 * packets), "the last count was lost: {unbans:?}");
+    let explained = daemon.json(&["explain", banned])?;
+    let past = &explained["bans"][0];
+    ensure!(past["packets"].as_u64() == packets && past["bytes"].as_u64() == bytes, "{explained} for {unbans:?}");
     ensure!(lab.attacker.get(address(&ATTACKER))? == Answer::Status(200), "not served again after its ban");
 
     let flood = Traffic::start(&lab.attacker, attacker);

@@ -1,4 +1,4 @@
-//! A configuration file that is refused: who is locked out gets in again all the same, with the daemon and without it.
+//! A configuration file that is refused: a locked-out operator gets in again nevertheless, with the daemon and without it.
 
 use std::path::PathBuf;
 use std::process::Output;

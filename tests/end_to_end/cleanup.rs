@@ -1,6 +1,6 @@
 //! A lab leaves nothing behind, whatever becomes of the process that made it.
 //!
-//! The test runs itself once more as that process, told so by an environment variable.
+//! The test runs itself once more as that process; an environment variable marks it.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;

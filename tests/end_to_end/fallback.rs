@@ -102,3 +102,120 @@ fn cut_by_rules(lab: &Lab, attacker: std::net::IpAddr, daemon: Daemon<'_>) -> Re
     ensure!(list()?.contains(&format!("-s {stranger} -j DROP")), "somebody else's rule was touched: {}", list()?);
     Ok(())
 }
+
+/// What a foreign rule does that iptables does not understand: `iptables -S` shows nothing any more, and ends well.
+#[test]
+fn a_foreign_rule_in_our_table_neither_hides_ours_nor_multiplies_them() -> Result<()> {
+    let Some(lab) = lab("a_foreign_rule_in_our_table_neither_hides_ours_nor_multiplies_them")? else { return Ok(()) };
+    if lab.server.command("nft").arg("--version").output().is_err() {
+        crate::lab::skip("a_foreign_rule_in_our_table_neither_hides_ours_nor_multiplies_them", "nft is not installed");
+        return Ok(());
+    }
+    let _nginx = Nginx::start(&lab)?;
+    let mut daemon = daemon(&lab, Config::new(&lab, "foreign").with("enforcer", "backend", "\"iptables\""))?;
+    let nft = |words: &str| run(lab.server.command("nft").args(words.split(' ')));
+    let drops = || -> Result<usize> {
+        Ok(nft("list chain ip filter INPUT")?.lines().filter(|line| line.trim().ends_with("drop")).count())
+    };
+    let says = |words: &[&str]| -> Result<(Option<i32>, String)> {
+        let output = daemon.command(words)?;
+        let said = [output.stdout, output.stderr].concat();
+        Ok((output.status.code(), String::from_utf8_lossy(&said).into_owned()))
+    };
+    for n in 1..=20 {
+        ensure!(says(&["ban", &format!("203.0.113.{n}")])?.0 == Some(0));
+    }
+    ensure!(says(&["ban", "203.0.113.40", "--for", "12s"])?.0 == Some(0));
+    ensure!(says(&["ban", ATTACKER.v4, "--for", "1h"])?.0 == Some(0));
+    nft("add rule ip filter INPUT ct state established,related accept")?;
+    nft("insert rule ip filter INPUT ct state established,related accept")?;
+    daemon.wait_for_audit("degraded", None, 1, Duration::from_secs(20))?;
+    shows_fault(&daemon, "incompatible")?;
+    let (code, said) = says(&["doctor"])?;
+    ensure!(said.contains("iptables cannot show its rules"), "{code:?}: {said}");
+    ensure!(lab.attacker.get(ATTACKER.v4())? == Answer::NoConnection, "the ban is not enforced");
+
+    // A timed ban ends, and nothing is repaired over and over meanwhile.
+    let ended = daemon.wait_for_audit("unban", Some("203.0.113.40"), 1, Duration::from_secs(30))?;
+    ensure!(ended[0]["ok"] == true, "{ended:?}");
+    ensure!(drops()? == 21 && daemon.audited("repaired", None)?.is_empty(), "{}", nft("list chain ip filter INPUT")?);
+    let (code, said) = says(&["unban", ATTACKER.v4])?;
+    ensure!(code == Some(0) && drops()? == 20, "{code:?}: {said}");
+    ensure!(lab.attacker.get(ATTACKER.v4())? == Answer::Status(200), "not served after its unban");
+    let lifted = daemon.audited("unban", Some(ATTACKER.v4))?;
+    ensure!(lifted[0]["packets"].as_u64() > Some(0), "the rule's last count was lost: {lifted:?}");
+
+    // Who may not look says so, and does not claim that nothing is dropped.
+    let config = lab.dir().join("foreign.toml");
+    let mut powerless = lab.server.command("setpriv");
+    powerless.args([
+        "--bounding-set",
+        "-net_admin,-net_raw,-sys_admin",
+        "--inh-caps",
+        "-net_admin,-net_raw,-sys_admin",
+    ]);
+    powerless.arg(super::binary()).arg("-c").arg(&config);
+    let output = powerless.arg("down").output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.code() == Some(1) && said.contains("STILL"), "{output:?}");
+    ensure!(!String::from_utf8_lossy(&output.stdout).contains("nothing of anomaly"), "{output:?}");
+
+    let (code, said) = says(&["off"])?;
+    ensure!(code == Some(0) && said.contains("20 iptables rules removed"), "{code:?}: {said}");
+    ensure!(drops()? == 0, "{}", nft("list chain ip filter INPUT")?);
+    ensure!(nft("list chain ip filter INPUT")?.matches("ct state").count() == 2, "a stranger's rule is gone");
+    ensure!(daemon.stop()?.success());
+    let output = daemon.command(&["down"])?;
+    ensure!(output.status.success(), "{output:?}");
+    Ok(())
+}
+
+/// Waits for a fault of the enforcer in `status` with these words; what it shows is up to a second old.
+fn shows_fault(daemon: &Daemon<'_>, words: &str) -> Result<()> {
+    clock::wait_until(&format!("a fault with {words:?}"), Duration::from_secs(20), || {
+        let status = daemon.status().unwrap_or_default();
+        let mut rows = status["degraded"].as_array().into_iter().flatten();
+        rows.any(|row| row["what"] == "enforcement" && row.to_string().contains(words))
+    })
+}
+
+/// A table that nobody can read: `iptables-save` says so, and ends well.
+#[test]
+fn what_cannot_be_seen_to_be_lifted_is_not_said_to_be() -> Result<()> {
+    let Some(lab) = lab("what_cannot_be_seen_to_be_lifted_is_not_said_to_be")? else { return Ok(()) };
+    let _nginx = Nginx::start(&lab)?;
+    let (programs, broken) = (lab.dir().join("programs"), lab.dir().join("broken"));
+    std::fs::create_dir(&programs)?;
+    for name in ["iptables", "iptables-restore", "iptables-save", "ip6tables", "ip6tables-restore", "ip6tables-save"] {
+        let blind = format!("[ -e {} ] && {{ echo '# incompatible, use nft'; exit 0; }}\n", broken.display());
+        let blind = if name == "iptables-save" { blind.as_str() } else { "" };
+        let text = format!("#!/bin/sh\n{blind}exec xtables-legacy-multi {name} \"$@\"\n");
+        std::fs::write(programs.join(name), text)?;
+        run(lab.server.command("chmod").arg("755").arg(programs.join(name)))?;
+    }
+    let path = format!("PATH={}:{}", programs.display(), std::env::var("PATH")?);
+    let start = Start { through: vec!["env".into(), path], ..Start::default() };
+    let config = Config::new(&lab, "blind").with("enforcer", "backend", "\"iptables\"");
+    let mut daemon = Daemon::launch(&lab, super::binary(), config, &start)?;
+    daemon.wait_ready()?;
+    let legacy = || run(lab.server.command("xtables-legacy-multi").args(["iptables", "-S", "INPUT"]));
+    ensure!(daemon.command(&["ban", ATTACKER.v4, "--for", "1h"])?.status.success());
+    ensure!(legacy()?.contains(ATTACKER.v4), "{}", legacy()?);
+    std::fs::write(&broken, "")?;
+    let output = daemon.command(&["unban", ATTACKER.v4])?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.code() == Some(1) && said.contains("STILL") && said.contains("incompatible"), "{output:?}");
+    let unbans = daemon.audited("unban", Some(ATTACKER.v4))?;
+    ensure!(unbans.len() == 1 && unbans[0]["ok"] == false, "{unbans:?}");
+    shows_fault(&daemon, ATTACKER.v4)?;
+    // It is tried again, and seen to be gone, once somebody can see.
+    std::fs::remove_file(&broken)?;
+    clock::wait_until("the rule to be removed", Duration::from_secs(90), || {
+        legacy().is_ok_and(|rules| !rules.contains(ATTACKER.v4))
+    })?;
+    clock::wait_until("the fault to be over", Duration::from_secs(90), || {
+        daemon
+            .status()
+            .is_ok_and(|s| s["degraded"].as_array().is_some_and(|all| all.iter().all(|d| d["what"] != "enforcement")))
+    })
+}

@@ -1,4 +1,4 @@
-//! What the daemon depends on fails under it: bans go on all the same, what failed is said, and it heals.
+//! A dependency of the running daemon fails: bans go on, the fault is reported, and the daemon recovers.
 
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
@@ -82,6 +82,42 @@ fn a_damaged_database_is_moved_aside_and_said_loudly() -> Result<()> {
     daemon.restart()?;
     wait_for_ban(&daemon, "203.0.113.201", 1, Duration::from_secs(20))?;
     wait_for_word(&daemon, "store_damaged", false)?;
+    Ok(())
+}
+
+/// Another program has the dashboard's port when the daemon starts, and still when it stops.
+#[test]
+fn a_port_that_is_taken_is_said_and_tried_again_until_it_is_free() -> Result<()> {
+    let Some(lab) = lab("a_port_that_is_taken_is_said_and_tried_again_until_it_is_free")? else { return Ok(()) };
+    let take = || lab.server.within(|| std::net::TcpListener::bind("127.0.0.1:8081"));
+    let taken = take()??;
+    let mut daemon = daemon(&lab, Config::new(&lab, "main").with("enforcer", "backend", "\"dry-run\""))?;
+    let dashboard = |daemon: &Daemon<'_>| -> Result<(String, String)> {
+        let rows: serde_json::Value = serde_json::from_slice(&daemon.command(&["doctor", "--json"])?.stdout)?;
+        let row = rows.as_array().and_then(|rows| rows.iter().find(|row| row["check"] == "dashboard")).cloned();
+        let row = row.context("doctor says nothing of the dashboard")?;
+        Ok((row["status"].to_string(), row["detail"].to_string()))
+    };
+    wait_for_word(&daemon, "dashboard", true)?;
+    let (status, detail) = dashboard(&daemon)?;
+    ensure!(status == "\"fail\"" && detail.contains("another program"), "{status} {detail}");
+    daemon.wait_for_audit("degraded", None, 1, Duration::from_secs(10))?;
+    ensure!(daemon.command(&["ban", "203.0.113.200", "--for", "1h"])?.status.success(), "the socket serves");
+
+    drop(taken);
+    wait_for_word(&daemon, "dashboard", false)?;
+    wait_for_health(&lab, &daemon, 200, "ok")?;
+    let (status, detail) = dashboard(&daemon)?;
+    ensure!(status == "\"ok\"" && detail.contains("answers"), "{status} {detail}");
+    ensure!(daemon.stop()?.success(), "{}", daemon.output());
+
+    let _taken = take()??;
+    daemon.restart()?;
+    wait_for_word(&daemon, "dashboard", true)?;
+    let status = daemon.stop()?;
+    let said = daemon.output();
+    ensure!(status.success() && !said.contains("panicked"), "{status}: {said}");
+    ensure!(!lab.dir().join("main.sock").exists(), "the socket stays behind");
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::Duration;
 
 use anomaly::enforce::xdp::{Removed, XdpEnforcer, down};
-use anomaly::enforce::{Drop, EnforceError, Enforcer, Incident};
+use anomaly::enforce::{Drop, EnforceError, Enforcer, Incident, reconcile};
 use aya::maps::{HashMap, MapData};
 use ipnet::IpNet;
 
@@ -271,5 +271,91 @@ fn a_pin_directory_that_somebody_else_made_first_is_refused() {
     std::fs::remove_dir(&settings.pin_dir).unwrap();
     let (xdp, _) = rig.open(&settings).unwrap();
     assert_eq!(mode(&settings.pin_dir), 0o700);
+    close(xdp);
+}
+
+/// Packets and bytes of one ban, as they are told at its end.
+fn counted(xdp: &mut XdpEnforcer, prefix: &str) -> Option<(u64, u64)> {
+    let held = xdp.count(&[prefix.parse().unwrap()]).unwrap();
+    assert!(held.len() <= 1, "{held:?}");
+    held.first().map(|held| (held.packets, held.bytes))
+}
+
+/// Sends datagrams, none of which arrives.
+fn arrived_not(rig: &Rig, from: &str, to: &str, count: u8) {
+    assert_eq!(rig.arrive(from, to, count), 0);
+}
+
+#[test]
+fn what_a_ban_has_dropped_is_known_whichever_way_its_entry_goes() {
+    let Some(rig) = Rig::new() else { return };
+    let few = anomaly::config::Enforcer { max_bans: 2, ..rig.settings() };
+    let (mut xdp, _) = rig.open(&few).unwrap();
+    let second = Duration::from_secs(1);
+
+    // It runs out: an address, which the listing takes away, and a prefix, which the round of upkeep does.
+    ban(&mut xdp, "10.77.0.2/32", Some(2));
+    arrived_not(&rig, "10.77.0.2", "10.77.0.1", 5);
+    std::thread::sleep(2 * second + second / 10);
+    assert_eq!(counted(&mut xdp, "10.77.0.2/32").map(|(packets, _)| packets), Some(5), "before it is taken away");
+    assert!(xdp.banned().unwrap().is_empty());
+    let (packets, bytes) = counted(&mut xdp, "10.77.0.2/32").unwrap();
+    assert!(packets == 5 && bytes >= 5 * 29, "{packets} packets, {bytes} bytes");
+    lift(&mut xdp, "10.77.0.2/32");
+    assert_eq!(counted(&mut xdp, "10.77.0.2/32"), None, "it has been told");
+    // What looks for a neighbour is dropped and counted too: they have found each other.
+    assert_eq!(rig.arrive("fd77::2", "fd77::1", 1), 1);
+    ban(&mut xdp, "fd77::/48", Some(2));
+    arrived_not(&rig, "fd77::2", "fd77::1", 4);
+    std::thread::sleep(2 * second + second / 10);
+    assert_eq!(xdp.maintain(), []);
+    assert_eq!(counted(&mut xdp, "fd77::/48").map(|(packets, _)| packets), Some(4));
+    lift(&mut xdp, "fd77::/48");
+
+    // It gives way to bans that last longer, is set again, and goes on counting.
+    ban(&mut xdp, "10.77.0.2/32", Some(60));
+    arrived_not(&rig, "10.77.0.2", "10.77.0.1", 3);
+    ban(&mut xdp, "20.0.0.1/32", None);
+    ban(&mut xdp, "20.0.0.2/32", None);
+    let told = xdp.maintain();
+    assert!(matches!(&told[..], [Incident::MapFull { gave_way, .. }] if gave_way.len() == 1), "{told:?}");
+    assert_eq!(counted(&mut xdp, "10.77.0.2/32").map(|(packets, _)| packets), Some(3));
+    lift(&mut xdp, "20.0.0.1/32");
+    ban(&mut xdp, "10.77.0.2/32", Some(60));
+    arrived_not(&rig, "10.77.0.2", "10.77.0.1", 2);
+    assert_eq!(counted(&mut xdp, "10.77.0.2/32").map(|(packets, _)| packets), Some(5));
+    lift(&mut xdp, "10.77.0.2/32");
+
+    // Its table is moved into a larger one, and then the daemon is dead when it ends.
+    drop(xdp);
+    let (mut xdp, _) = rig.open(&rig.settings()).unwrap();
+    ban(&mut xdp, "10.77.0.2/32", Some(3));
+    arrived_not(&rig, "10.77.0.2", "10.77.0.1", 6);
+    let before = capacity(&rig, "BANS_V4");
+    ban_all(&mut xdp, &many(before + 1000));
+    assert!(capacity(&rig, "BANS_V4") > before);
+    assert_eq!(counted(&mut xdp, "10.77.0.2/32").map(|(packets, _)| packets), Some(6));
+    drop(xdp);
+    std::thread::sleep(3 * second);
+    let (mut xdp, _) = rig.open(&rig.settings()).unwrap();
+    reconcile(&mut xdp, &many(before + 1000)).unwrap();
+    assert_eq!(
+        counted(&mut xdp, "10.77.0.2/32").map(|(packets, _)| packets),
+        Some(6),
+        "it ended while nobody was there"
+    );
+
+    close(xdp);
+}
+
+/// What nobody wants is removed; what it had dropped may still have to be told.
+#[test]
+fn a_reconciliation_says_what_its_orphans_had_dropped() {
+    let Some(rig) = Rig::new() else { return };
+    let (mut xdp, _) = rig.open(&rig.settings()).unwrap();
+    ban(&mut xdp, "10.77.0.2/32", Some(600));
+    arrived_not(&rig, "10.77.0.2", "10.77.0.1", 4);
+    let done = reconcile(&mut xdp, &[]).unwrap();
+    assert_eq!((done.orphans.len(), done.last.iter().map(|held| held.packets).collect::<Vec<_>>()), (1, vec![4]));
     close(xdp);
 }

@@ -1,7 +1,7 @@
 //! Two network namespaces joined by a veth pair, and a pin directory: made for one test, gone after it.
 //!
-//! The namespaces have no names: a name is a mount that every process shares, and whatever is amiss with it is `EINVAL` to whoever
-//! enters. Processes hold them, and take them along.
+//! The namespaces have no names: a name is a mount that every process shares, and any fault of that mount is `EINVAL` for a
+//! process that enters. Processes hold the namespaces, and take them along when they end.
 
 use std::net::UdpSocket;
 use std::path::PathBuf;

@@ -191,6 +191,14 @@ fn connect(from: IpAddr, to: SocketAddr, patience: Duration) -> rustix::io::Resu
 }
 
 impl Space {
+    /// A TCP connection from `from`, over which nothing has been said.
+    ///
+    /// # Errors
+    /// When there is none within two seconds.
+    pub fn open(&self, from: IpAddr, to: SocketAddr) -> Result<TcpStream> {
+        Ok(self.within(|| connect(from, to, Duration::from_secs(2)))??)
+    }
+
     /// `GET /` from `from`.
     ///
     /// # Errors

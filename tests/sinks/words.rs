@@ -1,4 +1,4 @@
-//! What Slack is told of each kind of notice, alone in a message: the facts, when, and a link.
+//! Slack's message for each kind of notice, alone in a message: the facts, the time, and a link.
 
 use std::time::Duration;
 

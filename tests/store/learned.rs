@@ -1,4 +1,4 @@
-//! What was learned: stored in parts, what `replay` reads and writes of it, and what a start is told first.
+//! What was learned: stored in parts, read and written by `replay`, and loaded first at a start.
 
 use std::time::Duration;
 

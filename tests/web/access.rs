@@ -1,4 +1,4 @@
-//! Who may change what.
+//! Which callers may change what.
 
 use super::client::{ask, get, post, tcp, unix};
 use super::fake::{Options, Server};
@@ -30,7 +30,23 @@ fn writes_over_tcp_need_the_token() {
         (&"192.0.2.7".into(), &"scraper".into(), &"operator".into())
     );
     assert_eq!(row["duration_secs"], 3600);
+    assert_eq!(row["kept"], false);
     assert_eq!(get(&server, made.header("location")).json()["active"][0]["ip"], "192.0.2.7");
+    // The same again is no other ban, unless that is what is asked for.
+    let again = r#"{"ip":"192.0.2.7","duration_secs":60,"reason":"again"}"#;
+    let kept = post(&server, "/api/v1/bans", &right, again);
+    let row = kept.json();
+    assert_eq!(
+        (kept.status, &row["kept"], &row["reason"], &row["duration_secs"]),
+        (200, &true.into(), &"scraper".into(), &3600.into())
+    );
+    let replaced = post(&server, "/api/v1/bans", &right, &again.replace('}', r#","replace":true}"#));
+    let row = replaced.json();
+    assert_eq!(
+        (replaced.status, &row["kept"], &row["reason"], &row["duration_secs"]),
+        (201, &false.into(), &"again".into(), &60.into())
+    );
+    assert_eq!(bans(&server), 2);
     let lifted = ask(tcp(&server), "DELETE", "/api/v1/bans/192.0.2.7", &right, "");
     assert_eq!((lifted.status, &lifted.json()[0]["action"]), (200, &"unban".into()));
     assert_eq!(ask(tcp(&server), "DELETE", "/api/v1/bans/192.0.2.7", &right, "").problem(404), "not_banned");

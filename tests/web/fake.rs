@@ -16,8 +16,8 @@ use anomaly::engine::{
 };
 use anomaly::metrics::Metrics;
 use anomaly::report::{
-    BanRow, BaselineRow, DecisionRow, Degraded, Explanation, HistoryPoint, InterfaceRow, LevelRow, PastBan, Status,
-    TopRow,
+    BanAnswer, BanRow, BaselineRow, DecisionRow, Degraded, Explanation, HistoryPoint, InterfaceRow, LevelRow, PastBan,
+    Status, TopRow,
 };
 use anomaly::time::Timestamp;
 use ipnet::IpNet;
@@ -157,16 +157,20 @@ fn covers(row: &BanRow, prefix: &IpNet) -> bool {
 
 fn answer_one(request: Request, live: &watch::Sender<Arc<Live>>, events: &broadcast::Sender<Event>) {
     match request {
-        Request::Ban { prefix, length, reason, reply, .. } => {
+        Request::Ban { prefix, length, reason, replace, reply, .. } => {
             let allowed: IpNet = "198.51.100.0/24".parse().expect("a prefix");
             if allowed.contains(&prefix) {
                 let refusal = Refusal::AllowListed { prefix, entry: allowed };
-                return drop(reply.send(Err(RequestError::Refused(refusal))));
+                return drop(reply.send(Err(RequestError::Refused(refusal, None))));
             }
             let refused = match prefix.to_string().as_str() {
-                "192.0.2.1/32" => Some(RequestError::Refused(Refusal::NeverBan { prefix, entry: prefix })),
+                "192.0.2.1/32" => Some(RequestError::Refused(
+                    Refusal::NeverBan { prefix, entry: prefix },
+                    Some(anomaly::enforce::guard::Why::Gateway),
+                )),
                 "192.0.2.67/32" => Some(RequestError::Stopping),
-                _ if prefix.prefix_len() < 16 => Some(RequestError::Refused(Refusal::TooWide { prefix })),
+                "192.0.2.68/32" => Some(RequestError::NotEnforced("iptables -I INPUT: no".into())),
+                _ if prefix.prefix_len() < 16 => Some(RequestError::Refused(Refusal::TooWide { prefix }, None)),
                 _ => None,
             };
             if let Some(refused) = refused {
@@ -188,13 +192,25 @@ fn answer_one(request: Request, live: &watch::Sender<Arc<Live>>, events: &broadc
                 in_past: false,
             };
             let row = BanRow::new(&ban, "dry-run", 0, 0);
+            let ip = row.decision.ip.clone();
+            let in_force = live.borrow().bans.iter().find(|ban| ban.decision.ip == ip).cloned();
+            // Each lasts as long as the one before.
+            if let Some(ban) = in_force.filter(|_| !replace) {
+                return drop(reply.send(Ok(BanAnswer { ban, kept: true })));
+            }
             live.send_modify(|live| {
                 let live = Arc::make_mut(live);
-                Arc::make_mut(&mut live.bans).push(row.clone());
+                let bans = Arc::make_mut(&mut live.bans);
+                bans.retain(|ban| ban.decision.ip != ip);
+                bans.push(row.clone());
                 live.status.active_bans = live.bans.len() as u64;
             });
             let _ = events.send(Event { row: row.decision.clone(), reason: row.reason.clone() });
-            drop(reply.send(Ok(row)));
+            drop(reply.send(Ok(BanAnswer { ban: row, kept: false })));
+        }
+        Request::Unban { prefix, reply } if prefix.to_string() == "192.0.2.69/32" => {
+            let why = "iptables -D INPUT: no".into();
+            drop(reply.send(Err(RequestError::StillDropped { prefix, why })));
         }
         Request::Unban { prefix, reply } => {
             let mut lifted = Vec::new();
@@ -221,7 +237,7 @@ fn answer_one(request: Request, live: &watch::Sender<Arc<Live>>, events: &broadc
                 let _ = events.send(Event { row: row.clone(), reason: "lifted by hand".into() });
             }
             drop(reply.send(if lifted.is_empty() {
-                Err(RequestError::Refused(Refusal::NotBanned { prefix }))
+                Err(RequestError::Refused(Refusal::NotBanned { prefix }, None))
             } else {
                 Ok(lifted)
             }));

@@ -90,6 +90,8 @@ fn golden_api_writes_and_refusals() {
     write("POST", bans, r#"{"ip":"10.0.0.0/8"}"#);
     write("GET", "/api/v1/bans/192.0.2.66", "");
     write("POST", bans, r#"{"ip":"192.0.2.67"}"#);
+    write("POST", bans, r#"{"ip":"192.0.2.68"}"#);
+    write("DELETE", "/api/v1/bans/192.0.2.69", "");
     // Not understood.
     write("POST", bans, r#"{"ip":"nobody"}"#);
     write("POST", bans, r#"{"ip":"192.0.2.7","duration_secs":0}"#);
@@ -137,6 +139,8 @@ fn golden_api_writes_and_refusals() {
         &text,
         &kinds!(RequestError {
             Refused => "urn:anomaly:not_banned",
+            NotEnforced => "urn:anomaly:not_enforced",
+            StillDropped => "urn:anomaly:still_dropped",
             Stopping => "urn:anomaly:stopping",
             Store => "urn:anomaly:store",
         }),

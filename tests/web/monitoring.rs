@@ -1,4 +1,4 @@
-//! What Grafana and Prometheus are told to read, against what the daemon exposes.
+//! The series that Grafana and Prometheus are configured to read, against those that the daemon exposes.
 
 use std::collections::HashSet;
 

@@ -27,7 +27,7 @@ use crate::lab::Lab;
 use crate::{cargo, lab, setup};
 use table::Table;
 
-/// Measures, and prints one table. Needs root for the parts with a daemon, and a machine that does nothing else.
+/// Measures, and prints one table. Needs root for the parts with a daemon, and an idle machine.
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
@@ -42,7 +42,10 @@ pub struct Args {
     /// Measure this program instead of building the daemon.
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
-    /// Write the figures here, too.
+    /// Also write the table to this file, in Markdown.
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+    /// Also write the figures to this file, in JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Install what is missing without asking.
@@ -139,7 +142,14 @@ pub fn run(args: &Args) -> Result<()> {
             failed.push(format!("{part:?}"));
         }
     }
-    println!("\n{}", bench.table.markdown());
+    let mut table = bench.table.markdown();
+    if !failed.is_empty() {
+        table += &format!("\nCould not be measured: {}.\n", failed.join(", "));
+    }
+    println!("\n{table}");
+    if let Some(file) = &args.markdown {
+        std::fs::write(file, table).with_context(|| file.display().to_string())?;
+    }
     if let Some(file) = &args.json {
         let text = serde_json::to_string_pretty(&bench.table.json())?;
         std::fs::write(file, text).with_context(|| file.display().to_string())?;
@@ -157,7 +167,7 @@ fn dir() -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// A lab, whose end is told should we be interrupted.
+/// A lab; an interrupted bench reports its end.
 fn new_lab() -> Result<Lab> {
     Lab::new("\nInterrupted: every namespace, process and file of the bench is gone.")
 }

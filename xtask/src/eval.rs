@@ -33,7 +33,7 @@ pub struct Args {
     /// Attackers and honest clients of each kind (inject.py's --copies).
     #[arg(long, default_value_t = 3)]
     copies: u32,
-    /// Writes a picture of the clients' activity with the limits drawn in.
+    /// Writes a plot of the clients' activity with the limits drawn in.
     #[arg(long)]
     plot: Option<PathBuf>,
     /// Keeps the injected traces here and uses those that are there already.

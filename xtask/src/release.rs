@@ -89,7 +89,7 @@ fn print_texts(program: &Path) -> Result<()> {
 /// cargo-deb clears others of the same name out of its way.
 ///
 /// # Errors
-/// When cargo-deb cannot be had, or does not like the package.
+/// When cargo-deb is unavailable, or refuses the package.
 pub fn package_for_tests(program: &Path, version: &str, yes: bool) -> Result<PathBuf> {
     print_texts(program)?;
     let directory = root().join("target/tried").join(version);

@@ -141,7 +141,7 @@ impl Drop for NoServices {
     }
 }
 
-/// Debian starts a service as soon as it is installed; who only wanted to run tests did not ask for
+/// Debian starts a service as soon as it is installed; a developer who runs the tests did not ask for
 /// a web server on port 80, or a Prometheus.
 fn stop_service(name: &str) {
     if is_there("systemctl") {

@@ -1,6 +1,6 @@
-//! Installs what the tests need, runs all of them, and says at the end what was run and what not.
+//! Installs what the tests need, runs all of them, and reports at the end which steps ran and which did not.
 //!
-//! A step that fails does not stop the later ones: one run tells everything that is wrong. The tests
+//! A step that fails does not stop the later ones: one run reports every failure. The tests
 //! that make network namespaces run beside the others: each has its own, under names of its own.
 
 use std::path::PathBuf;
@@ -149,7 +149,7 @@ impl Runner<'_> {
         }
         let missing: Vec<_> = ENGINE.iter().filter(|p| !setup::is_there(p.shows)).map(|p| p.name).collect();
         if !missing.is_empty() && !setup::can_be_installed(&missing) {
-            return Ok(Some(format!("no container engine can be had: apt knows no {}", missing.join(", "))));
+            return Ok(Some(format!("no container engine is available: apt has no {}", missing.join(", "))));
         }
         setup::packages("the compose test", ENGINE, yes)?;
         self.cargo(&["test", "--package", "anomaly", "--test", "tests", tests], &[(wanted, "1")])

@@ -1,8 +1,10 @@
 //! What operators ask of the engine: bans and unbans by hand, and new settings.
 
+use std::sync::Arc;
+
 use ipnet::IpNet;
 
-use super::contract::{Ban, Command, Decision, Finding, Grade, LimitSource, Origin, Output, Refusal, Rule};
+use super::contract::{Ban, Command, Decision, Finding, Grade, Kept, LimitSource, Origin, Output, Refusal, Rule};
 use super::key::Exempt;
 use super::ledger::BanRequest;
 use super::limits::Limits;
@@ -16,11 +18,12 @@ const WIDE: (u8, u8) = (16, 32);
 impl Engine {
     pub(super) fn command(&mut self, now: Timestamp, command: Command, out: &mut Vec<Output>) {
         match command {
-            Command::Ban { prefix, length, reason, force } => {
+            Command::Ban { prefix, length, reason, force, replace } => {
                 let prefix = prefix.trunc();
-                let outcome = match self.refuse(&prefix, force) {
-                    Some(refusal) => Output::Refused(refusal),
-                    None => Output::Decision(Decision::Ban(Box::new(self.ban_by_hand(now, prefix, length, reason)))),
+                let outcome = match (self.refuse(&prefix, force), self.lasts_longer(&prefix, now, length)) {
+                    (Some(refusal), _) => Output::Refused(refusal),
+                    (None, Some((ban, until))) if !replace => Output::Kept(Kept { at: now, ban, until, note: reason }),
+                    _ => Output::Decision(Decision::Ban(Box::new(self.ban_by_hand(now, prefix, length, reason)))),
                 };
                 out.push(outcome);
             }
@@ -50,6 +53,19 @@ impl Engine {
         (prefix.prefix_len() < shortest && !force).then_some(Refusal::TooWide { prefix })
     }
 
+    /// The ban in force of this prefix, where it lasts at least as long as another one would, and when that would end.
+    fn lasts_longer(
+        &self,
+        prefix: &IpNet,
+        now: Timestamp,
+        length: Option<BanLength>,
+    ) -> Option<(Arc<Ban>, Option<Timestamp>)> {
+        let ban = self.ledger.in_force(prefix)?;
+        let until = self.ledger.next(prefix, now, length, &self.settings).1;
+        let lasts = ban.until.is_none_or(|end| until.is_some_and(|until| until <= end));
+        lasts.then(|| (Arc::clone(ban), until))
+    }
+
     fn ban_by_hand(&mut self, now: Timestamp, prefix: IpNet, length: Option<BanLength>, note: String) -> Ban {
         let index = self.table.find(&self.exempt.key(&prefix.addr()));
         let finding = index.filter(|i| self.table.get(*i).key().prefix().contains(&prefix)).map(|index| {
@@ -71,6 +87,10 @@ impl Engine {
                 samples: self.suspects.peek(index),
             }
         });
+        // Another end is no reason to forget why it was banned.
+        let before = self.ledger.in_force(&prefix);
+        let finding = before.and_then(|ban| ban.finding.clone()).or(finding);
+        let note = if note.is_empty() { before.map(|ban| ban.note.clone()).unwrap_or_default() } else { note };
         self.clear(&prefix);
         let request = BanRequest { at: now, origin: Origin::Operator, length, finding, note };
         self.ledger.ban(prefix, request, now, &self.settings)

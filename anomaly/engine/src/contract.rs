@@ -18,8 +18,8 @@ pub enum Input<'a> {
     Record(&'a Record<'a>),
     /// Nothing but `now`: lets bans end. Sent at [`Engine::next_deadline`](super::Engine::next_deadline) or later.
     Tick {
-        /// The log has been read to its end, so that silence is silence: log time follows `now`, windows run empty
-        /// and idle seconds count as zeros. In a replay it ends the wait for records that confirm a jump.
+        /// The log has been read to its end, so that silence is silence: from the first record on log time follows
+        /// `now`, windows run empty and idle seconds count as zeros. In a replay it ends the wait for records that confirm a jump.
         caught_up: bool,
     },
     /// An operator's wish.
@@ -39,6 +39,8 @@ pub enum Command {
         reason: String,
         /// Ban prefixes shorter than /16 (IPv4) or /32 (IPv6) too.
         force: bool,
+        /// End when this says, also where the ban in force lasts longer.
+        replace: bool,
     },
     /// Lift every ban that covers this prefix.
     Unban {
@@ -64,6 +66,8 @@ pub enum Output {
     LevelAccepted(LevelAccepted),
     /// The mass-ban brake held a ban back.
     Braked(Braked),
+    /// A ban by hand that leaves the longer one as it is.
+    Kept(Kept),
     /// A command could not be done.
     Refused(Refusal),
 }
@@ -93,7 +97,7 @@ pub struct Ban {
     /// The numbers at the moment of the ban; `None` when an operator banned a
     /// client the engine knows nothing of.
     pub finding: Option<Finding>,
-    /// The operator's words; empty for the detector.
+    /// The operator's words; empty for the detector, and where an operator gave none.
     pub note: String,
     /// It had already ended when it was decided (a backlog was read): it counts as
     /// an offence and is neither enforced nor notified.
@@ -214,7 +218,7 @@ pub struct Level {
     pub mean: f64,
     /// Requests/s; never below the configured floor.
     pub stddev: f64,
-    /// Share of requests with status >= 400, 0 to 1.
+    /// Share of requests that were answered with an error, 0 to 1 (499, and 405 to MKCOL, are none).
     pub error_rate: f64,
     /// Number of samples behind the figures.
     pub samples: u64,
@@ -228,7 +232,7 @@ pub struct Level {
 pub enum Signal {
     /// Requests for pages; static assets weigh less.
     Pages,
-    /// Distinct paths that were answered 4xx.
+    /// Distinct paths that were answered 4xx, each counted once however it is spelled.
     ErrorPaths,
     /// POSTs to one path.
     PostsToOnePath,
@@ -288,7 +292,7 @@ pub struct Finding {
     pub grade: Grade,
     /// Requests in the window.
     pub requests: u64,
-    /// Requests with status >= 400 in the window.
+    /// Requests in the window that were answered with an error (499, and 405 to MKCOL, are none).
     pub errors: u64,
     /// Newest requests of the client, oldest first; at most a handful.
     pub samples: Vec<Sample>,
@@ -366,6 +370,19 @@ pub struct Braked {
     pub bans_last_minute: u32,
 }
 
+/// A ban by hand that changes nothing, because the one in force of that prefix lasts at least as long.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kept {
+    /// When it was asked for.
+    pub at: Timestamp,
+    /// The ban in force, as it was.
+    pub ban: Arc<Ban>,
+    /// When the one that was asked for would have ended; `None` is permanent.
+    pub until: Option<Timestamp>,
+    /// The operator's words for it.
+    pub note: String,
+}
+
 /// Why a command was not done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
@@ -377,7 +394,7 @@ pub enum Refusal {
         entry: IpNet,
     },
     /// The prefix is, holds, or lies in one that must never be banned (own
-    /// address, gateway, resolver, trusted proxy, live SSH peer, ...).
+    /// address, gateway, resolver, trusted proxy, where somebody is logged in, ...).
     NeverBan {
         /// What was asked for.
         prefix: IpNet,
@@ -423,7 +440,7 @@ pub struct Snapshot {
     pub ip: Level,
     /// Rate over the window above which a client that gets one answer again and again is banned, requests/s.
     pub ip_limit: f64,
-    /// Seconds of log time until the warm-up ends; 0 when it is over.
+    /// Seconds of log time until the warm-up ends; 0 when it is over. Before the first record it has not begun.
     pub warmup_left_secs: u32,
     /// The 24 hour slots of the site, UTC; `None` while a slot is empty.
     pub hours: [Option<Level>; 24],

@@ -67,6 +67,11 @@ pub struct Reading {
 }
 
 impl Reading {
+    /// The hash of the path as the server takes it.
+    pub const fn path(&self) -> u32 {
+        self.target.path
+    }
+
     /// A read that went well, of something that nobody guesses or probes for.
     pub const fn is_plain(&self) -> bool {
         let noticed = Target::EXPLOIT
@@ -281,7 +286,7 @@ impl Detector {
             self.routes.entry(target.route, when.minute).suffer(when.minute, when.network);
         }
         // What is led away first and missing then is one more failure.
-        let path = if missing { target.path ^ target.query ^ MISSED } else { target.path };
+        let path = if missing { target.path ^ MISSED } else { target.path };
         let weight = weights::failure(r.method, r.outcome, target, known.standing);
         let soft = r.outcome == Outcome::Server || weight < weights::HARD;
         if weight > 0 && !e.has_failed(path) && (!known.shared || redirect) {

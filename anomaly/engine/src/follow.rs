@@ -2,7 +2,7 @@
 
 use super::Engine;
 use super::contract::{Braked, Decision, Finding, LimitSource, Origin, Output, Rule};
-use super::detector::{Moment, Observed};
+use super::detector::{Moment, Observed, Reading};
 use super::evidence::Evidence;
 use super::key::Key;
 use super::kind::Kind;
@@ -12,7 +12,6 @@ use super::table;
 use super::top::{Suspects, Top};
 use crate::record::Record;
 use crate::time::Timestamp;
-use std::hash::BuildHasher;
 
 /// Plain requests that leave no evidence: half of all clients make no more.
 const VISITOR: u32 = 2;
@@ -27,7 +26,7 @@ impl Engine {
         let (top, suspects) = (&mut self.top, &mut self.suspects);
         let hint = self.ahead.hint(&key);
         let (index, new) = self.table.entry(key, hint, oldest, |index, client| forget(top, suspects, index, client));
-        let path = if kind.is_named() { self.paths.hash_one(record.path) as u32 } else { 0 };
+        let reading = self.detector.read(record);
         self.table.wake(index);
         let client = self.table.get_mut(index);
         if new {
@@ -41,7 +40,7 @@ impl Engine {
         }
         client.last = oldest.wrapping_add(self.settings.window_secs - 1);
         let before = client.window.requests();
-        client.window.add(sec, kind, path);
+        client.window.add(sec, kind, reading.path());
         self.busiest = self.busiest.max(client.window.requests());
         if client.is(table::Client::EXEMPT) {
             // What it does now is not noted: it counts again from the minute on after it is exempt no longer.
@@ -52,7 +51,7 @@ impl Engine {
         if !client.is(table::Client::OFFENDER) {
             self.population.note(&mut client.seen, key.spread(), [client.window.requests()]);
         }
-        let observed = self.observe(index, &key, record, before);
+        let observed = self.observe(index, &key, &reading, before);
         let client = self.table.get(index);
         if let Some((evidence, observed)) = client.evidence.as_ref().zip(observed)
             && self.limits.is_suspicious(evidence, client.window.requests())
@@ -74,8 +73,7 @@ impl Engine {
 
     /// Adds a record to its client's evidence. `before` is how many requests its window held before: visitors who only look at
     /// [`VISITOR`] things have none, and cost nothing.
-    fn observe(&mut self, index: u32, key: &Key, record: &Record<'_>, before: u32) -> Option<Observed> {
-        let reading = self.detector.read(record);
+    fn observe(&mut self, index: u32, key: &Key, reading: &Reading, before: u32) -> Option<Observed> {
         let client = self.table.get_mut(index);
         let now_ms = self.clock.as_ms();
         let evidence = match &mut client.evidence {
@@ -89,7 +87,7 @@ impl Engine {
             window_secs: self.settings.window_secs,
             teaches: client.flags & table::Client::OFFENDER == 0,
         };
-        Some(self.detector.observe(evidence, &reading, &moment, self.limits.floors()))
+        Some(self.detector.observe(evidence, reading, &moment, self.limits.floors()))
     }
 
     /// Acts on a verdict; true when the client is banned and no longer followed.

@@ -1,9 +1,9 @@
 //! From the hash of a client to its place: open addressing with linear probing.
 //!
-//! A record of a client that is in no cache of the processor pays for each line of memory it touches. Here it is one: a
+//! A record whose client is in no cache of the processor pays for each line of memory it touches. Here it touches one: a
 //! bucket is eight bytes, half a hash and a place, and neighbours are probed in the line that is there already. A table that keeps
-//! its tags elsewhere (hashbrown) touches two, and cannot be told to fetch a bucket before it is asked for. Removing moves what
-//! follows back (Knuth, TAOCP 3, 6.4, algorithm R), so that there are no graves to probe past.
+//! its tags elsewhere (hashbrown) touches two, and offers no way to prefetch a bucket. Removing moves what
+//! follows back (Knuth, TAOCP 3, 6.4, algorithm R), so that there are no tombstones to probe past.
 
 /// Buckets that [`Index::find_any`] looks at without a branch.
 const NEAR: usize = 4;

@@ -3,6 +3,10 @@
 //! People load assets: on an asset-heavy site they make 750 requests a minute, but only some 100 of them for pages.
 //! So an asset weighs a tenth of a page, never nothing; and an asset that is missing (a broken image, a phone that
 //! asks for the same ten icons) weighs a fifth of a page that is.
+//!
+//! Two answers are no errors whatever their number: 499, because the client went before it was answered (people click on,
+//! programs stop waiting), and 405 to MKCOL, because the directory is there already (programs that synchronise files make each one
+//! before they write into it). Both tell nothing of what was asked for.
 
 use crate::record::{Extension, Record};
 
@@ -77,9 +81,9 @@ pub struct Kind(u8);
 impl Kind {
     /// A static asset by its extension.
     pub const ASSET: u8 = 1;
-    /// Status >= 400.
+    /// Status >= 400, but for what `is_no_error` names.
     pub const ERROR: u8 = 1 << 1;
-    /// Status 400 to 499.
+    /// The same below 500.
     pub const CLIENT_ERROR: u8 = 1 << 2;
     /// Method POST.
     pub const POST: u8 = 1 << 3;
@@ -91,12 +95,13 @@ impl Kind {
 
     /// The class of a request for a path with this extension.
     pub fn new(method: &[u8], extension: Extension, status: u16) -> Self {
-        // Nothing here can be foretold: so there are no branches.
+        // All of this is unpredictable, so there are no branches.
         let flag = |is: bool, flag: u8| u8::from(is) * flag;
+        let is_error = (status >= 400) & !is_no_error(method, status);
         Self(
             flag(ASSET_SLOTS.hold(extension), Self::ASSET)
-                | flag(status >= 400, Self::ERROR)
-                | flag((400..500).contains(&status), Self::CLIENT_ERROR)
+                | flag(is_error, Self::ERROR)
+                | flag(is_error & (status < 500), Self::CLIENT_ERROR)
                 | flag(method == b"POST", Self::POST),
         )
     }
@@ -148,6 +153,12 @@ impl Kind {
     }
 }
 
+/// Whether an answer that looks like an error says nothing against its client.
+fn is_no_error(method: &[u8], status: u16) -> bool {
+    // Hardly any request has such a status: that can be foretold.
+    status == 499 || (status == 405 && method == b"MKCOL")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -174,5 +185,27 @@ mod tests {
         assert!(kind.is_error() && !kind.is_client_error() && !kind.is_named());
         // A status that could not be read is no error.
         assert!(!kind_of(b"GET", "/", 0).is_error());
+    }
+
+    #[test]
+    fn who_goes_before_the_answer_or_makes_a_directory_again_has_done_nothing_wrong() {
+        for (method, status, is_error) in [
+            ("GET", 499, false),
+            ("POST", 499, false),
+            ("MKCOL", 499, false),
+            ("MKCOL", 405, false),
+            ("GET", 405, true),
+            ("PROPFIND", 405, true),
+            ("MKCOL", 403, true),
+            ("MKCOL", 404, true),
+            ("MKCOL", 409, true),
+            ("GET", 498, true),
+            ("GET", 500, true),
+        ] {
+            let kind = kind_of(method.as_bytes(), "/a/b", status);
+            assert_eq!(kind.is_error(), is_error, "{method} {status}");
+            assert_eq!(kind.is_client_error(), is_error && status < 500, "{method} {status}");
+            assert_eq!(kind.is_named(), kind.is_client_error() || method == "POST", "{method} {status}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Offences, bans and their ends.
 //!
-//! The ledger knows who is banned until when and how often that happened before; it does not know why. Whatever it is
-//! told twice (a log read again after a crash), it counts once. Bans end on the time of `now`; a ban that was over when
+//! The ledger knows which clients are banned, until when, and how often that happened before; it does not know why. An
+//! offence that is reported twice (a log read again after a crash) counts once. Bans end on the time of `now`; a ban that was over when
 //! it was decided (a backlog) is kept aside until log time has passed it, so that one misdeed stays one offence.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -243,18 +243,29 @@ impl Ledger {
         self.recent.len() as u32
     }
 
-    /// Bans a prefix: the next step of the ladder, or `length`.
-    pub fn ban(&mut self, prefix: IpNet, request: BanRequest, now: Timestamp, settings: &Settings) -> Ban {
-        let at = request.at;
-        let replaced = self.bans.get(&prefix).map(|a| a.ban.offence).filter(|_| request.length.is_some());
+    /// The ban in force of exactly this prefix.
+    pub fn in_force(&self, prefix: &IpNet) -> Option<&Arc<Ban>> {
+        self.bans.get(prefix).map(|active| &active.ban)
+    }
+
+    /// Which offence a ban of this prefix is, and when it ends: after `len`, or at the next step of the ladder.
+    pub fn next(&self, net: &IpNet, at: Timestamp, len: Option<BanLength>, s: &Settings) -> (u32, Option<Timestamp>) {
         // Another length for a ban in force is no new offence.
-        let offence = replaced.unwrap_or_else(|| self.count(&prefix, at, settings).saturating_add(1));
-        let step = settings.durations.get(offence as usize - 1).or(settings.durations.last());
-        let length = request.length.or(step.copied()).unwrap_or(BanLength::Permanent);
-        let until = match length {
+        let replaced = self.in_force(net).map(|ban| ban.offence).filter(|_| len.is_some());
+        let offence = replaced.unwrap_or_else(|| self.count(net, at, s).saturating_add(1));
+        let step = s.durations.get(offence as usize - 1).or(s.durations.last());
+        let until = match len.or(step.copied()).unwrap_or(BanLength::Permanent) {
             BanLength::Timed(duration) => Some(at.plus(duration)),
             BanLength::Permanent => None,
         };
+        (offence, until)
+    }
+
+    /// Bans a prefix: the next step of the ladder, or `length`. A ban of the same prefix ends with that.
+    pub fn ban(&mut self, prefix: IpNet, request: BanRequest, now: Timestamp, settings: &Settings) -> Ban {
+        let at = request.at;
+        let is_new = request.length.is_none() || self.in_force(&prefix).is_none();
+        let (offence, until) = self.next(&prefix, at, request.length, settings);
         let in_past = until.is_some_and(|until| until <= now);
         let ban = Ban {
             prefix,
@@ -266,7 +277,7 @@ impl Ledger {
             note: request.note,
             in_past,
         };
-        if replaced.is_none() {
+        if is_new {
             let grade = ban.finding.as_ref().map_or(Grade::Certain, |finding| finding.grade);
             self.remember_graded(Offence { prefix, count: offence, last: at }, grade, settings);
         }
@@ -285,7 +296,7 @@ impl Ledger {
     /// Bans that were restored are in force again since `moment`: perhaps nobody enforced them before.
     pub fn enforced_from(&mut self, moment: Timestamp) {
         self.enforced_from = Some(moment);
-        // What came through then, now may not; and whoever is to tell of it anew has forgotten it.
+        // Requests that came through then may be dropped now, and the restarted daemon has forgotten its report.
         for active in self.bans.values_mut() {
             (active.through, active.reported) = (0, false);
         }

@@ -47,7 +47,6 @@ mod window;
 
 use std::cell::Cell;
 
-use foldhash::fast::FixedState;
 use ipnet::IpNet;
 
 pub use contract::*;
@@ -91,6 +90,8 @@ pub struct Engine {
     site: Site,
     population: Population,
     detector: Detector,
+    /// Of the hashes of paths.
+    path_seed: u64,
     ledger: Ledger,
     limits: Limits,
     /// The population's level, as of the last recalculation.
@@ -98,15 +99,13 @@ pub struct Engine {
     /// The newest believed stamp.
     clock: Timestamp,
     recalculated: i64,
-    /// When the warm-up ends; `None` before log time has begun.
+    /// When the warm-up ends; `None` before the first record, which begins it.
     warm_at: Option<i64>,
     alerted: Option<i64>,
     /// The present minute has an anomalous second.
     minute_held: bool,
     late_run: u32,
     waiting: Queue,
-    paths: FixedState,
-    path_seed: u64,
     records: u64,
     late: u64,
     early: u64,
@@ -136,6 +135,7 @@ impl Engine {
             hurry: false,
             suspects: Suspects::default(),
             detector,
+            path_seed: seed,
             ledger: Ledger::new(seed),
             limits,
             level: population.level(&settings, settings.min_error_rate),
@@ -146,8 +146,6 @@ impl Engine {
             minute_held: false,
             late_run: 0,
             waiting: Queue::default(),
-            paths: FixedState::with_seed(seed),
-            path_seed: seed,
             records: 0,
             late: 0,
             early: 0,
@@ -195,8 +193,8 @@ impl Engine {
         self.ledger.next_end()
     }
 
-    /// Whether somebody who is half-way to a limit, and fast, has made a request since this was last asked: records that follow
-    /// should not wait.
+    /// Whether a fast client that is half-way to a limit has made a request since the last call: the next records should
+    /// not wait.
     pub const fn take_hurry(&mut self) -> bool {
         std::mem::replace(&mut self.hurry, false)
     }
@@ -257,7 +255,8 @@ impl Engine {
     fn tick(&mut self, now: Timestamp, caught_up: bool, out: &mut Vec<Output>) {
         if caught_up {
             self.settle(true, out);
-            if !self.settings.replay {
+            // Before the first record there is no log time yet: seconds in which nobody could have come teach nothing.
+            if !self.settings.replay && self.site.now().is_some() {
                 let idle = Timestamp::from_secs(now.as_secs().saturating_sub(LAG_SECS));
                 if idle > self.clock && idle.as_secs() > self.clock.as_secs() {
                     self.advance(idle, out);
@@ -338,7 +337,10 @@ impl Engine {
     /// Log time was in the future: begins anew at `to` with empty windows and everything that was learned.
     fn step_back(&mut self, to: Timestamp) {
         let sec = to.as_secs();
-        let was_warm = self.is_warm();
+        if let Some((warm_at, now)) = self.warm_at.zip(self.site.now()) {
+            let left = warm_at.saturating_sub(now);
+            self.warm_at = Some(if left > 0 { sec.saturating_add(left) } else { i64::MIN });
+        }
         self.clock = to;
         self.site.restart(sec);
         self.population.restart(sec.div_euclid(60));
@@ -349,9 +351,6 @@ impl Engine {
         self.suspects = Suspects::default();
         self.recalculated = sec;
         self.alerted = None;
-        if was_warm {
-            self.warm_at = Some(i64::MIN);
-        }
     }
 
     /// Handles a record that happened at `time`.
@@ -389,7 +388,9 @@ impl Engine {
         }
         let kind = Kind::of(record);
         self.site.add(sec, kind.is_error());
-        self.follow(record, kind, sec as u32, now, out);
+        if !self.settings.spared.iter().any(|prefix| prefix.contains(&record.client)) {
+            self.follow(record, kind, sec as u32, now, out);
+        }
         self.alert(out);
     }
 

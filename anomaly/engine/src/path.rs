@@ -62,7 +62,7 @@ impl Target {
     /// Reads a request target. A path without anything to resolve, nearly every one, is read where it stands.
     pub fn of(raw: &[u8], lexicon: &Lexicon) -> Self {
         let cut = raw.iter().position(|b| *b == b'?' || *b == b'#').unwrap_or(raw.len());
-        let query = raw.get(cut + 1..).unwrap_or(&[]);
+        let query = if raw.get(cut) == Some(&b'?') { &raw[cut + 1..] } else { &[] };
         let path = &raw[..cut];
         let mut target = Self::default();
         if path.len() <= MAX_BYTES && path.first() == Some(&b'/') && is_plain(path) {
@@ -325,8 +325,9 @@ fn end_segment(out: &[u8; MAX_BYTES], len: usize) -> usize {
     match &out[start..len] {
         b"." => start,
         b".." => {
+            // Above the root there is only the root.
             let parent = start.saturating_sub(1);
-            out[..parent].iter().rposition(|b| *b == b'/').map_or(0, |i| i + 1)
+            out[..parent].iter().rposition(|b| *b == b'/').map_or(start.min(1), |i| i + 1)
         }
         _ => len,
     }
@@ -334,52 +335,129 @@ fn end_segment(out: &[u8; MAX_BYTES], len: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
-    fn path(raw: &str) -> String {
+
+    fn plain(raw: &[u8]) -> String {
         let mut out = [0; MAX_BYTES];
-        let cut = raw.find(['?', '#']).unwrap_or(raw.len());
-        let len = normalise(&raw.as_bytes()[..cut], &mut out);
+        let cut = raw.iter().position(|b| matches!(b, b'?' | b'#')).unwrap_or(raw.len());
+        let len = normalise(&raw[..cut], &mut out);
         String::from_utf8_lossy(&out[..len]).into_owned()
     }
-    #[test]
-    fn one_reading_for_all_spellings() {
-        for raw in [
-            "/wp-login.php",
-            "//wp-login.php",
-            "/./wp-login.php",
-            "/x/../wp-login.php",
-            "/%77p-login.php",
-            "/wp-login.php;a=b",
-            "/wp-login.php?x",
-            "/..//wp-login.php",
-            "/a/b/../../wp-login.php",
-            "/wp-login.php#a",
-        ] {
-            assert_eq!(path(raw), "/wp-login.php", "{raw}");
-        }
-        assert_eq!(path("/a/b/"), "/a/b/");
-        assert_eq!(path("/"), "/");
-        assert_eq!(path(""), "");
-        assert_eq!(path("/a/.."), "/");
+
+    fn target(path: &str) -> Target {
+        Target::of(path.as_bytes(), &Lexicon::new(0))
     }
+
     #[test]
-    fn words() {
-        let lexicon = Lexicon::new(0);
-        let t = |p: &str| Target::of(p.as_bytes(), &lexicon);
-        for raw in ["//wp-login.php", "/./wp-login.php", "/x/../wp-login.php", "/%77p-login.php", "/wp-login.php;a=b"] {
-            assert_eq!(t(raw), t("/wp-login.php"), "{raw}");
+    fn a_path_is_what_a_server_takes_it_for() {
+        for (path, meant) in [
+            ("/", "/"),
+            ("", ""),
+            ("//", "/"),
+            ("/?a=/../b", "/"),
+            ("/a#b?c", "/a"),
+            ("/%61%2Fb%2fc", "/a/b/c"),
+            ("/a%252e", "/a%2e"),
+            ("/a%", "/a%"),
+            ("/a%zz%61", "/a%zza"),
+            ("/a/./b//c/.", "/a/b/c/"),
+            ("/a/b/../c", "/a/c"),
+            ("/a/b/..", "/a/"),
+            ("/../../a", "/a"),
+            ("/..", "/"),
+            ("/a/%2e%2E/b", "/b"),
+            ("/.env", "/.env"),
+            ("/..a/...", "/..a/..."),
+            ("/a;x=1/b;y", "/a/b"),
+            ("https://example.org/a/b", "/a/b"),
+        ] {
+            assert_eq!(plain(path.as_bytes()), meant, "{path}");
         }
-        assert!(t("/wp-login.php/7.css").has(Target::CREDENTIAL) && !t("/wp-login.php/7.css").has(Target::ASSET));
-        assert!(t("/index.php/login").has(Target::CREDENTIAL) && t("/administrator/index.php").has(Target::CREDENTIAL));
-        assert!(!t("/apps/text/session/5/push").has(Target::CREDENTIAL) && !t("/index.php").has(Target::CREDENTIAL));
+    }
+
+    #[test]
+    fn words_are_found_however_they_are_spelled() {
+        for raw in ["//wp-login.php", "/./wp-login.php", "/x/../wp-login.php", "/%77p-login.php", "/wp-login.php;a=b"] {
+            assert_eq!(target(raw), target("/wp-login.php"), "{raw}");
+        }
+        let has = |path: &str, word| target(path).has(word);
+        assert!(has("/wp-login.php/7.css", Target::CREDENTIAL) && !has("/wp-login.php/7.css", Target::ASSET));
+        assert!(has("/index.php/login", Target::CREDENTIAL) && has("/administrator/index.php", Target::CREDENTIAL));
+        assert!(!has("/apps/text/session/5/push", Target::CREDENTIAL) && !has("/index.php", Target::CREDENTIAL));
         assert!(
-            t("/old/.env").has(Target::EXPLOIT)
-                && t("/a/db.sql").has(Target::EXPLOIT)
-                && t("/x/.git/HEAD").has(Target::EXPLOIT)
+            has("/old/.env", Target::EXPLOIT)
+                && has("/a/db.sql", Target::EXPLOIT)
+                && has("/x/.git/HEAD", Target::EXPLOIT)
         );
-        assert!(!t("/.well-known/acme-challenge/x").has(Target::EXPLOIT));
-        assert!(t("/login?user=a&pass=b").has(Target::CREDENTIAL_QUERY));
-        assert_eq!(t("/core/preview/17").route, t("/core/preview/18?x").route);
-        assert!(t("/?author=3").has(Target::PROBING_QUERY));
+        assert!(!has("/.well-known/acme-challenge/x", Target::EXPLOIT));
+        assert!(!has("/remote.php/dav/files/a/.env", Target::EXPLOIT), "what people keep is theirs");
+        assert!(has("/login?user=a&pass=b", Target::CREDENTIAL_QUERY) && has("/?author=3", Target::PROBING_QUERY));
+        assert!(has("/a/app.CSS?v=3", Target::ASSET) && !has("/a/app.css.php", Target::ASSET));
+    }
+
+    #[test]
+    fn segments_that_vary_share_a_route() {
+        assert_eq!(target("/core/preview/17").route, target("/core/preview/18?x").route);
+        assert_eq!(target("/album/7/photo/1").route, target("/album/8/photo/2").route);
+        assert_ne!(target("/album/list").route, target("/books/list").route);
+        assert_ne!(target("/album/list").path, target("/album/list/").path);
+    }
+
+    /// A byte of a path, written as itself or encoded.
+    fn spelled(byte: u8, how: u8) -> String {
+        let must = matches!(byte, b'%' | b'?' | b'#' | b'/' | b';' | b'\\') || !byte.is_ascii_graphic();
+        match how % 4 {
+            0 => format!("%{byte:02x}"),
+            1 => format!("%{byte:02X}"),
+            _ if must => format!("%{byte:02X}"),
+            _ => char::from(byte).to_string(),
+        }
+    }
+
+    proptest! {
+        /// However a path is spelled: in codes, with more slashes, by way of other directories, with a query.
+        #[test]
+        fn spellings_of_one_path_are_one(
+            segments in proptest::collection::vec(proptest::collection::vec(1u8.., 1..6), 1..6),
+            hows in proptest::collection::vec(any::<u8>(), 64),
+            tail in prop_oneof![Just(""), Just("?"), Just("#top")],
+        ) {
+            let odd = |s: &Vec<u8>| matches!(s.as_slice(), b"." | b"..") || s.iter().any(|b| matches!(b, b'/' | b'\\' | b';'));
+            prop_assume!(!segments.iter().any(odd));
+            let mut hows = hows.iter().cycle().copied();
+            let mut how = || hows.next().unwrap_or(0);
+            let (mut straight, mut spelling) = (String::new(), String::new());
+            for segment in &segments {
+                straight += "/";
+                segment.iter().for_each(|byte| straight += &spelled(*byte, 2));
+                spelling += match how() % 8 {
+                    0 => "//",
+                    1 => "/./",
+                    2 => "/x/../",
+                    3 => "/%2e/",
+                    4 => "/x/y/.%2e/%2E./",
+                    5 => "%2f",
+                    _ => "/",
+                };
+                segment.iter().for_each(|byte| spelling += &spelled(*byte, how()));
+            }
+            prop_assert_eq!(target(&(spelling + tail)), target(&straight));
+        }
+
+        /// Any bytes are read, and the short way gives what the long one does.
+        #[test]
+        fn a_plain_path_means_itself(path in proptest::collection::vec(prop_oneof![Just(b'/'), Just(b'.'), Just(b'%'), Just(b'a'), any::<u8>()], 0..20)) {
+            let lexicon = Lexicon::new(7);
+            let _ = Target::of(&path, &lexicon);
+            let cut = path.iter().position(|b| matches!(b, b'?' | b'#')).unwrap_or(path.len());
+            let path = &path[..cut];
+            if path.first() == Some(&b'/') && is_plain(path) {
+                let mut out = [0; MAX_BYTES];
+                let len = normalise(path, &mut out);
+                prop_assert_eq!(&out[..len], path);
+            }
+        }
     }
 }

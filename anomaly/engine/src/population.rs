@@ -20,7 +20,7 @@ const REQUESTS: usize = 0;
 pub const MEASURES_AT_FIRST: usize = 5;
 /// Minutes of an hour in which a client speaks for the far tails.
 const HEARD_AN_HOUR: u8 = 3;
-/// Counters of who has been heard; clients that share one are heard less.
+/// Counters of the clients that have been heard; clients that share one are heard less.
 const HEARD: usize = 1 << 16;
 /// The long memory does not fade below this.
 const LONG_SAMPLES: f64 = 20_000.0;
@@ -135,8 +135,8 @@ impl Population {
 
     /// Counts a client's window in the present minute, as its highest so far. `hash` is the client's.
     ///
-    /// A client speaks for the tails in [`HEARD_AN_HOUR`] minutes of an hour: somebody who tries passwords all day
-    /// would otherwise be a crowd.
+    /// A client speaks for the tails in [`HEARD_AN_HOUR`] minutes of an hour: otherwise one client that tries passwords
+    /// all day would weigh as much as a crowd.
     pub fn note(&mut self, seen: &mut Seen, hash: u32, values: [u32; MEASURES]) {
         let minute = self.minute as u16;
         if seen.state == SeenState::Never || seen.minute != minute {

@@ -1,4 +1,4 @@
-//! What the engine can be told to do differently.
+//! The engine's settings.
 //!
 //! Plain values with their defaults; `config` reads and checks them.
 
@@ -36,7 +36,7 @@ pub struct Settings {
     pub recalc_secs: u32,
     /// Samples an hour slot needs before it is preferred. Default 300.
     pub min_hour_samples: u64,
-    /// Seconds of log time during which only the hard limit bans, or twice another limit. Default 120.
+    /// Seconds of log time, from the first record ever, during which only the hard limit bans, or twice another limit. Default 120.
     pub warmup_secs: u32,
     /// z-score from which a rate is anomalous; a client's is one on log scale (see `ordinary`). Default 3.0.
     pub z_score: f64,
@@ -85,6 +85,9 @@ pub struct Settings {
     pub allowlist: Vec<IpNet>,
     /// Never banned because the host lives on them; found at start, empty in replay.
     pub never_ban: Vec<IpNet>,
+    /// Not followed, so that the detector never bans them; operators may, and a wider prefix that is banned holds them too.
+    /// A few addresses; empty in replay.
+    pub spared: Vec<IpNet>,
     /// Report records of banned addresses ([`super::Output::NotEffective`]); off in replay.
     pub self_proof: bool,
     /// Past records are judged live (`replay`): a jump forward in log time must be
@@ -134,6 +137,7 @@ impl Default for Settings {
             brake_share: 0.05,
             allowlist: Vec::new(),
             never_ban: Vec::new(),
+            spared: Vec::new(),
             self_proof: true,
             replay: false,
         }

@@ -228,7 +228,7 @@ impl Site {
         self.limit
     }
 
-    /// Whether the window is above the limit, also without its busiest client, who made `busiest` requests: one
+    /// Whether the window is above the limit, also without its busiest client, which made `busiest` requests: one
     /// person with a gallery is no anomaly of a whole site, and one flood is banned.
     pub fn is_anomalous(&self, busiest: u32) -> bool {
         f64::from(self.requests.saturating_sub(busiest)) > self.limit
@@ -237,6 +237,12 @@ impl Site {
     /// Whether anomalous seconds are being held back.
     pub const fn is_holding(&self) -> bool {
         self.held.filled > 0
+    }
+
+    /// Whether a request is among what has been learned.
+    pub fn has_learned(&self) -> bool {
+        let sums = [&self.rolling.sums, &self.held.sums, &self.hour];
+        sums.into_iter().chain(&self.slots).any(|sums| sums.requests > 0.0)
     }
 
     /// The limit in requests/s.

@@ -17,7 +17,6 @@ use super::table::Client;
 use super::window::Window;
 use super::{Decision, Engine};
 use crate::time::Timestamp;
-use foldhash::fast::FixedState;
 use ipnet::IpNet;
 
 /// What the version of a baseline was before it had sections: the same values without tags.
@@ -68,7 +67,7 @@ impl Engine {
         }
     }
 
-    /// Puts saved state back into a new engine. A stored baseline that holds anything skips the warm-up.
+    /// Puts saved state back into a new engine. A stored baseline that has a request in it skips the warm-up.
     ///
     /// # Errors
     /// [`BadState`] where the baseline's or the windows' bytes cannot be read; bans and
@@ -152,7 +151,7 @@ impl Engine {
                 }
             }
         }
-        self.set_path_seed(detector.seed());
+        self.path_seed = detector.seed();
         (self.site, self.population, self.detector) = (site, population, detector);
         likely.into_iter().for_each(|prefix| self.ledger.set_likely(prefix, &self.settings));
         self.site.recalculate(&self.settings);
@@ -160,17 +159,12 @@ impl Engine {
         self.level = self.population.level(&self.settings, error_rate);
         // Not those of the next recalculation: what is saved again is what was read.
         self.limits = Limits::new(&mut self.detector.ordinary.clone(), &self.settings);
-        if self.level.source != Source::Floor || self.site.level().source != Source::Floor {
+        if self.level.source != Source::Floor || self.site.has_learned() {
             self.warm_at = Some(i64::MIN);
         }
         // Log time may begin before what was learned ended: other logs, another year.
         self.population.unstart();
         Ok(())
-    }
-
-    fn set_path_seed(&mut self, seed: u64) {
-        self.path_seed = seed;
-        self.paths = FixedState::with_seed(seed);
     }
 
     fn save_windows(&self) -> Vec<u8> {
@@ -236,20 +230,24 @@ impl Engine {
             self.read_windows(bytes)?
         };
         // Everything could be read; from here on nothing fails.
-        self.site = windows.site;
         if let Some(clock) = windows.clock {
-            self.clock = clock.clock;
             let path_seed;
             [self.records, self.late, self.early, self.blocked, path_seed] = clock.counters;
-            self.set_path_seed(path_seed);
+            self.path_seed = path_seed;
             self.detector.reseed(path_seed);
-            self.recalculated = clock.recalculated;
-            [self.warm_at, self.alerted] = clock.moments;
-            (self.minute_held, self.late_run, self.busiest) = (clock.minute_held, clock.late_run, clock.busiest);
-            self.population.resume(clock.minute);
+            if self.records > 0 {
+                (self.site, self.clock, self.recalculated) = (windows.site, clock.clock, clock.recalculated);
+                [self.warm_at, self.alerted] = clock.moments;
+                (self.minute_held, self.late_run, self.busiest) = (clock.minute_held, clock.late_run, clock.busiest);
+                self.population.resume(clock.minute);
+                self.level = windows.level.unwrap_or(self.level);
+                self.limits = windows.limits;
+            } else if self.warm_at.is_none() {
+                // Versions that began without a record have learned from an empty log that nobody ever comes.
+                self.site = Site::new(&self.settings);
+                self.population = Population::new(&self.settings);
+            }
         }
-        self.level = windows.level.unwrap_or(self.level);
-        self.limits = windows.limits;
         windows.grace.into_iter().for_each(|(prefix, until)| self.ledger.set_grace(prefix, until));
         windows.past.into_iter().for_each(|(prefix, until)| self.ledger.set_past(prefix, until));
         windows.proofs.iter().for_each(|proof| self.ledger.set_proof(proof));

@@ -1,8 +1,8 @@
 //! All clients that are followed: found by a hash, kept in slabs, thrown out when their window is empty.
 //!
 //! When the table is full, a new client takes the place of the least active of [`SAMPLE`] that a hand
-//! passes. Who keeps sending is never the least active of eight for long, so an attacker who fills the table with
-//! addresses seen once cannot push out one that floods; and each step costs the same, however large the table is.
+//! passes. A client that keeps sending is never the least active of eight for long, so an attacker that fills the table with
+//! addresses seen once cannot push out a flooding client; and each step costs the same, however large the table is.
 //! The order of the hash never shows: everything else goes by the index in the slab.
 
 use std::hash::BuildHasher;
@@ -101,7 +101,7 @@ impl Client {
     }
 }
 
-/// Who is to make room, and how active it was when it was chosen.
+/// The client that makes room next, and how active it was when it was chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Victim {
     index: u32,
@@ -154,7 +154,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// An empty table for at most `capacity` clients. Its hashes are seeded by `seed`, which those who choose addresses must not know.
+    /// An empty table for at most `capacity` clients. Its hashes are seeded by `seed`, which an attacker must not know.
     pub fn new(capacity: usize, seed: u64) -> Self {
         Self {
             index: Index::default(),
@@ -365,7 +365,7 @@ impl Table {
         }
     }
 
-    /// Chooses who makes room for the next clients, at most [`VICTIMS`]: each is the least active of those the hand passes. Their
+    /// Chooses the clients that make room for the next ones, at most [`VICTIMS`]: each is the least active of those the hand passes. Their
     /// buckets are in no cache, and are read all at once here, rather than one by one as they go.
     fn choose_victims(&mut self, oldest: u32) {
         // Free places do not count. There are hardly any, but where the capacity was made smaller.

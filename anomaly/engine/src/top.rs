@@ -16,7 +16,7 @@ const SAMPLES: usize = 5;
 /// Bytes of a path (and of a method) that are kept.
 const TEXT: usize = 256;
 
-/// The candidates: who had more requests in the window than the least busy of them, when it last sent one.
+/// The candidates: clients that had more requests in the window than the least busy candidate when they last sent one.
 #[derive(Clone, Debug, Default)]
 pub struct Top {
     places: Vec<u32>,

@@ -5,9 +5,9 @@
 //! has one of its own, up to [`MAX_NAMED`]. So a visitor costs a few bytes and a flood costs no more than
 //! a few kilobytes. All sums are kept as events come and go; nothing is decayed or estimated.
 //!
-//! With many clients, what counts is how many cache lines a record touches. So an event is a number of 16 bits, with how
-//! many requests it stands for two and with a path three (`slots`), and as many as fit into two lines with all the rest are
-//! kept in the client itself. Only who is busier than that has a list elsewhere.
+//! With many clients, the number of cache lines that a record touches decides the cost. So an event takes one number of
+//! 16 bits, two if it stands for several requests, three if it has a path (`slots`). The client itself holds as many as fit into
+//! two lines with its other fields. Only busier clients have a list elsewhere.
 
 use super::kind::Kind;
 use super::slots::{
@@ -60,7 +60,7 @@ impl Window {
         self.requests
     }
 
-    /// Requests with status >= 400.
+    /// Requests that were answered with an error.
     pub const fn errors(&self) -> u32 {
         self.errors
     }
@@ -70,7 +70,7 @@ impl Window {
         self.pages_tenths
     }
 
-    /// Requests with status >= 400 that are not for assets.
+    /// Those that are not for assets.
     #[cfg(test)]
     pub const fn page_errors(&self) -> u32 {
         self.page_errors

@@ -1,5 +1,5 @@
-//! What the command line makes of the daemon's answers, whatever they are: any bytes in the place of an answer, and any JSON
-//! in that of a picture. No panic; what is printed moves no cursor and is not much longer than what came.
+//! The command line's output for any answer of the daemon: any bytes instead of an answer, and any JSON instead of a
+//! status. No panic; the output moves no cursor and is not much longer than the answer.
 #![no_main]
 
 use std::io::{Read, Write};

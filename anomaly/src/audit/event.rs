@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 use serde::Serialize;
 
-use crate::engine::{Ban, BaselineUpdate, Braked, Finding, Level, LevelAccepted, NotEffective, Origin, Unban};
+use crate::engine::{Ban, BaselineUpdate, Braked, Finding, Kept, Level, LevelAccepted, NotEffective, Origin, Unban};
 use crate::report::{BaselineFigures, DecisionRow, Numbers, Reason, inert, ip_text, round};
 use crate::time::Timestamp;
 
@@ -33,6 +33,8 @@ pub enum Event<'a> {
         /// Why it could not be carried out.
         error: Option<&'a str>,
     },
+    /// A ban by hand that left the longer one as it is.
+    BanKept(&'a Kept),
     /// The site as a whole is unusual.
     GlobalAnomaly(&'a Finding),
     /// The baseline was recomputed.
@@ -116,6 +118,7 @@ impl Event<'_> {
         match self {
             Self::Ban { .. } => "ban",
             Self::Unban { .. } => "unban",
+            Self::BanKept(_) => "ban_kept",
             Self::GlobalAnomaly(_) => "global_anomaly",
             Self::Baseline(_) => "baseline",
             Self::Fallback { .. } => "fallback",
@@ -189,6 +192,16 @@ impl Event<'_> {
                 },
                 packets: *packets,
                 bytes: *bytes,
+            },
+            Self::BanKept(kept) => Body::BanKept {
+                time: kept.at.to_string(),
+                ip: ip_text(&kept.ban.prefix),
+                offence: kept.ban.offence,
+                until: kept.ban.until.map(|t| t.to_string()),
+                origin: kept.ban.origin.as_str(),
+                reason: text(&kept.ban.reason()),
+                asked_until: kept.until.map(|t| t.to_string()),
+                asked_reason: text(&kept.note),
             },
             Self::GlobalAnomaly(finding) => {
                 Body::GlobalAnomaly { row: DecisionRow::global_anomaly(finding), reason: finding.reason() }
@@ -274,6 +287,16 @@ enum Body {
         reason: &'static str,
         packets: u64,
         bytes: u64,
+    },
+    BanKept {
+        time: String,
+        ip: String,
+        offence: u32,
+        until: Option<String>,
+        origin: &'static str,
+        reason: String,
+        asked_until: Option<String>,
+        asked_reason: String,
     },
     GlobalAnomaly {
         #[serde(flatten)]

@@ -187,6 +187,9 @@ pub struct Ban {
     /// Also a prefix wider than /16 (IPv6: /32)
     #[arg(long)]
     pub force: bool,
+    /// Also where it is banned for longer already, which stays otherwise
+    #[arg(long)]
+    pub replace: bool,
     /// As JSON
     #[arg(long)]
     pub json: bool,

@@ -186,11 +186,8 @@ impl Printer {
         );
         line("baseline", normal, Tone::Plain);
         if warmup > 0.0 {
-            line(
-                "warming up",
-                format!("{} more of log time; until then only the hard limit bans", span(warmup)),
-                Tone::Warn,
-            );
+            let when = if status["log_time"].is_null() { "from the first request on" } else { "more of log time" };
+            line("warming up", format!("{} {when}; until then only the hard limit bans", span(warmup)), Tone::Warn);
         }
         let load = format!(
             "{:.1} % of a core, {:.1} MiB",
@@ -277,7 +274,7 @@ impl Printer {
         let (failed, warned) = (count(Level::Fail), count(Level::Warn));
         let worst = checks.iter().map(|check| check.status).max().unwrap_or(Level::Ok);
         let sum = match (failed, warned) {
-            (0, 0) => "Everything is as it should be.".to_owned(),
+            (0, 0) => "No problems found.".to_owned(),
             (0, n) => format!("Works; {n} to look at."),
             (n, m) => format!("{n} failed, {m} to look at."),
         };

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anomaly::config::Config;
 use anomaly::engine::State;
 use anomaly::record::Format;
-use anomaly::replay::{Rejected, Replay, Report, Summary};
+use anomaly::replay::{Rejected, Replay, Report, Summary, Unread};
 use anomaly::report::DecisionRow;
 use anomaly::{daemon, store};
 use anyhow::{Context, Result};
@@ -42,33 +42,53 @@ pub fn run(config: Config, args: &args::Replay) -> Result<ExitCode> {
         Err(error) if is_broken_pipe(&error) => return Ok(ExitCode::SUCCESS),
         other => other?,
     };
+    for unread in replay.unread() {
+        eprintln!("anomaly: {}", why_unread(unread, &format));
+    }
+    // Whoever asks by the exit status is told as well.
+    let is_whole = replay.unread().is_empty();
     if let Some(rejected) = replay.rejected()
+        && is_whole
         && summary.rejected * 10 > summary.records + summary.rejected
     {
         eprintln!("anomaly: {}", why_rejected(rejected, &summary, &format));
     }
-    if let Some(path) = &args.learn {
+    if let Some(path) = &args.learn
+        && (summary.records > 0 || is_whole)
+    {
         let baseline = replay.engine().save().baseline;
         store::write_baseline(path, daemon::now(), &baseline).with_context(|| path.display().to_string())?;
         eprintln!("anomaly: the baseline is in {}", path.display());
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(if is_whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What to do about a log of which nothing could be read.
+fn why_unread(unread: &Unread, format: &Format) -> String {
+    let Unread { lines, first } = unread;
+    format!("none of the {lines} lines of {} can be read: {}", first.log, cure(first, format))
 }
 
 /// What to do about a log of which a good part gives no record.
 fn why_rejected(rejected: &Rejected, summary: &Summary, format: &Format) -> String {
-    let Rejected { log, line, why } = rejected;
-    let lines = summary.records + summary.rejected;
-    let next = match (Format::guess(line), format) {
-        (Some(name), _) => format!("it looks like the format {name}: try --format {name}"),
+    let (lines, log, cure) = (summary.records + summary.rejected, &rejected.log, cure(rejected, format));
+    format!("{} of {lines} lines give no record, the first of them in {log}: {cure}", summary.rejected)
+}
+
+/// What to do about such lines.
+fn cure(rejected: &Rejected, format: &Format) -> String {
+    let Rejected { line, why, .. } = rejected;
+    match (Format::guess(line), format) {
+        (Some(name), _) => {
+            format!("it looks like the format {name}: try --format {name} (the daemon: log.format = \"{name}\")")
+        }
         (None, Format::Combined) => "it is not in the combined format; --format names others".to_owned(),
         (None, Format::Json(_)) => format!(
             "{}; --format knows {}, and [log.fields] in the configuration names other keys",
             why.words(),
             Format::NAMES.join(", ")
         ),
-    };
-    format!("{} of {lines} lines give no record, the first of them in {log}: {next}", summary.rejected)
+    }
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -196,6 +216,9 @@ mod tests {
             let summary = replay.summary(std::time::Duration::ZERO);
             let said = why_rejected(replay.rejected().unwrap(), &summary, &format);
             assert!(said.contains(why) && said.contains(next), "{line}: {said}");
+            let [unread] = replay.unread() else { panic!("{line}: {:?}", replay.unread()) };
+            let said = why_unread(unread, &format);
+            assert!(said.starts_with("none of the 1 lines of") && said.contains(next), "{line}: {said}");
         }
     }
 
@@ -224,6 +247,8 @@ mod tests {
                 let times = logs.len() as u64;
                 assert_eq!((summary.records, summary.rejected), (records * times, rejected * times), "{}", text.len());
                 assert_eq!(replay.rejected(), None);
+                let unread: Vec<u64> = replay.unread().iter().map(|unread| unread.lines).collect();
+                assert_eq!(unread, if records == 0 { vec![rejected; logs.len()] } else { vec![] });
             }
         }
     }

@@ -14,13 +14,14 @@ use crate::record::Format;
 
 mod allowlist;
 mod check;
+mod load;
 pub mod presets;
 mod raw;
 mod salvage;
 
 pub use allowlist::DEFAULT_FILE as ALLOWLIST_FILE;
 pub use check::duration;
-pub use raw::{ConfigError, Loaded, load, load_without_list, parse};
+pub use load::{ConfigError, Loaded, load, load_without_list, parse};
 pub use salvage::{Salvaged, in_one_line, salvage};
 
 /// Where the configuration is looked for when no `--config` is given.

@@ -9,7 +9,8 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::check::check;
-use super::raw::{Raw, configuration_path, environment_of, override_key};
+use super::load::{configuration_path, environment_of, override_key};
+use super::raw::Raw;
 use super::{Config, ConfigError};
 
 /// What a header may begin with.

@@ -1,27 +1,27 @@
-//! How long the hot thread sleeps between two looks at a log that is being written.
+//! The poll interval of the hot thread while a log is being written.
 //!
-//! Usually that makes no difference to anybody. But while a fast client is half-way to a limit, what it sends in the next
-//! moment may ban it, and then each look that comes sooner spares the site some requests.
+//! Usually the interval makes no difference. But while a fast client is half-way to a limit, its next requests may ban it, and
+//! a shorter interval then spares the site some of them.
 
 use std::time::Duration;
 
-/// While lines keep coming, a log is looked at this often, and nobody is woken for each of them: at 10,000 lines/s that is
-/// one wake-up for 320 lines. What a wake-up costs beside its lines is cold caches, as much as 100 lines or more.
+/// The poll interval while lines keep coming; no line causes a wake-up of its own. At 10,000 lines/s that is one wake-up for 320
+/// lines. Cold caches make a wake-up as expensive as 100 lines or more.
 const NAP: Duration = Duration::from_millis(32);
-/// The same in an alert. Of a slow client nothing comes within a nap, so only fast ones make one.
+/// The same in an alert. Only a fast client can send several requests within one poll interval, so only fast clients cause alerts.
 const SHORT_NAP: Duration = Duration::from_micros(150);
-/// The same in an alert of which nothing has come for [`HOPE`]: somebody stays below the limit, and that may last.
+/// The same in an alert without a ban for [`HOPE`]: the client stays below the limit, which may last.
 const LONGER_NAP: Duration = Duration::from_micros(500);
-/// So long nobody looks after a ban. It is being put in force by another thread, which may have to share this processor.
+/// The pause after a ban: another thread enforces it, and may have to share this processor.
 const REST: Duration = Duration::from_millis(1);
-/// So long after a ban, or its beginning, an alert is worth [`SHORT_NAP`], which costs twice as much as the longer one.
+/// For this long after its beginning or a ban, an alert gets [`SHORT_NAP`], which costs twice as much as the longer one.
 const HOPE: Duration = Duration::from_secs(2);
-/// So long after the newest request of a fast client half-way to a limit the alert lasts.
+/// An alert lasts this long after the newest request of a fast client that is half-way to a limit.
 const LASTS: Duration = Duration::from_millis(250);
-/// A log in which nothing new is found for so long is quiet, and for at least two looks.
+/// A log without a new line for this long, and for at least two polls, is quiet.
 const QUIET: Duration = Duration::from_millis(1);
 
-/// Whether somebody is about to be banned. All times are since the start.
+/// Whether a client may be about to be banned. All times are since the start.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Alert {
     /// When it began, or last came true.

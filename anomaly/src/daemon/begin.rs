@@ -17,27 +17,57 @@ use super::Request;
 use super::apply::{Wanted, Work, never_drop, still_to_drop, wanted};
 use super::clock::now;
 use super::hot::{Hot, HotPicture, Parts, Shared};
-use super::logins::Logins;
+use super::logins::{Logins, Peers};
 use super::saves::Saves;
 use crate::audit;
 use crate::config::Config;
-use crate::enforce::{Drop, EnforceError, Enforcer, Reconciled, guard, reconcile};
+use crate::enforce::guard::{self, Guarded};
+use crate::enforce::{Drop, EnforceError, Enforcer, Reconciled, reconcile};
 use crate::engine::{Ban, Engine, State};
 use crate::report::HistoryPoint;
 use crate::store::{self, Store};
 use crate::tail::Checkpoint;
 
 /// Who must never be banned, being looked for: the kernel's list of connections takes it some 10 ms to write.
-pub(super) type Guard = JoinHandle<(Vec<guard::Guarded>, Vec<IpNet>)>;
+pub(super) type Guard = JoinHandle<Found>;
+
+/// Who must never be banned, as found at the start.
+pub(super) struct Found {
+    /// Because the host lives on it.
+    host: Vec<Guarded>,
+    logged_in: Vec<IpNet>,
+    peers: Peers,
+}
 
 /// Begins to look for those who must never be banned.
 pub(super) fn look_for_guarded() -> Guard {
-    std::thread::spawn(|| (guard::find(&[]), logged_in()))
+    std::thread::spawn(|| {
+        let (host, logged_in) = (guard::find(&[]), guard::logged_in());
+        // Where sessions can be seen, a connection proves nothing that they do not.
+        let peers = if logged_in.recorded { Vec::new() } else { ssh_peers() };
+        let peers = Peers::new(peers, guard::login_grace() + guard::SSH_GRACE_MARGIN);
+        Found { host, logged_in: prefixes(logged_in.from), peers }
+    })
 }
 
-/// Who is logged in now.
+/// Where people are logged in from now.
 pub(super) fn logged_in() -> Vec<IpNet> {
-    guard::logged_in().into_iter().map(IpNet::from).collect()
+    prefixes(guard::logged_in().from)
+}
+
+/// Who has a connection to sshd now.
+pub(super) fn ssh_peers() -> Vec<IpNet> {
+    prefixes(guard::ssh_peers())
+}
+
+fn prefixes(addresses: Vec<std::net::IpAddr>) -> Vec<IpNet> {
+    addresses.into_iter().map(IpNet::from).collect()
+}
+
+/// Both the host's and those of `logins`.
+pub(super) fn guarded(host: &[Guarded], logins: &Logins) -> Vec<Guarded> {
+    let logins = logins.exempt().map(|prefix| Guarded { prefix, why: guard::Why::LoggedIn });
+    host.iter().copied().chain(logins).collect()
 }
 
 /// What [`begin`] needs.
@@ -58,10 +88,12 @@ pub(super) struct Begun {
     /// With those who must never be banned.
     pub(super) config: Config,
     /// Never banned because the host lives on it.
-    pub(super) host: Vec<IpNet>,
+    pub(super) host: Vec<Guarded>,
     pub(super) logins: Logins,
     /// Both of them.
-    pub(super) guarded: Vec<IpNet>,
+    pub(super) guarded: Vec<Guarded>,
+    /// Not banned by the detector for a while.
+    pub(super) peers: Peers,
     pub(super) store: Store,
     pub(super) history: Vec<HistoryPoint>,
     /// What to show as degraded: word and reason.
@@ -79,23 +111,22 @@ pub(super) struct Begun {
 
 /// Who must never be banned.
 struct Protected {
-    host: Vec<IpNet>,
+    host: Vec<Guarded>,
     logins: Logins,
     /// Both of them.
-    guarded: Vec<IpNet>,
+    guarded: Vec<Guarded>,
+    peers: Peers,
 }
 
 impl Protected {
     /// Waits until they are found; nothing where that failed.
     fn found(guard: Guard) -> Option<Self> {
-        let (found, present) = guard.join().ok()?;
-        // Without the trusted proxies, which a new configuration may name no longer; `config` has the present ones. And
-        // without the logins, which end.
-        let host: Vec<IpNet> = found.iter().filter(|g| g.why != guard::Why::LoggedIn).map(|g| g.prefix).collect();
+        // Without the trusted proxies, which a new configuration may name no longer; `config` has the present ones.
+        let Found { host, logged_in, peers } = guard.join().ok()?;
         let mut logins = Logins::default();
-        logins.look(now(), present);
-        let guarded = host.iter().copied().chain(logins.exempt()).collect();
-        Some(Self { host, logins, guarded })
+        logins.look(now(), logged_in);
+        let guarded = guarded(&host, &logins);
+        Some(Self { host, logins, guarded, peers })
     }
 }
 
@@ -145,10 +176,11 @@ pub(super) fn begin(beginning: Beginning, mut tell: impl FnMut(Early)) -> Result
                 }
             }
         })?;
-    let Some(Protected { host, logins, guarded }) = found.or_else(look) else {
+    let Some(Protected { host, logins, guarded, peers }) = found.or_else(look) else {
         bail!("who must never be banned could not be found out: see the fault above");
     };
-    config.engine.never_ban.extend(&guarded);
+    config.engine.never_ban.extend(guarded.iter().map(|guarded| guarded.prefix));
+    config.engine.spared = peers.spared().to_vec();
     let newest_lines = audit::Newest::read(&config.audit.path);
     let untold = newest_lines.untold_bans(&state.bans);
     let (restored, wanted) = (state.bans.len(), wanted(state.bans.iter()));
@@ -167,6 +199,7 @@ pub(super) fn begin(beginning: Beginning, mut tell: impl FnMut(Early)) -> Result
         host,
         logins,
         guarded,
+        peers,
         store,
         history,
         trouble,

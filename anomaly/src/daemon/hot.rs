@@ -13,8 +13,8 @@ use super::Request;
 use super::alert::Alert;
 use super::apply::{MAX_EXPLAINED, Progress, Reply, Work};
 use super::clock::{now, stopwatch};
-use super::line_counts::LineCounts;
-use super::log_watch::LogWatch;
+use super::line_counts::{LineCounts, LogLines};
+use super::log_watch::{LogPicture, LogWatch};
 use super::outbox::Outbox;
 use super::saves::{Saves, Times};
 use super::trouble::Trouble;
@@ -65,17 +65,6 @@ pub struct HotPicture {
     pub at: Timestamp,
 }
 
-/// One followed log.
-#[derive(Clone, Debug)]
-pub struct LogPicture {
-    /// Its path.
-    pub path: PathBuf,
-    /// Whether it can be read.
-    pub presence: Presence,
-    /// Since when that is so (wall clock).
-    pub since: Timestamp,
-}
-
 /// The newest picture, shared with whoever shows it.
 pub type Shared<T> = Arc<Mutex<Option<Arc<T>>>>;
 
@@ -97,6 +86,7 @@ struct Log {
     at_end: bool,
     /// Looks without anything new that make it quiet; 0 when it is.
     looks: u8,
+    lines: LogLines,
     presence: Presence,
     presence_since: Timestamp,
 }
@@ -218,6 +208,7 @@ impl Hot {
             newest: Timestamp::MIN,
             at_end: false,
             looks: 0,
+            lines: LogLines::default(),
             presence: Presence::Reading,
             presence_since: now(),
         })
@@ -393,8 +384,8 @@ impl Hot {
         match request {
             Request::LogWritten | Request::Stop => {}
             Request::Enforced(since) => self.engine.enforced_from(since),
-            Request::Ban { prefix, length, reason, force, reply } => {
-                let command = Command::Ban { prefix, length, reason, force };
+            Request::Ban { prefix, length, reason, force, replace, reply } => {
+                let command = Command::Ban { prefix, length, reason, force, replace };
                 self.engine.handle(now(), Input::Command(command), &mut self.out);
                 self.refresh();
                 self.send_outputs(Some(Reply::Ban(reply)));
@@ -466,9 +457,11 @@ impl Hot {
                 path: log.tail.path().to_path_buf(),
                 presence: log.presence.clone(),
                 since: log.presence_since,
+                at_end: log.at_end,
+                lines: log.lines.clone(),
             })
             .collect();
-        let degraded = self.health.judge(wall, &snapshot, &logs, self.counts.total_rejected() + totals.oversized);
+        let degraded = self.health.judge(wall, &snapshot, &logs);
         let mut rejected: Vec<(Reject, u64)> =
             Reject::ALL.iter().map(|r| (*r, self.counts.rejected[*r as usize])).collect();
         for (reject, count) in &mut rejected {
@@ -528,10 +521,11 @@ fn read_log(
     glance: bool,
 ) -> Option<u64> {
     let wall = now();
-    let Log { tail, parser, newest, .. } = log;
+    let Log { tail, parser, newest, lines: seen, .. } = log;
     let mut judge = |parsed: Parsed<'_>| match parsed {
         Parsed::Records(records) => {
             engine.look_ahead(records);
+            seen.read(records.len());
             for record in records {
                 *newest = record.time;
                 if log_requests {
@@ -540,13 +534,18 @@ fn read_log(
                 engine.handle(wall, Input::Record(record), out);
             }
         }
-        Parsed::Rejected(reject, line) => counts.reject(reject, line),
+        Parsed::Rejected(reject, line) => {
+            counts.reject(reject, line);
+            seen.reject(reject, line, wall);
+        }
     };
     let mut on_lines = |lines: &[u8]| parser.parse_all(lines, &mut judge);
     let read = if glance { tail.glance(wall, limit, &mut on_lines) } else { tail.poll(wall, limit, &mut on_lines) };
     match read {
         Ok(progress) => {
             log.at_end = progress.at_end;
+            // They were skipped before they could be handed over.
+            (0..progress.counts.oversized).for_each(|_| log.lines.reject(Reject::TooLong, b"", wall));
             let path = tail.path().display();
             if progress.counts.rotations > 0 {
                 info!("{path}: rotated; the new file is being read");

@@ -1,5 +1,5 @@
-//! For whom the never-ban list is kept while they are logged in, and a day longer. Pure: who is logged in and what time it is
-//! are arguments.
+//! For whom the never-ban list is kept: clients that are logged in, for as long as they are, and where nobody can see that,
+//! the clients of sshd for the first minutes. Pure: who is there and what time it is are arguments.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,16 +8,14 @@ use ipnet::IpNet;
 
 use crate::time::Timestamp;
 
-/// How long an address stays exempt after somebody was last seen logged in from there: until the next working day.
-const KEPT: Duration = Duration::from_secs(86_400);
 /// So many at most. On a host where customers log in by SFTP there may be more; the newest are kept.
 pub const MOST: usize = 256;
 
-/// Addresses that somebody is or was logged in from.
+/// Addresses that somebody is logged in from.
 #[derive(Debug, Default)]
 pub struct Logins {
-    /// When somebody was last seen there, and when the login began.
-    kept: BTreeMap<IpNet, (Timestamp, Timestamp)>,
+    /// When the login began.
+    kept: BTreeMap<IpNet, Timestamp>,
     /// Of the last look: who is here again is not a new login.
     present: Vec<IpNet>,
 }
@@ -27,7 +25,7 @@ pub struct Logins {
 pub struct Change {
     /// Exempt from now on.
     pub added: Vec<IpNet>,
-    /// No longer exempt: nobody was seen there for a day, or newer ones needed the place.
+    /// No longer exempt: nobody is logged in there any more, or newer ones needed the place.
     pub ended: Vec<IpNet>,
     /// How many of `added` and `ended` had no place.
     pub crowded: usize,
@@ -39,21 +37,16 @@ impl Logins {
         present.sort_unstable();
         present.dedup();
         let before: Vec<IpNet> = self.kept.keys().copied().collect();
-        for prefix in &present {
-            if let Some((last, _)) = self.kept.get_mut(prefix) {
-                *last = now;
-            }
-        }
-        self.kept.retain(|_, (last, _)| now.since(*last) < KEPT);
+        self.kept.retain(|prefix, _| present.binary_search(prefix).is_ok());
         for prefix in &present {
             // Who had to give way stays away while there is no place: else two would take turns at each look.
             if self.kept.len() < MOST || self.present.binary_search(prefix).is_err() {
-                self.kept.entry(*prefix).or_insert((now, now));
+                self.kept.entry(*prefix).or_insert(now);
             }
         }
         let crowded = self.kept.len().saturating_sub(MOST);
         for _ in 0..crowded {
-            let oldest = self.kept.iter().min_by_key(|(_, times)| **times).map(|(prefix, _)| *prefix);
+            let oldest = self.kept.iter().min_by_key(|(_, began)| **began).map(|(prefix, _)| *prefix);
             oldest.and_then(|prefix| self.kept.remove(&prefix));
         }
         self.present = present;
@@ -67,6 +60,41 @@ impl Logins {
     /// Those that are exempt.
     pub fn exempt(&self) -> impl Iterator<Item = IpNet> {
         self.kept.keys().copied()
+    }
+}
+
+/// Clients that had a connection to sshd at the start, where no record says who is logged in. Nothing proves that they are:
+/// their requests are not held against them, for as long as sshd would wait for a login, and operators may ban them.
+///
+/// Only those of the start: whoever could come later could also come again and again.
+#[derive(Debug, Default)]
+pub struct Peers {
+    left: Vec<IpNet>,
+    until: Duration,
+}
+
+impl Peers {
+    /// These, until so long after the start.
+    pub fn new(mut found: Vec<IpNet>, until: Duration) -> Self {
+        found.truncate(MOST);
+        Self { left: found, until }
+    }
+
+    /// Lets go who has gone, and all of them when their time is over; those that went.
+    pub fn look(&mut self, since_start: Duration, connected: impl FnOnce() -> Vec<IpNet>) -> Vec<IpNet> {
+        if self.left.is_empty() {
+            return Vec::new();
+        }
+        if since_start >= self.until {
+            return std::mem::take(&mut self.left);
+        }
+        let connected = connected();
+        self.left.extract_if(.., |peer| !connected.contains(peer)).collect()
+    }
+
+    /// Those that are left.
+    pub fn spared(&self) -> &[IpNet] {
+        &self.left
     }
 }
 
@@ -85,17 +113,30 @@ mod tests {
     }
 
     #[test]
-    fn an_exemption_ends_a_day_after_the_last_session() {
+    fn an_exemption_ends_with_the_session() {
         let mut logins = Logins::default();
         assert_eq!(logins.look(at(0), vec![host(1), host(2), host(1)]).added, [host(1), host(2)]);
-        assert_eq!(logins.look(at(3600), vec![host(1)]), Change::default());
-        assert_eq!(logins.look(at(86_399), vec![]), Change::default());
-        assert_eq!(logins.look(at(86_400), vec![]).ended, [host(2)]);
+        assert_eq!(logins.look(at(10), vec![host(2), host(1)]), Change::default());
+        assert_eq!(logins.look(at(20), vec![host(1)]).ended, [host(2)]);
         assert_eq!(logins.exempt().collect::<Vec<_>>(), [host(1)]);
         assert_eq!(
-            logins.look(at(90_000), vec![host(2)]),
+            logins.look(at(30), vec![host(2)]),
             Change { added: vec![host(2)], ended: vec![host(1)], crowded: 0 }
         );
+        assert_eq!(logins.look(at(40), vec![]).ended, [host(2)]);
+    }
+
+    #[test]
+    fn a_peer_of_sshd_is_spared_for_minutes_and_never_again() {
+        let secs = Duration::from_secs;
+        let mut peers = Peers::new(vec![host(1), host(2)], secs(135));
+        assert_eq!(peers.look(secs(10), || vec![host(1), host(2), host(3)]), []);
+        assert_eq!(peers.spared(), [host(1), host(2)], "nobody joins them");
+        assert_eq!(peers.look(secs(20), || vec![host(1)]), [host(2)]);
+        assert_eq!(peers.look(secs(30), || vec![host(1), host(2)]), [], "nor comes back");
+        assert_eq!(peers.look(secs(135), || vec![host(1), host(2)]), [host(1)]);
+        assert_eq!(peers.look(secs(140), || unreachable!("nobody is left")), []);
+        assert_eq!(peers.spared(), []);
     }
 
     #[test]
@@ -104,13 +145,10 @@ mod tests {
         let everybody: Vec<IpNet> = (0..MOST).map(host).collect();
         assert_eq!(logins.look(at(0), everybody.clone()).added.len(), MOST);
         let still: Vec<IpNet> = everybody[1..].to_vec();
-        assert_eq!(logins.look(at(10), still.clone()), Change::default());
-        // Whoever has gone gives way first, then whoever logged in first.
+        assert_eq!(logins.look(at(10), still.clone()).ended, [host(0)]);
         let newer = [still.clone(), vec![host(1000)]].concat();
-        assert_eq!(
-            logins.look(at(20), newer.clone()),
-            Change { added: vec![host(1000)], ended: vec![host(0)], crowded: 1 }
-        );
+        assert_eq!(logins.look(at(20), newer.clone()).added, [host(1000)]);
+        // Whoever logged in first gives way.
         let newest = [newer, vec![host(1001)]].concat();
         assert_eq!(
             logins.look(at(30), newest.clone()),

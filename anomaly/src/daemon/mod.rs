@@ -9,8 +9,9 @@ use ipnet::IpNet;
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::config::{Config, Secret};
+use crate::enforce::guard::Why;
 use crate::engine::{BanLength, Refusal};
-use crate::report::{BanRow, BaselineRow, DecisionRow, Explanation, Status, TopRow};
+use crate::report::{BanAnswer, BanRow, BaselineRow, DecisionRow, Explanation, Status, TopRow, ip_text};
 use crate::tail::TailError;
 use crate::time::Timestamp;
 
@@ -21,6 +22,7 @@ mod clock;
 mod config_file;
 mod hot;
 mod line_counts;
+mod listeners;
 mod log_watch;
 mod logins;
 mod off;
@@ -69,8 +71,10 @@ pub enum Request {
         reason: String,
         /// Wide prefixes too.
         force: bool,
-        /// The ban.
-        reply: oneshot::Sender<Result<BanRow, RequestError>>,
+        /// End when this says, also where the ban in force lasts longer.
+        replace: bool,
+        /// The ban in force.
+        reply: oneshot::Sender<Result<BanAnswer, RequestError>>,
     },
     /// Lift every ban that covers this prefix.
     Unban {
@@ -104,24 +108,39 @@ pub enum Request {
 /// Why a request was not done.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
-    /// The engine refused.
-    #[error("{}", refusal_text(.0))]
-    Refused(Refusal),
+    /// The engine refused; why a guarded prefix is guarded.
+    #[error("{}", refusal_text(.0, *.1))]
+    Refused(Refusal, Option<Why>),
     /// The daemon is stopping.
     #[error("the daemon is stopping")]
     Stopping,
+    /// The ban is on record, and the enforcer could not set it.
+    #[error("the ban is on record but NOT enforced: {0}; it is tried again every minute")]
+    NotEnforced(String),
+    /// The ban is lifted on record, and the enforcer could not take it away, or not see whether it is gone.
+    #[error("{} may STILL be dropped although its ban is lifted: {why}; it is tried again every minute", ip_text(.prefix))]
+    StillDropped {
+        /// Whose ban it was.
+        prefix: IpNet,
+        /// What the enforcer said.
+        why: String,
+    },
     /// The store could not be asked.
     #[error("the state database could not be read: {0}")]
     Store(String),
 }
 
-fn refusal_text(refusal: &Refusal) -> String {
+fn refusal_text(refusal: &Refusal, why: Option<Why>) -> String {
     match refusal {
         Refusal::AllowListed { prefix, entry } => format!("{prefix} is not banned: {entry} is on the allow-list"),
         Refusal::NeverBan { prefix, entry } => {
-            format!(
-                "{prefix} is not banned: {entry} must never be dropped (own address, gateway, resolver, proxy or SSH peer)"
-            )
+            let why = why.map_or("guarded: it must never be dropped", Why::as_str);
+            let whose = match (entry == prefix, prefix.contains(entry)) {
+                (true, _) => "it is".to_owned(),
+                (false, true) => format!("it holds {}, which is", ip_text(entry)),
+                (false, false) => format!("it lies in {}, which is", ip_text(entry)),
+            };
+            format!("{} is not banned: {whose} {why}", ip_text(prefix))
         }
         Refusal::TooWide { prefix } => {
             format!("{prefix} is wider than /16 (IPv6: /32): such a ban must be forced (`--force`, in the API `force`)")

@@ -145,11 +145,13 @@ pub struct Sources<'a> {
     pub now: Timestamp,
     /// Since the start.
     pub uptime: Duration,
+    /// Listeners of the dashboard that are not bound.
+    pub unbound: Vec<Trouble>,
 }
 
 /// The picture of this second.
 pub fn live(sources: &Sources<'_>, memory: &mut Memory) -> Live {
-    let Sources { hot, apply, machine, now, uptime } = sources;
+    let Sources { hot, apply, machine, now, uptime, unbound } = sources;
     let s = &hot.snapshot;
     let (name, coverage, ratio, counts) = match apply {
         Some(apply) => (apply.enforcer, apply.coverage.clone(), apply.enforcement_ratio, Arc::clone(&apply.counts)),
@@ -174,8 +176,10 @@ pub fn live(sources: &Sources<'_>, memory: &mut Memory) -> Live {
         let reason = format!("{} decisions were lost on their way to the enforcer", hot.lost_outputs);
         found.push(Trouble { word: "enforcement", which: "lost".into(), reason });
     }
+    found.extend_from_slice(unbound);
     if lost.is_none() {
-        lost = hot.degraded.iter().find(|trouble| trouble.word == "log_missing").map(|trouble| trouble.reason.clone());
+        let is_blind = |trouble: &&Trouble| matches!(trouble.word, "log_missing" | "log_format");
+        lost = hot.degraded.iter().find(is_blind).map(|trouble| trouble.reason.clone());
     }
     if lost.is_none() && !s.bans.is_empty() && ratio < LEAST_ENFORCED {
         lost = Some(format!("only {:.1} % of the bans are enforced", 100.0 * ratio));
@@ -426,7 +430,8 @@ mod tests {
     /// Everything that is shown each second, as JSON.
     fn shown(hot: &HotPicture, apply: Option<&ApplyPicture>) -> String {
         let machine = Machine { system: None, pid: Pid::from_u32(1) };
-        let sources = Sources { hot, apply, machine: &machine, now: NOW, uptime: Duration::from_secs(7260) };
+        let sources =
+            Sources { hot, apply, machine: &machine, now: NOW, uptime: Duration::from_secs(7260), unbound: Vec::new() };
         let mut live = live(&sources, &mut Memory::default());
         live.status.version = "0.0.0".into();
         let json = |value: serde_json::Result<String>| indent(&value.expect("JSON"));

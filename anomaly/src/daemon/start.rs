@@ -1,8 +1,6 @@
 //! Starts the daemon and stops it again: the order in which things are opened, and who ends when.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::sync::mpsc::{SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,26 +8,26 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 use sd_notify::NotifyState;
-use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, broadcast, oneshot, watch};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::apply::{Apply, Work, needs_restart};
 use super::begin::{self, Beginning, Begun};
 use super::clock::{now, stopwatch};
 use super::config_file::{self, ConfigFile};
 use super::hot::{HotPicture, Shared, newest};
-use super::logins::{self, Change, Logins};
+use super::listeners::Listeners;
+use super::logins::{self, Change, Logins, Peers};
 use super::picture::{HANGS_AFTER, Machine, Memory, Sources, live, point};
 use super::saves::Saves;
-use super::trouble::Told;
+use super::trouble::{Told, Trouble};
 use super::{Event, Handle, Live, Request, off};
 use crate::audit::{self, Audit, Snapshots};
 use crate::config::{Backend, Config, ConfigError, Loaded};
-use crate::dashboard;
 use crate::dashboard::history::History;
 use crate::enforce;
+use crate::enforce::guard::Guarded;
 use crate::metrics::Metrics;
 use crate::notify::{Notifier, Reporter};
 use crate::store::MAX_ENDED;
@@ -42,8 +40,6 @@ const WORK: usize = 1024;
 const EVENTS: usize = 1024;
 /// How long notices may still be delivered when the daemon ends.
 const LAST_NOTICES: Duration = Duration::from_secs(3);
-/// A port that is taken (by a daemon that is just ending) is tried again this often.
-const BIND_AGAIN: Duration = Duration::from_secs(5);
 
 /// Seconds between two looks at CPU and memory while somebody watches.
 const MACHINE_EVERY: u64 = 3;
@@ -64,7 +60,7 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
     let mut config = loaded.config;
     // A dry run drops nothing, so it is no news that banned clients go on.
     config.engine.self_proof = config.enforcer.backend != Backend::DryRun;
-    // A provider that is there already is as good.
+    // Fails if one is already installed, which is fine.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let _entered = runtime.enter();
@@ -107,7 +103,15 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
     });
     drop(teller);
     let opened = opened.map(|(enforcer, incidents)| {
-        let mut enforcer = enforce::deny_map::wrap(enforcer, &config.nginx);
+        let mut enforcer = if config.enforcer.backend == Backend::DryRun {
+            // Nor does Nginx refuse anybody: whoever is on the list has been put there by an earlier daemon.
+            if let Err(failure) = enforce::deny_map::clear(&config.nginx) {
+                warn!("Nginx goes on refusing clients in this dry run: {failure}");
+            }
+            enforcer
+        } else {
+            enforce::deny_map::wrap(enforcer, &config.nginx)
+        };
         off::clear(&config.dashboard.socket);
         // While the rest is read; nothing comes where that is not done on a thread, or fails.
         let early = begin::enforce_early(enforcer.as_mut(), &told);
@@ -120,7 +124,7 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
         Some(beginning) => begin::begin(beginning, |_| {})?,
         None => begun.and_then(Result::ok).context("nothing was begun: see the fault above")??,
     };
-    let Begun { config, host, logins, guarded, store, history: past, trouble, restored, wanted, .. } = begun;
+    let Begun { config, host, logins, guarded, peers, store, history: past, trouble, restored, wanted, .. } = begun;
     let reader = store.reader();
     let mut history = History::default();
     history.restore(past);
@@ -176,6 +180,13 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
         interfaces.join(", ")
     );
 
+    if !peers.spared().is_empty() {
+        let peers: Vec<String> = peers.spared().iter().map(|prefix| prefix.addr().to_string()).collect();
+        info!(
+            "who is logged in cannot be seen here; not banned by itself for the first minutes, because it is connected to sshd: {}",
+            peers.join(", ")
+        );
+    }
     let (hot_thread, hot_ended) = (begun.hot_thread, begun.hot_ended);
     let (apply_thread, apply_ended) = begin::spawn("anomaly-apply", move || apply.run(&work))?;
     let service = Service {
@@ -190,6 +201,7 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
         config,
         host,
         logins,
+        peers,
         logins_changed: false,
         reload,
         config_file,
@@ -220,9 +232,11 @@ struct Service {
     events: broadcast::Sender<Event>,
     config: Config,
     /// Never banned because the host lives on it.
-    host: Vec<IpNet>,
+    host: Vec<Guarded>,
     /// Never banned because somebody is logged in there.
     logins: Logins,
+    /// Not banned by the detector for a while.
+    peers: Peers,
     /// Not yet told to the two threads.
     logins_changed: bool,
     reload: Reload,
@@ -247,8 +261,8 @@ impl Service {
         let mut seconds = 0u64;
         // The first picture, so that nobody ever sees none.
         let first = self.first_picture(&mut hot_ended).await?;
-        let (live_sender, live) = watch::channel(self.picture(&first, &machine, &mut memory, uptime()));
-        let (shutdown, dashboard) = self.start_dashboard(live);
+        let (live_sender, live) = watch::channel(self.picture(&first, &machine, &mut memory, uptime(), Vec::new()));
+        let listeners = self.start_dashboard(live);
         tell_systemd(&[NotifyState::Ready]);
         loop {
             tokio::select! {
@@ -261,7 +275,7 @@ impl Service {
                     }
                     seconds += 1;
                     if let Some(hot) = newest(&self.hot_picture) {
-                        let live = self.picture(&hot, &machine, &mut memory, uptime());
+                        let live = self.picture(&hot, &machine, &mut memory, uptime(), listeners.faults());
                         if now().since(hot.at) < HANGS_AFTER {
                             tell_systemd(&[NotifyState::Watchdog]);
                         }
@@ -277,11 +291,11 @@ impl Service {
                 }
                 () = self.news.notified() => {
                     if let Some(hot) = newest(&self.hot_picture) {
-                        let _ = live_sender.send(self.picture(&hot, &machine, &mut memory, uptime()));
+                        let _ = live_sender.send(self.picture(&hot, &machine, &mut memory, uptime(), listeners.faults()));
                     }
                 }
                 _ = sessions.tick() => {
-                    self.guard_logins();
+                    self.guard_logins(uptime());
                     self.look_at_config_file();
                 }
                 () = received(&mut hangup) => self.reload().await,
@@ -293,8 +307,7 @@ impl Service {
         }
         info!("stopping");
         tell_systemd(&[NotifyState::Stopping]);
-        let _ = shutdown.send(());
-        let _ = dashboard.await;
+        listeners.end().await;
         Ok(())
     }
 
@@ -310,9 +323,16 @@ impl Service {
         }
     }
 
-    fn picture(&self, hot: &HotPicture, machine: &Machine, memory: &mut Memory, uptime: Duration) -> Arc<Live> {
+    fn picture(
+        &self,
+        hot: &HotPicture,
+        machine: &Machine,
+        memory: &mut Memory,
+        uptime: Duration,
+        unbound: Vec<Trouble>,
+    ) -> Arc<Live> {
         let apply = newest(&self.apply_picture);
-        let live = live(&Sources { hot, apply: apply.as_deref(), machine, now: now(), uptime }, memory);
+        let live = live(&Sources { hot, apply: apply.as_deref(), machine, now: now(), uptime, unbound }, memory);
         self.metrics.snapshot(&hot.snapshot);
         self.metrics.logs(&hot.totals, &hot.rejected, hot.read_errors);
         if let Some(apply) = &apply {
@@ -330,7 +350,7 @@ impl Service {
         history.offer_minute(|minute| self.work.try_send(Work::History(minute)).is_ok());
     }
 
-    fn start_dashboard(&self, live: watch::Receiver<Arc<Live>>) -> (oneshot::Sender<()>, tokio::task::JoinHandle<()>) {
+    fn start_dashboard(&self, live: watch::Receiver<Arc<Live>>) -> Listeners {
         let handle = Handle {
             live,
             events: self.events.clone(),
@@ -340,45 +360,7 @@ impl Service {
             token: self.config.dashboard.token.clone(),
             public_url: self.config.notify.dashboard_url.clone(),
         };
-        let (shutdown, stopped) = oneshot::channel::<()>();
-        let settings = self.config.dashboard.clone();
-        let task = tokio::spawn(async move {
-            let unix = match bind_socket(&settings.socket) {
-                Ok(listener) => Some(listener),
-                Err(failure) => {
-                    error!("{failure:#}; `anomaly status` and its like will not work");
-                    None
-                }
-            };
-            let mut stopped = stopped;
-            // The socket serves at once, also while the port is still taken.
-            let (end_unix, unix_ended) = oneshot::channel::<()>();
-            let over_unix = tokio::spawn(dashboard::serve(handle.clone(), None, unix, async {
-                let _ = unix_ended.await;
-            }));
-            let tcp = match settings.listen {
-                None => None,
-                Some(address) => tokio::select! {
-                    listener = bind_port(address) => Some(listener),
-                    _ = &mut stopped => None,
-                },
-            };
-            match tcp {
-                Some(listener) => {
-                    dashboard::serve(handle, Some(listener), None, async {
-                        let _ = stopped.await;
-                    })
-                    .await;
-                }
-                None => {
-                    let _ = stopped.await;
-                }
-            }
-            let _ = end_unix.send(());
-            let _ = over_unix.await;
-            let _ = std::fs::remove_file(&settings.socket);
-        });
-        (shutdown, task)
+        Listeners::start(handle, self.config.dashboard.clone())
     }
 
     /// SIGHUP: everything or nothing of the new configuration.
@@ -412,8 +394,8 @@ impl Service {
         });
     }
 
-    /// Exempts whoever has logged in since: it is most likely who operates the host. And ends what nobody has used for long.
-    fn guard_logins(&mut self) {
+    /// Exempts whoever has logged in since: it is most likely who operates the host. And ends it with the session.
+    fn guard_logins(&mut self, uptime: Duration) {
         let change = self.logins.look(now(), begin::logged_in());
         let shown = |prefixes: &[IpNet]| {
             let addresses: Vec<String> = prefixes.iter().map(|prefix| prefix.addr().to_string()).collect();
@@ -431,12 +413,20 @@ impl Service {
         if !change.ended.is_empty() {
             info!("no longer exempt from bans, because nobody is logged in from there: {}", shown(&change.ended));
         }
-        self.logins_changed |= change != Change::default();
+        let gone = self.peers.look(uptime, begin::ssh_peers);
+        if !gone.is_empty() {
+            info!(
+                "no longer spared, because sshd would have closed an idle connection, or it has ended: {}",
+                shown(&gone)
+            );
+        }
+        self.logins_changed |= change != Change::default() || !gone.is_empty();
         if !self.logins_changed {
             return;
         }
         let mut config = self.config.clone();
-        config.engine.never_ban = [&config.trusted_proxies[..], &self.guarded()].concat();
+        config.engine.never_ban = [&config.trusted_proxies[..], &self.never_ban()].concat();
+        config.engine.spared = self.peers.spared().to_vec();
         let (reply, _) = oneshot::channel();
         let request = Request::Configure { config: Box::new(config.clone()), reply };
         // Where either is too busy it is tried again with the next look; both take the same addresses twice.
@@ -448,15 +438,20 @@ impl Service {
     }
 
     /// Never banned, whatever the configuration says.
-    fn guarded(&self) -> Vec<IpNet> {
-        self.host.iter().copied().chain(self.logins.exempt()).collect()
+    fn guarded(&self) -> Vec<Guarded> {
+        begin::guarded(&self.host, &self.logins)
+    }
+
+    fn never_ban(&self) -> Vec<IpNet> {
+        self.guarded().iter().map(|guarded| guarded.prefix).collect()
     }
 
     async fn take(&mut self, mut config: Config) -> Result<Box<Config>, String> {
         for key in needs_restart(&self.config, &config) {
             warn!("{key} has changed and takes effect at the next restart");
         }
-        config.engine.never_ban.extend(self.guarded());
+        config.engine.never_ban.extend(self.never_ban());
+        config.engine.spared = self.peers.spared().to_vec();
         config.engine.self_proof = self.config.engine.self_proof;
         config.enforcer = crate::config::Enforcer { on_stop: config.enforcer.on_stop, ..self.config.enforcer.clone() };
         config.store_path.clone_from(&self.config.store_path);
@@ -485,40 +480,4 @@ async fn received(signal: &mut Signal) {
     if signal.recv().await.is_none() {
         std::future::pending::<()>().await;
     }
-}
-
-async fn bind_port(address: std::net::SocketAddr) -> TcpListener {
-    let mut told = false;
-    loop {
-        match TcpListener::bind(address).await {
-            Ok(listener) => {
-                info!("dashboard on http://{}", listener.local_addr().unwrap_or(address));
-                return listener;
-            }
-            Err(failure) if !told => {
-                told = true;
-                error!("dashboard.listen = {address}: {failure}; it is tried again every {} s", BIND_AGAIN.as_secs());
-            }
-            Err(_) => {}
-        }
-        tokio::time::sleep(BIND_AGAIN).await;
-    }
-}
-
-/// A Unix socket that root and its group may use. One left behind by a daemon that died is replaced.
-fn bind_socket(path: &Path) -> Result<UnixListener> {
-    let place = || format!("dashboard.socket = {}", path.display());
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        bail!("{}: another daemon answers there", place());
-    }
-    if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory).with_context(place)?;
-    }
-    match std::fs::remove_file(path) {
-        Err(failure) if failure.kind() != std::io::ErrorKind::NotFound => return Err(failure).with_context(place),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path).with_context(place)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).with_context(place)?;
-    Ok(listener)
 }

@@ -1,4 +1,4 @@
-//! The JSON API: every handler reads the newest picture, or asks the daemon and waits for its answer.
+//! The JSON API: every handler reads the newest snapshot, or asks the daemon and waits for its answer.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
@@ -19,7 +19,9 @@ use super::history::Range;
 use super::problem::Problem;
 use crate::daemon::{Live, Request as Ask, RequestError};
 use crate::engine::BanLength;
-use crate::report::{BanRow, BaselineRow, DecisionRow, Explanation, HistoryPoint, Status, TopRow, inert, parse_ip};
+use crate::report::{
+    BanAnswer, BanRow, BaselineRow, DecisionRow, Explanation, HistoryPoint, Status, TopRow, inert, parse_ip,
+};
 
 /// Bound of a request's body.
 pub const MAX_BODY: usize = 64 * 1024;
@@ -50,7 +52,7 @@ fn json_bytes(status: StatusCode, body: Bytes) -> Response {
     response
 }
 
-/// A list that is made by the first who asks for it, while the others wait for that.
+/// A list that the first caller makes while the other callers wait for it.
 type List = Arc<OnceLock<Result<Bytes, String>>>;
 
 /// How many lengths of the list of bans are kept: the page asks for one, the command line for all.
@@ -100,7 +102,7 @@ impl BansCache {
         list
     }
 
-    /// Forgets lists that nobody has asked for since the last time, with each new picture until `closing`.
+    /// Forgets lists that no caller has asked for since the last time, with each new snapshot until `closing`.
     pub async fn forget(&self, mut live: watch::Receiver<Arc<Live>>, mut closing: watch::Receiver<bool>) {
         loop {
             tokio::select! {
@@ -121,7 +123,7 @@ impl BansCache {
 
 /// State and figures of the daemon.
 #[utoipa::path(get, path = "/api/v1/status", tag = "read",
-    responses((status = 200, description = "The newest picture, at most a second old", body = Status)))]
+    responses((status = 200, description = "The newest status, at most a second old", body = Status)))]
 pub async fn status(State(app): State<App>) -> Response {
     json(&app.handle.live.borrow().status)
 }
@@ -246,13 +248,18 @@ pub struct BanRequest {
     /// Ban a very wide prefix all the same.
     #[serde(default)]
     force: bool,
+    /// End when this says, also where the ban in force of the same prefix lasts longer. Without it the longer one stays.
+    #[serde(default)]
+    replace: bool,
 }
 
 /// Ban an address or prefix by hand.
 #[utoipa::path(post, path = "/api/v1/bans", tag = "write",
     request_body(content = BanRequest, content_type = "application/json"),
-    responses((status = 201, description = "It is banned", body = BanRow,
-            headers(("location" = String, description = "Where its why-card is")))))]
+    responses((status = 201, description = "It is banned", body = BanAnswer,
+            headers(("location" = String, description = "Where its why-card is"))),
+        (status = 200, description = "It stays banned: the ban in force of exactly this prefix lasts at least as long (`kept` is true); \
+            `replace` ends it when this says", body = BanAnswer)))]
 pub async fn ban(State(app): State<App>, request: Request) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
     let wanted: BanRequest = read_json(&parts.headers, body).await?;
@@ -270,9 +277,13 @@ pub async fn ban(State(app): State<App>, request: Request) -> Result<Response, P
         return Err(Problem::bad_request(format!("reason is longer than {MAX_REASON} characters")));
     }
     let reason = inert(wanted.reason.trim().as_bytes());
-    let row = ask(&app, |reply| Ask::Ban { prefix, length, reason, force: wanted.force, reply }).await?;
+    let BanRequest { force, replace, .. } = wanted;
+    let answer = ask(&app, |reply| Ask::Ban { prefix, length, reason, force, replace, reply }).await?;
+    if answer.kept {
+        return Ok(json(&answer));
+    }
     let location = format!("/api/v1/bans/{}", prefix.to_string().replace('/', "%2F"));
-    let mut response = json_with(StatusCode::CREATED, &row);
+    let mut response = json_with(StatusCode::CREATED, &answer);
     if let Ok(location) = HeaderValue::from_str(&location) {
         response.headers_mut().insert(header::LOCATION, location);
     }

@@ -1,14 +1,14 @@
-//! Who may ask what: token, `Host` and `Origin`.
+//! Access control: token, `Host` and `Origin`.
 //!
 //! | from | reads | writes |
 //! |---|---|---|
-//! | Unix socket | yes: the file's mode (0660) decides who can connect | yes |
+//! | Unix socket | yes: the file's mode (0660) decides which users can connect | yes |
 //! | TCP, bound to loopback | yes, under a name of this host only (DNS rebinding) | with the token |
 //! | TCP, bound to loopback, under the host of `notify.dashboard_url` | as beyond loopback: a proxy sends the world there | with the token |
 //! | TCP, bound beyond loopback | with the token; page and `/healthz` without | with the token |
 //!
-//! Where no token is configured, writes over TCP are 403. A token that is sent is judged even where none
-//! is needed, so that a page can ask whether it is right. Writes that a browser sends for another site
+//! Where no token is configured, writes over TCP are 403. A token that is sent is checked even where none
+//! is needed, so that a page can verify it. Writes that a browser sends for another site
 //! are refused although they would lack the token, too.
 
 use std::net::IpAddr;
@@ -61,7 +61,7 @@ impl Gate {
         self.token.is_some()
     }
 
-    /// Lets a request through, or says why not. Gives who asks: for a proxy on this host that is the world.
+    /// Lets a request through, or says why not. Returns the caller: for a proxy on this host that is the world.
     ///
     /// # Errors
     /// 401 for a missing or wrong token, 403 for the rest.

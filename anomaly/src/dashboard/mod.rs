@@ -46,7 +46,7 @@ struct App {
 /// answered finish (at most 3 seconds). Never fails: what goes wrong with one connection ends that one.
 ///
 /// Whether reads need the token follows from the TCP listener's own address: beyond loopback they do.
-/// The Unix socket asks nobody for a token; its file's mode decides who can connect.
+/// The Unix socket needs no token; its file's mode decides which users can connect.
 pub async fn serve(
     handle: Handle,
     tcp: Option<TcpListener>,
@@ -126,6 +126,14 @@ fn router(app: App) -> Router {
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
     require-trusted-types-for 'script'; trusted-types 'none'";
+
+/// Whether the head of an HTTP answer is one of this dashboard's: nobody else sends this very policy.
+pub fn is_ours(head: &str) -> bool {
+    head.lines().filter_map(|line| line.split_once(": ")).any(|(name, value)| {
+        name.eq_ignore_ascii_case(header::CONTENT_SECURITY_POLICY.as_str())
+            && value.trim_end() == CONTENT_SECURITY_POLICY
+    })
+}
 
 /// Counts the answer and gives it the headers that every answer has.
 async fn finish(State(app): State<App>, request: Request, next: Next) -> Response {

@@ -54,12 +54,12 @@ pub struct IpParam {
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "anomaly", description = "What the daemon sees, whom it has banned and why; bans by hand.",
+    info(title = "anomaly", description = "What the daemon sees, which clients it has banned and why; bans by hand.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")),
     paths(api::status, api::bans, api::top, api::baseline, api::history, api::events, api::explain, api::ban,
         api::unban, document),
     components(schemas(Address, EventRow, Problem)),
-    tags((name = "read", description = "The newest picture, at most a second old"),
+    tags((name = "read", description = "The newest status, at most a second old"),
         (name = "write", description = "Bans and unbans by hand; over TCP with the bearer token")),
     security(("token" = []), ()),
     modifiers(&Token, &Problems, &Flattened))]
@@ -113,7 +113,10 @@ impl Modify for Problems {
                     can("415", "The body is not declared as application/json");
                 }
                 if asks {
-                    can("503", "The daemon is busy or stopping, or its database cannot be read");
+                    can(
+                        "503",
+                        "The daemon is busy or stopping, its database cannot be read, or the firewall did not do it",
+                    );
                 }
             }
         }

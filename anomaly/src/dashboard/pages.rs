@@ -35,7 +35,7 @@ const ASSETS: &[(&str, &str, &str)] = assets! {
     "icon.svg" "image/svg+xml"
 };
 
-/// The dashboard. What may be asked without a token is told to the page, so that it can ask for the token first.
+/// The dashboard. The page learns what needs a token, so that it can ask for the token first.
 pub async fn page(State(app): State<App>, peer: Option<Extension<Peer>>) -> Response {
     let reads = if peer.is_some_and(|p| p.0 == Peer::Network) { "token" } else { "open" };
     let writes = if app.gate.has_token() { "token" } else { "off" };

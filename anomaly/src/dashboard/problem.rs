@@ -50,11 +50,13 @@ impl Problem {
 impl From<RequestError> for Problem {
     fn from(error: RequestError) -> Self {
         let (status, word) = match &error {
-            RequestError::Refused(Refusal::NotBanned { .. }) => (StatusCode::NOT_FOUND, "not_banned"),
-            RequestError::Refused(Refusal::AllowListed { .. }) => (StatusCode::CONFLICT, "allow_listed"),
-            RequestError::Refused(Refusal::NeverBan { .. }) => (StatusCode::CONFLICT, "never_ban"),
-            RequestError::Refused(Refusal::TooWide { .. }) => (StatusCode::CONFLICT, "too_wide"),
+            RequestError::Refused(Refusal::NotBanned { .. }, _) => (StatusCode::NOT_FOUND, "not_banned"),
+            RequestError::Refused(Refusal::AllowListed { .. }, _) => (StatusCode::CONFLICT, "allow_listed"),
+            RequestError::Refused(Refusal::NeverBan { .. }, _) => (StatusCode::CONFLICT, "never_ban"),
+            RequestError::Refused(Refusal::TooWide { .. }, _) => (StatusCode::CONFLICT, "too_wide"),
             RequestError::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
+            RequestError::NotEnforced(_) => (StatusCode::SERVICE_UNAVAILABLE, "not_enforced"),
+            RequestError::StillDropped { .. } => (StatusCode::SERVICE_UNAVAILABLE, "still_dropped"),
             RequestError::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "store"),
         };
         Self::new(status, word, error.to_string())

@@ -1,8 +1,8 @@
-//! Server-sent events: every frame is made once and shared by all who follow.
+//! Server-sent events: every frame is made once and shared by all followers.
 //!
 //! A `status` and a `top` frame come at once and then every second, `decision` and `anomaly` as they happen. A
-//! follower that is too slow misses status frames silently (the next one says it all); of decisions it is told how many it
-//! missed (`lagged`), and which were the newest (`recent`), as at its start.
+//! follower that is too slow misses status frames silently (the next one has everything). For decisions it receives the number that it
+//! missed (`lagged`) and the newest ones (`recent`), as at its start.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,7 +21,7 @@ use crate::report::DecisionRow;
 
 /// Decisions that a slow follower may be behind.
 const BEHIND: usize = 1024;
-/// Decisions that a new follower is told of at once.
+/// Decisions that a new follower receives at once.
 const RECENT: usize = 50;
 /// The busiest clients that a `top` frame names: more than a page shows, every second.
 const TOP: usize = 20;

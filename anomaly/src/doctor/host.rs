@@ -1,6 +1,7 @@
-//! The host itself: kernel, capabilities, disks, and who can be reached from where.
+//! The host itself: kernel, capabilities, disks, and which receivers can be reached.
 
-use std::net::{TcpStream, ToSocketAddrs};
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -9,6 +10,8 @@ use rustix::thread::CapabilitySet;
 
 use super::Check;
 use crate::config::{Backend, Config};
+use crate::dashboard;
+use crate::report::Status;
 
 /// Least free space for the state and the audit log.
 const LOW_BYTES: u64 = 200 << 20;
@@ -33,8 +36,8 @@ pub(super) fn run(config: &Config) -> Vec<Check> {
 }
 
 /// What others can reach of us, and we of others.
-pub(super) fn outside(config: &Config) -> Vec<Check> {
-    let mut checks = vec![dashboard(config)];
+pub(super) fn outside(config: &Config, live: Option<&Status>) -> Vec<Check> {
+    let mut checks = vec![dashboard(config, live)];
     for (what, url) in [("Slack", &config.notify.slack_webhook_url), ("the webhook", &config.notify.webhook_url)] {
         if let Some(url) = url {
             checks.push(reachable(what, url.expose()));
@@ -123,19 +126,74 @@ fn disk(what: &str, file: &Path) -> Check {
     }
 }
 
-fn dashboard(config: &Config) -> Check {
-    let token = config.dashboard.token.is_some();
-    match config.dashboard.listen {
-        None => Check::ok("dashboard", "off"),
-        Some(listen) if listen.ip().is_loopback() => {
-            let writes = if token { "writes need the token" } else { "writes are refused over TCP" };
-            Check::ok("dashboard", format!("http://{listen}, loopback only; {writes}"))
+fn dashboard(config: &Config, live: Option<&Status>) -> Check {
+    let Some(listen) = config.dashboard.listen else { return Check::ok("dashboard", "off") };
+    let port = listen.port();
+    match (who_answers(listen), live) {
+        (Answers::Other, _) => {
+            let next = format!(
+                "`ss -ltnp 'sport = :{port}'` names it: end it, or set dashboard.listen to a free port and restart"
+            );
+            return Check::fail(
+                "dashboard",
+                format!("another program answers on {listen}: the dashboard does not"),
+                next,
+            );
         }
-        Some(listen) => Check::warn(
-            "dashboard",
-            format!("http://{listen} is open to the network, without TLS"),
-            "listen on 127.0.0.1 and let Nginx or an SSH tunnel carry it",
-        ),
+        (Answers::Nobody, Some(_)) => {
+            let next =
+                "restart the daemon: dashboard.listen takes effect at a start, and its log says what is in the way";
+            return Check::fail("dashboard", format!("nothing answers on {listen}, though the daemon runs"), next);
+        }
+        (Answers::Ours, None) => {
+            let next = "give each daemon a dashboard.listen of its own, or name the socket of the one that runs in dashboard.socket";
+            return Check::warn("dashboard", format!("the dashboard of another anomaly answers on {listen}"), next);
+        }
+        (Answers::Ours, Some(_)) | (Answers::Nobody, None) => {}
+    }
+    let now = if live.is_some() { "answers" } else { "the port is free" };
+    if listen.ip().is_loopback() {
+        let writes =
+            if config.dashboard.token.is_some() { "writes need the token" } else { "writes are refused over TCP" };
+        Check::ok("dashboard", format!("http://{listen}: {now}; loopback only; {writes}"))
+    } else {
+        let next = "listen on 127.0.0.1 and let Nginx or an SSH tunnel carry it";
+        Check::warn("dashboard", format!("http://{listen}: {now}; open to the network, without TLS"), next)
+    }
+}
+
+/// What is behind a port of this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answers {
+    /// Nothing.
+    Nobody,
+    /// A dashboard of anomaly.
+    Ours,
+    /// Anything else.
+    Other,
+}
+
+fn who_answers(listen: SocketAddr) -> Answers {
+    let here = match listen.ip() {
+        ip if !ip.is_unspecified() => ip,
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
+    let Ok(mut stream) = TcpStream::connect_timeout(&SocketAddr::new(here, listen.port()), REACH / 2) else {
+        return Answers::Nobody;
+    };
+    let mut ask = || -> std::io::Result<String> {
+        stream.set_read_timeout(Some(REACH / 2))?;
+        stream.set_write_timeout(Some(REACH / 2))?;
+        write!(stream, "GET /healthz HTTP/1.1\r\nHost: localhost:{}\r\nConnection: close\r\n\r\n", listen.port())?;
+        let mut answer = Vec::new();
+        // A program that goes on sending, or sends nothing, is not ours.
+        let _ = (&mut stream).take(8192).read_to_end(&mut answer);
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    };
+    match ask() {
+        Ok(answer) if dashboard::is_ours(&answer) => Answers::Ours,
+        _ => Answers::Other,
     }
 }
 
@@ -233,6 +291,33 @@ mod tests {
         assert_eq!(host_and_port("http://[::1]/x"), Some(("::1", 80)));
         assert_eq!(host_and_port("nonsense"), None);
         assert_eq!(host_and_port("https:///x"), None);
+    }
+
+    /// A listener that answers every connection with these bytes.
+    fn program(answer: &'static str) -> SocketAddr {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound");
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let _ = stream.read(&mut [0; 4096]);
+                let _ = stream.write_all(answer.as_bytes());
+            }
+        });
+        address
+    }
+
+    #[test]
+    fn a_dashboard_is_ok_only_where_ours_answers() {
+        let other = program("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok\n");
+        let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port");
+        assert_eq!([other, free].map(who_answers), [Answers::Other, Answers::Nobody]);
+        let mut config = Config::default();
+        config.dashboard.listen = Some(other);
+        let check = dashboard(&config, None);
+        assert!(check.status == Level::Fail && check.detail.contains("another program"), "{check:?}");
+        config.dashboard.listen = Some(free);
+        let check = dashboard(&config, None);
+        assert!(check.status == Level::Ok && check.detail.contains("the port is free"), "{check:?}");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use super::Check;
 use crate::config::presets::Preset;
-use crate::record::{Format, Parser, Reject};
+use crate::record::{FORMAT, Format, Parser, Reject, cure, is_object, why};
 use crate::time::Timestamp;
 
 /// How much of the end of the log is read.
@@ -25,8 +25,6 @@ const SKEW: Duration = Duration::from_secs(60);
 
 /// From so many records on, one client for all of them is suspicious.
 const MANY: usize = 50;
-
-const FORMAT: &str = "use the log_format of nginx/ (escape=json; source_ip, timestamp, method, path, status)";
 
 pub(super) fn run(path: &Path, written: &Format, proxies: &[IpNet], now: Timestamp) -> Vec<Check> {
     let name = path.display();
@@ -92,7 +90,7 @@ fn judge(lines: &[&[u8]], written: &Format, proxies: &[IpNet], now: Timestamp) -
                 if clients.insert(record.client) {
                     hidden.look_at(record.client, proxies);
                 }
-                // Whoever was found out by realip is a client, also at an address of a CDN's (its VPN, its workers).
+                // An address that realip found is a client, even if it belongs to a CDN (its VPN, its workers).
                 if record.peer.is_none_or(|peer| peer == record.client) {
                     hidden.count(&record.client);
                 }
@@ -143,21 +141,11 @@ fn judge(lines: &[&[u8]], written: &Format, proxies: &[IpNet], now: Timestamp) -
 fn format(lines: &[&[u8]], records: usize, damaged: usize, rejected: &HashMap<Reject, usize>) -> Check {
     let lost: usize = rejected.values().sum();
     let worst = rejected.iter().max_by_key(|(reject, n)| (**n, **reject as usize)).map(|(reject, _)| *reject);
-    let why = match worst {
-        Some(Reject::NotAnObject) if lines.iter().all(|line| !line.trim_ascii_start().starts_with(b"{")) => {
-            "it is not JSON"
-        }
-        other => other.unwrap_or(Reject::Empty).words(),
-    };
+    let json = lines.iter().find(|line| is_object(line));
+    let why = why(worst.unwrap_or(Reject::Empty), json.or(lines.last()).copied().unwrap_or_default());
     if records == 0 {
         let detail = format!("none of the last {} lines can be read: {why}", lines.len());
-        return match lines.last().and_then(|line| Format::guess(line)) {
-            Some(name) => {
-                let next = format!("they look like the format {name}: set log.format = \"{name}\", or {FORMAT}");
-                Check::fail("format", detail, next)
-            }
-            None => Check::fail("format", detail, FORMAT),
-        };
+        return Check::fail("format", detail, cure(lines.last().copied().unwrap_or_default()));
     }
     if lost * 100 > lines.len() {
         return Check::warn(

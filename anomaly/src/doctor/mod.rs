@@ -7,6 +7,7 @@
 mod host;
 mod log;
 mod network;
+mod nginx;
 
 use serde::Serialize;
 
@@ -74,10 +75,11 @@ pub fn run(config: &Config, live: Option<&Status>, now: Timestamp) -> Vec<Check>
     }));
     checks.extend(host::run(config));
     checks.extend(network::run(config, live));
+    checks.extend(nginx::run(config));
     for path in &config.log.paths {
         checks.extend(log::run(path, &config.log.format, &config.trusted_proxies, now));
     }
-    checks.extend(host::outside(config));
+    checks.extend(host::outside(config, live));
     checks
 }
 

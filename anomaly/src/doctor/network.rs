@@ -57,7 +57,8 @@ pub(super) fn run(config: &Config, live: Option<&Status>) -> Vec<Check> {
         checks.push(Check::warn("enforcer", "dry run: nothing is dropped", next));
     }
     if matches!(backend, Backend::Auto | Backend::Iptables) {
-        let found = iptables::examine(&std::env::var_os("PATH").unwrap_or_default());
+        let found =
+            iptables::examine(&std::env::var_os("PATH").unwrap_or_default(), config.enforcer.iptables_raw_prerouting);
         checks.extend(netfilter(found, all_xdp, docker_is_here()));
     }
     checks
@@ -197,6 +198,11 @@ fn netfilter(found: iptables::Examination, all_xdp: bool, docker: bool) -> Vec<C
             checks.push(Check::warn("iptables", format!("ip6tables: {error}"), next));
         }
     }
+    for why in &found.unlisted {
+        let next = "see `nft list ruleset` for the other tool's rule: our rules are read from the kernel and lifted all the \
+                    same, but one that accepts packets, and stands first, lets banned clients through";
+        checks.push(Check::warn("iptables", format!("iptables cannot show its rules: {why}"), next));
+    }
     if let (Ok(_), Err(error)) = (&found.v4, &found.ipset) {
         let next = "install it: beyond enforcer.iptables_max_rules bans go into a set";
         checks.push(Check::warn("ipset", error.to_string(), next));
@@ -269,6 +275,7 @@ mod tests {
             v6: Err(missing()),
             ipset: Err(missing()),
             docker_user: vec![],
+            unlisted: vec![],
         };
         let [check] = &netfilter(none(), false, false)[..] else { panic!("one check") };
         assert!(check.status == Level::Fail && check.detail.contains("apt-get install iptables"), "{check:?}");
@@ -277,7 +284,13 @@ mod tests {
 
     #[test]
     fn docker_without_its_chain_is_noticed() {
-        let works = |docker_user| iptables::Examination { v4: Ok("nft"), v6: Ok("nft"), ipset: Ok(()), docker_user };
+        let works = |docker_user| iptables::Examination {
+            v4: Ok("nft"),
+            v6: Ok("nft"),
+            ipset: Ok(()),
+            docker_user,
+            unlisted: vec![],
+        };
         let level = |all_xdp, chains: &[&str]| {
             let checks = netfilter(works(chains.iter().map(|c| (*c).to_owned()).collect()), all_xdp, true);
             checks.into_iter().find(|check| check.check == "docker").map(|check| check.status)

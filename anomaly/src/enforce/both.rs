@@ -178,6 +178,26 @@ impl Enforcer for Both {
         merge(self.upper.unban(prefixes), self.lower.as_mut().map(|lower| lower.unban(prefixes)))
     }
 
+    /// Counters are added up.
+    fn count(&mut self, prefixes: &[IpNet]) -> Result<Vec<Held>, EnforceError> {
+        let mut all = self.upper.count(prefixes)?;
+        if let Some(lower) = &mut self.lower {
+            let lower = lower.count(prefixes).unwrap_or_else(|error| {
+                tracing::warn!(%error, "what the second rung has dropped is not counted");
+                Vec::new()
+            });
+            let mut rest: HashMap<IpNet, Held> = lower.into_iter().map(|held| (held.prefix, held)).collect();
+            for held in &mut all {
+                if let Some(other) = rest.remove(&held.prefix) {
+                    held.packets += other.packets;
+                    held.bytes += other.bytes;
+                }
+            }
+            all.extend(rest.into_values());
+        }
+        Ok(all)
+    }
+
     /// Counters are added up. Left out are bans that only one of the two holds although both were
     /// told, so that a reconciler sets them again.
     fn banned(&mut self) -> Result<Vec<Held>, EnforceError> {

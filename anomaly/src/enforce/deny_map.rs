@@ -5,27 +5,35 @@
 //! includes (`nginx/deny.conf`), and Nginx is told to read it. For clients without a proxy the file
 //! changes nothing, since their packets never reach Nginx.
 //!
-//! The file is replaced in one step, so Nginx never reads half of it, at most every other second.
+//! The file is replaced in one step, so Nginx never reads half of it. Each reload costs Nginx a generation of workers, so
+//! reloads are few: a ban causes one, paced by [`pace`], and none while Nginx still keeps more than one old generation
+//! ([`nginx`]). An unban by an operator causes one, too. A ban that has run out is taken along by the next reload, or has one
+//! for all that have run out ten minutes later: until then Nginx refuses its client.
 //! An entry has no end of its own: it goes with its unban, or with the start-up reconciliation.
 
-use std::collections::{BTreeSet, HashSet};
-use std::fmt::Write as _;
-use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+mod list;
+mod nginx;
+mod pace;
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnet::IpNet;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::time::{ClockId, clock_gettime};
 
-use super::{Coverage, Drop, EnforceError, Enforcer, Fault, Held, Incident, Name, covered_by};
+use super::{Coverage, Drop, EnforceError, Enforcer, Held, Incident, Name, covered_by};
 use crate::config;
+use list::List;
 
-/// Calls of [`Enforcer::maintain`] (about seconds) between two reloads of Nginx: each one starts
-/// new workers.
-const RELOAD_EVERY: u32 = 2;
+/// Time since some moment in the past.
+type Clock = Box<dyn Fn() -> Duration + Send>;
 
-const HEADER: &str = "# Written by anomaly; read by the geo block of deny.conf. Do not edit.\n";
+/// The kernel's own clock, which no clock step moves. It decides nothing but how often Nginx is reloaded.
+fn monotonic() -> Duration {
+    let now = clock_gettime(ClockId::Monotonic);
+    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
+}
 
 /// An enforcer that also keeps the deny list. Made by [`wrap`].
 pub struct DenyMap {
@@ -33,13 +41,18 @@ pub struct DenyMap {
     list: List,
     never_drop: Vec<IpNet>,
     incidents: Vec<Incident>,
+    clock: Clock,
 }
 
 /// `inner` alone, or with a deny list where the configuration names one.
 pub fn wrap(inner: Box<dyn Enforcer>, nginx: &config::Nginx) -> Box<dyn Enforcer> {
+    wrap_at(inner, nginx, Box::new(monotonic))
+}
+
+fn wrap_at(inner: Box<dyn Enforcer>, nginx: &config::Nginx, clock: Clock) -> Box<dyn Enforcer> {
     let Some(path) = &nginx.deny_map else { return inner };
     let list = List::open(path.clone(), nginx.pid_file.clone());
-    Box::new(DenyMap { inner, list, never_drop: Vec::new(), incidents: Vec::new() })
+    Box::new(DenyMap { inner, list, never_drop: Vec::new(), incidents: Vec::new(), clock })
 }
 
 /// Where `nginx/deny.conf` and the documents have the list.
@@ -47,7 +60,7 @@ const USUAL: &str = "/var/lib/nginx-deny/anomaly.list";
 
 /// The list in its usual place, where no configuration says where it is: only one that we have written.
 pub fn find() -> Option<PathBuf> {
-    fs::read_to_string(USUAL).is_ok_and(|text| text.starts_with(HEADER)).then(|| USUAL.into())
+    std::fs::read_to_string(USUAL).is_ok_and(|text| text.starts_with(list::HEADER)).then(|| USUAL.into())
 }
 
 /// Empties the deny list, without the daemon. False when there was nothing on it.
@@ -57,118 +70,12 @@ pub fn find() -> Option<PathBuf> {
 pub fn clear(nginx: &config::Nginx) -> Result<bool, EnforceError> {
     let Some(path) = &nginx.deny_map else { return Ok(false) };
     let mut list = List::open(path.clone(), nginx.pid_file.clone());
-    if list.entries.is_empty() {
+    // One that cannot be read may refuse clients all the same: it is written anew.
+    if list.entries.is_empty() && !list.is_unreadable() {
         return Ok(false);
     }
-    list.entries.clear();
-    list.write()?;
+    list.close(monotonic(), false)?;
     Ok(true)
-}
-
-/// The file and who reads it.
-#[derive(Debug)]
-struct List {
-    path: PathBuf,
-    pid_file: Option<PathBuf>,
-    entries: BTreeSet<IpNet>,
-    /// The file is not what it should be.
-    dirty: bool,
-    /// Calls of `maintain` until Nginx may be reloaded again.
-    wait: u32,
-    /// Writing failed, and this has been told.
-    failed: bool,
-}
-
-impl List {
-    fn open(path: PathBuf, pid_file: Option<PathBuf>) -> Self {
-        let text = fs::read_to_string(&path);
-        // Nginx does not start without the file that it includes.
-        let dirty = text.is_err();
-        let entries = text.map(|text| read(&text)).unwrap_or_default();
-        Self { path, pid_file, entries, dirty, wait: 0, failed: false }
-    }
-
-    fn change(&mut self, prefix: IpNet, on: bool) {
-        self.dirty |= if on { self.entries.insert(prefix) } else { self.entries.remove(&prefix) };
-    }
-
-    /// Writes the file and reloads Nginx, when there is something new and the last time is long ago.
-    fn flush(&mut self) -> Option<Incident> {
-        if !self.dirty || self.wait > 0 {
-            return None;
-        }
-        self.wait = RELOAD_EVERY;
-        match self.write() {
-            Ok(()) => {
-                self.dirty = false;
-                std::mem::take(&mut self.failed).then_some(Incident::Recovered { fault: Fault::DenyMap })
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the deny list for Nginx is not up to date");
-                let reason = format!("banned clients behind a proxy are not refused: {error}");
-                (!std::mem::replace(&mut self.failed, true))
-                    .then_some(Incident::Degraded { fault: Fault::DenyMap, reason })
-            }
-        }
-    }
-
-    fn write(&self) -> Result<(), EnforceError> {
-        let failed = |doing: &str, path: &Path, hint: &str| {
-            let (doing, hint) = (format!("{doing} {}", path.display()), Some(hint.to_owned()));
-            move |source: io::Error| EnforceError::Kernel { doing, source, hint }
-        };
-        replace(&self.path, &text(&self.entries)).map_err(failed(
-            "writing",
-            &self.path,
-            "nginx.deny_map; the daemon must be able to write its directory",
-        ))?;
-        let Some(pid_file) = &self.pid_file else { return Ok(()) };
-        reload(pid_file).map_err(failed("reloading Nginx by", pid_file, "nginx.pid_file"))
-    }
-}
-
-fn text(entries: &BTreeSet<IpNet>) -> String {
-    entries.iter().fold(String::from(HEADER), |mut text, prefix| {
-        let _ = writeln!(text, "{prefix} 1;");
-        text
-    })
-}
-
-fn read(text: &str) -> BTreeSet<IpNet> {
-    text.lines().filter_map(|line| line.trim().strip_suffix(" 1;")?.parse().ok()).collect()
-}
-
-/// Temporary file, fsync, rename.
-fn replace(path: &Path, text: &str) -> io::Result<()> {
-    let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
-    name.push(".new");
-    let new = path.with_file_name(name);
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&new)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(new, path)
-}
-
-/// SIGHUP to Nginx's master, and to nobody else: a number in a file may be stale, or of another
-/// process namespace. An Nginx that does not run will read the list when it starts.
-fn reload(pid_file: &Path) -> io::Result<()> {
-    let text = match fs::read_to_string(pid_file) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    let pid = text.trim().parse::<u32>().ok().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
-    let Some(pid) = pid else {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "holds no process id"));
-    };
-    match fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_nonzero())) {
-        Ok(comm) if comm.trim() == "nginx" => Ok(kill_process(pid, Signal::HUP)?),
-        Ok(comm) => {
-            let what = format!("names process {}, which is {} and not nginx", pid.as_raw_nonzero(), comm.trim());
-            Err(io::Error::new(io::ErrorKind::InvalidData, what))
-        }
-        Err(_) => Ok(()),
-    }
 }
 
 impl std::fmt::Debug for DenyMap {
@@ -184,22 +91,36 @@ impl Enforcer for DenyMap {
 
     /// The answers are the inner enforcer's; trouble with the list is an [`Incident`].
     fn ban(&mut self, drops: &[Drop]) -> Vec<Result<(), EnforceError>> {
+        let now = (self.clock)();
         for drop in drops {
             let prefix = drop.prefix.trunc();
             if covered_by(&prefix, &self.never_drop).is_none() {
-                self.list.change(prefix, true);
+                self.list.change(now, prefix, true);
             }
         }
-        self.incidents.extend(self.list.flush());
+        self.incidents.extend(self.list.flush(now));
         self.inner.ban(drops)
     }
 
     fn unban(&mut self, prefixes: &[IpNet]) -> Vec<Result<(), EnforceError>> {
+        let now = (self.clock)();
         for prefix in prefixes {
-            self.list.change(prefix.trunc(), false);
+            self.list.change(now, prefix.trunc(), false);
         }
-        self.incidents.extend(self.list.flush());
+        self.incidents.extend(self.list.flush(now));
         self.inner.unban(prefixes)
+    }
+
+    fn still_refused(&mut self, lifted: &IpNet) -> Option<String> {
+        let now = (self.clock)();
+        let lifted = lifted.trunc();
+        self.list.ask_for(&lifted);
+        self.incidents.extend(self.list.flush(now));
+        self.list.still_refused(now, &lifted)
+    }
+
+    fn count(&mut self, prefixes: &[IpNet]) -> Result<Vec<Held>, EnforceError> {
+        self.inner.count(prefixes)
     }
 
     /// Left out is what is not on the list and should be; what is only on the list is added. So a
@@ -216,22 +137,26 @@ impl Enforcer for DenyMap {
     }
 
     fn snapshot_text(&mut self) -> Result<String, EnforceError> {
-        let list = text(&self.list.entries);
-        Ok(self.inner.snapshot_text()? + &format!("# {}\n{list}", self.list.path.display()))
+        Ok(self.inner.snapshot_text()? + &self.list.snapshot())
     }
 
     fn set_never_drop(&mut self, prefixes: &[IpNet]) -> Result<(), EnforceError> {
+        let now = (self.clock)();
         self.never_drop = prefixes.iter().map(IpNet::trunc).collect();
         let wrong: Vec<IpNet> =
             self.list.entries.iter().filter(|p| covered_by(p, &self.never_drop).is_some()).copied().collect();
-        wrong.into_iter().for_each(|prefix| self.list.change(prefix, false));
-        self.incidents.extend(self.list.flush());
+        for prefix in wrong {
+            self.list.change(now, prefix, false);
+            // It may not wait: a proxy on the list refuses everybody behind it.
+            self.list.ask_for(&prefix);
+        }
+        self.incidents.extend(self.list.flush(now));
         self.inner.set_never_drop(prefixes)
     }
 
     fn maintain(&mut self) -> Vec<Incident> {
-        self.list.wait = self.list.wait.saturating_sub(1);
-        self.incidents.extend(self.list.flush());
+        let now = (self.clock)();
+        self.incidents.extend(self.list.flush(now));
         let mut incidents = self.inner.maintain();
         incidents.append(&mut self.incidents);
         incidents
@@ -242,20 +167,21 @@ impl Enforcer for DenyMap {
     }
 
     fn close(mut self: Box<Self>, keep: bool) -> Result<(), EnforceError> {
-        if !keep {
-            self.list.dirty |= !self.list.entries.is_empty();
-            self.list.entries.clear();
-        }
-        let list = if self.list.dirty { self.list.write() } else { Ok(()) };
+        let list = self.list.close((self.clock)(), keep);
         self.inner.close(keep).and(list)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Fault;
     use super::super::dry_run::DryRun;
     use super::super::reconcile;
     use super::*;
+    use std::fs;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicU64;
+    use std::sync::atomic::Ordering::Relaxed;
 
     fn net(text: &str) -> IpNet {
         text.parse().expect("a prefix")
@@ -268,27 +194,37 @@ mod tests {
     struct Fixture {
         dir: tempfile::TempDir,
         nginx: config::Nginx,
+        /// Seconds.
+        now: Arc<AtomicU64>,
     }
 
     impl Fixture {
         fn new() -> Self {
             let dir = tempfile::tempdir().expect("a directory");
-            let nginx = config::Nginx { deny_map: Some(dir.path().join("deny.list")), pid_file: None };
-            Self { dir, nginx }
+            // Nobody runs there, which is as good as an Nginx that reads the list at once.
+            let pid_file = Some(dir.path().join("nginx.pid"));
+            let nginx = config::Nginx { deny_map: Some(dir.path().join("deny.list")), pid_file };
+            Self { dir, nginx, now: Arc::default() }
         }
 
         fn open(&self) -> Box<dyn Enforcer> {
-            wrap(Box::new(DryRun::new()), &self.nginx)
+            let now = Arc::clone(&self.now);
+            wrap_at(Box::new(DryRun::new()), &self.nginx, Box::new(move || Duration::from_secs(now.load(Relaxed))))
+        }
+
+        /// What the daemon does every second, for so many of them.
+        fn pass(&self, enforcer: &mut dyn Enforcer, secs: u64) -> Vec<Incident> {
+            let second = |_| {
+                self.now.fetch_add(1, Relaxed);
+                enforcer.maintain()
+            };
+            (0..secs).flat_map(second).collect()
         }
 
         fn list(&self) -> Vec<String> {
             let text = fs::read_to_string(self.dir.path().join("deny.list")).expect("the list");
             text.lines().filter(|line| !line.starts_with('#')).map(String::from).collect()
         }
-    }
-
-    fn settle(enforcer: &mut dyn Enforcer) -> Vec<Incident> {
-        (0..=RELOAD_EVERY).flat_map(|_| enforcer.maintain()).collect()
     }
 
     #[test]
@@ -298,16 +234,56 @@ mod tests {
         map.ban(&[forever("203.0.113.10/32"), forever("2001:db8::/64")]);
         assert_eq!(fixture.list(), ["203.0.113.10/32 1;", "2001:db8::/64 1;"], "the first one at once");
         map.ban(&[forever("203.0.113.11/32")]);
+        // The daemon calls this after each ban, too: the pace is time's, not that of the calls.
+        (0..10).for_each(|_| assert_eq!(map.maintain(), []));
         assert_eq!(fixture.list().len(), 2, "not again within the same second");
-        assert_eq!(settle(map.as_mut()), []);
+        assert_eq!(fixture.pass(map.as_mut(), 2), []);
         assert_eq!(fixture.list().len(), 3);
         map.unban(&[net("203.0.113.10/32"), net("203.0.113.11/32")]);
-        settle(map.as_mut());
+        fixture.pass(map.as_mut(), 2);
         assert_eq!(fixture.list(), ["2001:db8::/64 1;"]);
         map.close(true).expect("closed");
         assert_eq!(fixture.list(), ["2001:db8::/64 1;"]);
         assert!(clear(&fixture.nginx).expect("cleared") && fixture.list().is_empty());
         assert!(!clear(&fixture.nginx).expect("nothing to do"));
+    }
+
+    #[test]
+    fn an_operators_unban_causes_a_reload_and_is_not_said_to_be_done_before() {
+        let fixture = Fixture::new();
+        let mut map = fixture.open();
+        let prefix = net("203.0.113.1/32");
+        map.ban(&[forever("203.0.113.1/32")]);
+        map.unban(&[prefix]);
+        let said = map.still_refused(&prefix).expect("Nginx was reloaded in this very second");
+        assert!(said.contains("until its next reload, in about 3 s"), "{said}");
+        assert_eq!(map.still_refused(&net("203.0.113.2/32")), None, "it was never refused");
+        fixture.pass(map.as_mut(), 2);
+        assert_eq!(map.still_refused(&prefix), None);
+        fixture.pass(map.as_mut(), 100);
+        map.ban(&[forever("203.0.113.1/32")]);
+        fixture.pass(map.as_mut(), 100);
+        map.unban(&[prefix]);
+        assert_eq!(map.still_refused(&prefix), None, "after a quiet time it is reloaded at once");
+    }
+
+    #[test]
+    fn whoever_reloads_nginx_in_our_stead_is_given_a_new_file_as_rarely() {
+        let mut fixture = Fixture::new();
+        fixture.nginx.pid_file = None;
+        let mut map = fixture.open();
+        map.ban(&[forever("203.0.113.1/32"), forever("203.0.113.2/32")]);
+        assert_eq!(fixture.list().len(), 2);
+        fixture.pass(map.as_mut(), 100);
+        map.unban(&[net("203.0.113.1/32")]);
+        fixture.pass(map.as_mut(), 500);
+        assert_eq!(fixture.list().len(), 2, "its end alone changes nothing");
+        fixture.pass(map.as_mut(), 105);
+        assert_eq!(fixture.list().len(), 1);
+        map.unban(&[net("203.0.113.2/32")]);
+        let said = map.still_refused(&net("203.0.113.2/32")).expect("nobody here sees what Nginx has read");
+        assert!(said.contains("the list for it is written"), "{said}");
+        assert_eq!(fixture.list().len(), 0, "an operator waits");
     }
 
     #[test]
@@ -318,7 +294,7 @@ mod tests {
         let mut map = fixture.open();
         let done = reconcile(map.as_mut(), &[forever("203.0.113.2/32"), forever("203.0.113.3/32")]).expect("done");
         assert_eq!(done.orphans, [net("203.0.113.1/32")]);
-        settle(map.as_mut());
+        fixture.pass(map.as_mut(), 3);
         assert_eq!(fixture.list(), ["203.0.113.2/32 1;", "203.0.113.3/32 1;"]);
     }
 
@@ -329,7 +305,7 @@ mod tests {
         map.ban(&[forever("198.51.100.0/24")]);
         map.set_never_drop(&[net("198.51.100.9/32")]).expect("set");
         map.ban(&[forever("198.51.100.9/32"), forever("203.0.113.1/32")]);
-        settle(map.as_mut());
+        fixture.pass(map.as_mut(), 3);
         assert_eq!(fixture.list(), ["203.0.113.1/32 1;"]);
     }
 
@@ -340,28 +316,13 @@ mod tests {
         fixture.nginx.deny_map = Some(gone.join("deny.list"));
         let mut map = fixture.open();
         assert!(map.ban(&[forever("203.0.113.1/32")])[0].is_ok(), "the packets are dropped all the same");
-        let told: Vec<Incident> = (0..20).flat_map(|_| map.maintain()).collect();
+        let told = fixture.pass(map.as_mut(), 20);
         assert!(
             matches!(&told[..], [Incident::Degraded { reason, .. }] if reason.contains("nginx.deny_map")),
             "{told:?}"
         );
         fs::create_dir_all(&gone).expect("made");
-        assert_eq!(settle(map.as_mut()), [Incident::Recovered { fault: Fault::DenyMap }]);
+        assert_eq!(fixture.pass(map.as_mut(), 3), [Incident::Recovered { fault: Fault::DenyMap }]);
         assert!(gone.join("deny.list").exists());
-    }
-
-    #[test]
-    fn only_nginx_is_told_to_reload() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let pid_file = dir.path().join("nginx.pid");
-        reload(&pid_file).expect("an Nginx that does not run needs no reload");
-        // This very process would die of the signal.
-        fs::write(&pid_file, format!("{}\n", std::process::id())).expect("written");
-        let error = reload(&pid_file).expect_err("this is not nginx").to_string();
-        assert!(error.contains("not nginx"), "{error}");
-        fs::write(&pid_file, "-1\n").expect("written");
-        assert!(reload(&pid_file).is_err(), "every process of ours would be told");
-        fs::write(&pid_file, "junk").expect("written");
-        assert!(reload(&pid_file).is_err());
     }
 }

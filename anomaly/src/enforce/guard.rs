@@ -1,4 +1,4 @@
-//! Finds the addresses that must never be dropped: own, gateways, resolvers, SSH peers.
+//! Finds the addresses that must never be dropped: own, gateways, resolvers, and where somebody is logged in from.
 //!
 //! Only what would cut the host or its operator off. Neighbours on the same link are *not*
 //! guarded: an attacker in the host's own /24 must remain bannable, and so must private addresses.
@@ -8,19 +8,21 @@
 //! Everything is read from text files (`/proc/net`, `resolv.conf`) by pure functions. What cannot
 //! be read is logged and left out; the other sources still count.
 //!
-//! An SSH peer is whoever has a connection established at the moment of looking; whether it has logged in
-//! cannot be seen from there. So that is looked at once, at start; who is logged in is looked at again and again
-//! ([`logged_in`]).
+//! A login session proves that somebody may operate the host, so its client must never be banned, for as long as it lasts
+//! ([`logged_in`]). A connection to sshd proves nothing: anybody can open one and stay silent. It counts only where no session
+//! can be seen, for a few minutes after the start, and against nobody's decision ([`ssh_peers`]).
 
 mod sessions;
+mod ssh;
 
 use ipnet::IpNet;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
-pub use sessions::logged_in;
+pub use sessions::{LoggedIn, logged_in};
+pub use ssh::{SSH_GRACE_MARGIN, login_grace, peers as ssh_peers};
 
 /// One prefix that must never be banned or dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,8 +54,6 @@ pub enum Why {
     Resolver,
     /// A proxy that the configuration trusts.
     TrustedProxy,
-    /// The other end of an SSH connection that was open at start.
-    SshPeer,
     /// Where somebody is logged in from.
     LoggedIn,
 }
@@ -71,7 +71,6 @@ impl Why {
             Self::Gateway => "a gateway",
             Self::Resolver => "a name server",
             Self::TrustedProxy => "a trusted proxy",
-            Self::SshPeer => "the other end of an SSH session",
             Self::LoggedIn => "where somebody is logged in from",
         }
     }
@@ -90,11 +89,8 @@ const ALWAYS: [(&str, Why); 9] = [
     ("255.255.255.255/32", Why::Broadcast),
 ];
 
-/// Port of sshd where nothing says otherwise.
-const SSH_PORT: u16 = 22;
-
-/// Everything in this network namespace that must never be banned, as of now, by address and without
-/// duplicates; of several reasons the first in the order of [`Why`] is given.
+/// Everything in this network namespace that must never be banned because the host lives on it, as of now, by address and
+/// without duplicates; of several reasons the first in the order of [`Why`] is given.
 pub fn find(trusted_proxies: &[IpNet]) -> Vec<Guarded> {
     collect(&Sources::read(), trusted_proxies)
 }
@@ -110,42 +106,29 @@ struct Sources {
     route: String,
     /// `/proc/net/ipv6_route`.
     ipv6_route: String,
-    /// `/proc/net/tcp` and `tcp6`, one after the other.
-    tcp: String,
     /// `/etc/resolv.conf` and what systemd-resolved asks in its stead.
     resolv_conf: String,
-    /// Configuration of sshd.
-    sshd_config: String,
-    /// The environment's `SSH_CONNECTION`.
-    ssh_connection: String,
-    /// Inodes of the sockets of processes that are called sshd.
-    sshd_sockets: HashSet<u64>,
-    /// Where people are logged in from.
-    logged_in: Vec<IpAddr>,
 }
 
 impl Sources {
-    /// The calling thread's network namespace, which need not be the process's.
     fn read() -> Self {
-        let net = |file: &str| text(&Path::new("/proc/thread-self/net").join(file));
-        let both = |one: String, two: String| one + "\n" + &two;
-        let mut sshd_config = text(Path::new("/etc/ssh/sshd_config"));
-        for entry in fs::read_dir("/etc/ssh/sshd_config.d").into_iter().flatten().flatten() {
-            sshd_config = both(sshd_config, text(&entry.path()));
-        }
         Self {
             fib_trie: net("fib_trie"),
             if_inet6: net("if_inet6"),
             route: net("route"),
             ipv6_route: net("ipv6_route"),
-            tcp: both(net("tcp"), net("tcp6")),
             resolv_conf: both(text(Path::new("/etc/resolv.conf")), text(Path::new("/run/systemd/resolve/resolv.conf"))),
-            sshd_config,
-            ssh_connection: std::env::var("SSH_CONNECTION").unwrap_or_default(),
-            sshd_sockets: sshd_sockets(),
-            logged_in: logged_in(),
         }
     }
+}
+
+/// A file of `/proc/net`, of the calling thread's network namespace, which need not be the process's.
+fn net(file: &str) -> String {
+    text(&Path::new("/proc/thread-self/net").join(file))
+}
+
+fn both(one: String, two: String) -> String {
+    one + "\n" + &two
 }
 
 fn text(path: &Path) -> String {
@@ -156,22 +139,6 @@ fn text(path: &Path) -> String {
             String::new()
         }
     }
-}
-
-/// Best effort: without CAP_SYS_PTRACE, or from a container, other processes cannot be looked into.
-fn sshd_sockets() -> HashSet<u64> {
-    let is_sshd = |dir: &Path| {
-        let comm = fs::read_to_string(dir.join("comm")).unwrap_or_default();
-        matches!(comm.trim(), "sshd" | "sshd-session" | "sshd-auth" | "dropbear")
-    };
-    let inode =
-        |link: &Path| fs::read_link(link).ok()?.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok();
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path());
-    processes
-        .filter(|dir| is_sshd(dir))
-        .flat_map(|dir| fs::read_dir(dir.join("fd")).into_iter().flatten().flatten())
-        .filter_map(|entry| inode(&entry.path()))
-        .collect()
 }
 
 fn collect(sources: &Sources, trusted_proxies: &[IpNet]) -> Vec<Guarded> {
@@ -193,8 +160,6 @@ fn collect(sources: &Sources, trusted_proxies: &[IpNet]) -> Vec<Guarded> {
         (route(&sources.route), Why::Gateway),
         (ipv6_route(&sources.ipv6_route), Why::Gateway),
         (resolv_conf(&sources.resolv_conf), Why::Resolver),
-        (ssh_peers(sources), Why::SshPeer),
-        (sources.logged_in.clone(), Why::LoggedIn),
     ];
     for (addresses, why) in hosts {
         for address in addresses {
@@ -279,68 +244,6 @@ fn resolv_conf(text: &str) -> Vec<IpAddr> {
         address.split('%').next()?.parse().ok()
     };
     text.lines().filter_map(server).collect()
-}
-
-/// The other ends of established connections to a port that sshd listens on, and of the session that
-/// started this process.
-fn ssh_peers(sources: &Sources) -> Vec<IpAddr> {
-    let sockets: Vec<Socket> = sources.tcp.lines().filter_map(Socket::read).collect();
-    let mut ports: HashSet<u16> = sshd_ports(&sources.sshd_config);
-    let own = |socket: &&Socket| socket.state == Socket::LISTEN && sources.sshd_sockets.contains(&socket.inode);
-    ports.extend(sockets.iter().filter(own).map(|socket| socket.local_port));
-    let mut session = sources.ssh_connection.split_whitespace();
-    let client: Option<IpAddr> = session.next().and_then(|address| address.split('%').next()?.parse().ok());
-    ports.extend(session.nth(2).and_then(|port| port.parse::<u16>().ok()));
-    sockets
-        .iter()
-        .filter(|socket| socket.state == Socket::ESTABLISHED && ports.contains(&socket.local_port))
-        .map(|socket| socket.peer)
-        .chain(client.map(|address| address.to_canonical()))
-        .collect()
-}
-
-/// `Port 2222` and `ListenAddress [::]:2222`; 22 besides, which is often only a listener of systemd's.
-fn sshd_ports(text: &str) -> HashSet<u16> {
-    let port = |line: &str| {
-        let mut words = line.split_whitespace();
-        let (key, value) = (words.next()?, words.next()?);
-        if key.eq_ignore_ascii_case("Port") {
-            value.parse().ok()
-        } else if key.eq_ignore_ascii_case("ListenAddress") && (value.contains("]:") || value.matches(':').count() == 1)
-        {
-            value.rsplit(':').next()?.parse().ok()
-        } else {
-            None
-        }
-    };
-    text.lines().filter_map(port).chain([SSH_PORT]).collect()
-}
-
-/// One line of `/proc/net/tcp` or `tcp6`.
-#[derive(Debug, PartialEq, Eq)]
-struct Socket {
-    local_port: u16,
-    peer: IpAddr,
-    state: u8,
-    inode: u64,
-}
-
-impl Socket {
-    const ESTABLISHED: u8 = 1;
-    const LISTEN: u8 = 10;
-
-    /// `0: 0100007F:0016 0200007F:C001 01 ... uid timeout inode`.
-    fn read(line: &str) -> Option<Self> {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let (_, local_port) = words.get(1)?.split_once(':')?;
-        let (peer, _) = words.get(2)?.split_once(':')?;
-        Some(Self {
-            local_port: u16::from_str_radix(local_port, 16).ok()?,
-            peer: kernel_address(peer)?.to_canonical(),
-            state: u8::from_str_radix(words.get(3)?, 16).ok()?,
-            inode: words.get(9)?.parse().ok()?,
-        })
-    }
 }
 
 /// An address as the kernel prints its 32-bit words: hexadecimal numbers, in the byte order of this machine.
@@ -437,40 +340,6 @@ Local:
         assert_eq!(resolv_conf(text), [ip("192.0.2.53"), ip("fe80::53")]);
     }
 
-    /// Port 2222 is configured, 7777 is sshd's by its socket, 80 is not SSH.
-    #[test]
-    fn finds_the_peers_of_ssh_and_of_nothing_else() {
-        let tcp = "\
-  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
-   0: 00000000:1E61 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1
-   1: 020200C0:1E61 0A6433C6:C001 01 00000000:00000000 00:00000000 00000000     0        0 4712 1
-   2: 020200C0:0050 0B6433C6:C001 01 00000000:00000000 00:00000000 00000000     0        0 4713 1
-   3: 020200C0:08AE 0C6433C6:C001 01 00000000:00000000 00:00000000 00000000     0        0 4714 1
-   4: 020200C0:0016 0D6433C6:C001 06 00000000:00000000 00:00000000 00000000     0        0 4715 1
-   5: 0000000000000000FFFF0000020200C0:0016 0000000000000000FFFF00000E6433C6:C001 01 0:0 0:0 0 0 0 4716 1
-   6: B80D0120000000000000000002000000:0016 B80D0120000000000000000099000000:C001 01 0:0 0:0 0 0 0 4717 1
-";
-        let sources = Sources {
-            tcp: tcp.into(),
-            sshd_config: "#Port 80\nport 2222\nListenAddress 192.0.2.2\nListenAddress ::\n".into(),
-            ssh_connection: "198.51.100.20 50000 192.0.2.2 22".into(),
-            sshd_sockets: HashSet::from([4711]),
-            ..Sources::default()
-        };
-        // The hexadecimal numbers above are those of a little-endian machine.
-        if cfg!(target_endian = "little") {
-            let expected = ["198.51.100.10", "198.51.100.12", "198.51.100.14", "2001:db8::99", "198.51.100.20"];
-            assert_eq!(ssh_peers(&sources), expected.map(ip));
-        }
-    }
-
-    #[test]
-    fn reads_the_ports_of_sshd() {
-        let ports =
-            sshd_ports("Port 2022\nListenAddress [::1]:2023\nListenAddress 192.0.2.1:2024\nListenAddress ::1\n");
-        assert_eq!(ports, HashSet::from([22, 2022, 2023, 2024]));
-    }
-
     #[test]
     fn collects_each_prefix_once_with_its_first_reason() {
         let sources = Sources {
@@ -500,8 +369,8 @@ Local:
         #[test]
         fn no_text_makes_it_panic(text in "(.{0,80}\n){0,5}", hex in "[0-9A-Fa-f:é ]{0,120}") {
             for text in [&text, &hex] {
-                let _ = (fib_trie(text), if_inet6(text), route(text), ipv6_route(text), resolv_conf(text), sshd_ports(text));
-                let _ = (Socket::read(text), kernel_address(text), plain_v6(text));
+                let _ = (fib_trie(text), if_inet6(text), route(text), ipv6_route(text), resolv_conf(text));
+                let _ = (kernel_address(text), plain_v6(text));
             }
         }
     }

@@ -30,17 +30,20 @@ mod command;
 mod examine;
 mod firewall;
 mod ledger;
+mod nft;
 mod removal;
 mod rules;
 mod sets;
+mod survey;
 
 use firewall::Firewall;
 use ledger::{Ledger, Place};
 use rules::{Family, Table, What};
 use sets::{Count, Sets};
+use survey::{Found, Look};
 
 pub use examine::{Examination, examine};
-pub use removal::{Removed, remove_all, remove_leftovers};
+pub use removal::{Removed, remove_all, remove_leftovers, remove_what_goes};
 
 /// How often [`Enforcer::maintain`] looks at the chains: every so many calls, about as many
 /// seconds. A firewall that was flushed is open for no longer than this.
@@ -52,6 +55,9 @@ const LOOK_EVERY_WHEN_BROKEN: u32 = 60;
 /// Without ipset the list of rules may grow to so many times `iptables_max_rules`: an attack by
 /// 2,000 addresses is still cut off, and no packet pays for more than that.
 pub const LONGEST_LIST: u32 = 4;
+
+/// Entries of a set up to which it is listed only to tell what a ban has dropped: 100,000 take a second.
+const LIST_SETS_UP_TO: usize = 5000;
 
 /// The enforcer over iptables. Made by [`IptablesEnforcer::open`].
 #[derive(Debug)]
@@ -67,6 +73,8 @@ pub struct IptablesEnforcer {
     look_in: u32,
     /// It did not work when last looked at.
     broken: bool,
+    /// What has been told of tables that iptables does not list.
+    unlisted: Option<String>,
     path: OsString,
     _claim: Option<UnixListener>,
 }
@@ -109,6 +117,7 @@ impl IptablesEnforcer {
             incidents: Vec::new(),
             look_in: LOOK_EVERY,
             broken: false,
+            unlisted: None,
             path: path.to_owned(),
             unavailable,
             _claim: claim,
@@ -120,6 +129,7 @@ impl IptablesEnforcer {
             enforcer.incidents.push(Incident::Degraded { fault: Fault::Ipv6, reason });
         }
         enforcer.take_over(config.iptables_raw_prerouting)?;
+        enforcer.tell_unlisted();
         if !config.grace.is_zero() {
             tracing::info!(
                 "rules have no end of their own: where the daemon goes for good they stay, whatever enforcer.grace_secs is, \
@@ -139,81 +149,41 @@ impl IptablesEnforcer {
         if !raw {
             // The option was on before: what it left is nobody's.
             for firewall in self.firewalls.iter_mut().filter(|f| f.has(Table::Raw)) {
-                if let Err(error) = firewall.delete(Table::Raw, |_| true) {
-                    tracing::debug!(%error, "the raw table cannot be read");
+                match firewall.delete(Table::Raw, |_| true) {
+                    Ok(_) => {}
+                    Err(error) if removal::absent(firewall, Table::Raw, &error) => {
+                        tracing::debug!(%error, "there is no raw table");
+                    }
+                    Err(error) => self.incidents.push(Incident::Degraded {
+                        fault: Fault::Leftovers,
+                        reason: format!("what an earlier daemon left in the raw table may drop on: {error}"),
+                    }),
                 }
             }
         }
         self.repair().map(drop)
     }
 
-    /// What of ours the kernel has, chain by chain.
-    fn survey(&mut self, look: Look) -> Result<Survey, EnforceError> {
-        let mut survey = Survey::default();
-        let mut chains: Vec<(Family, HashSet<What>)> = Vec::new();
-        for (at, firewall) in self.firewalls.iter_mut().enumerate() {
-            if !firewall.primary && !firewall.has(Table::Filter) {
-                continue;
+    /// Tells of tables that iptables does not list, and when it does so again.
+    fn tell_unlisted(&mut self) {
+        let mut why: Vec<&str> = self.firewalls.iter().flat_map(Firewall::unlisted).collect();
+        why.dedup();
+        let fault = Fault::Listing;
+        if why.is_empty() {
+            if self.unlisted.take().is_some() {
+                self.incidents.push(Incident::Recovered { fault });
             }
-            let mut lacks = HashSet::new();
-            let wanted = self.ledger.rules(firewall.family);
-            for &table in firewall.tables() {
-                let saved = match firewall.read(table) {
-                    Ok(saved) => saved,
-                    // The variant that nobody uses here need not work.
-                    Err(_) if !firewall.primary => continue,
-                    Err(error) => return Err(error),
-                };
-                for chain in firewall.chains().into_iter().filter(|chain| chain.table == table) {
-                    let there = saved.in_chain(chain);
-                    lacks.extend(wanted.iter().filter(|what| !there.contains(what)));
-                    chains.push((firewall.family, there));
-                }
-                for rule in saved.rules {
-                    match rule.what {
-                        What::Prefix(prefix) => {
-                            survey.add(prefix, Place::Rule, Count { packets: rule.packets, bytes: rule.bytes });
-                        }
-                        What::Set(family) => drop(survey.set_rules.insert(family)),
-                    }
-                }
-            }
-            survey.lacking.extend(lacks.into_iter().map(|what| (at, what)));
+            return;
         }
-        survey.incomplete.extend(survey.found.keys().filter(|prefix| {
-            let lacks = |(family, there): &(Family, HashSet<What>)| {
-                *family == Family::of(prefix) && !there.contains(&What::Prefix(**prefix))
-            };
-            chains.iter().any(lacks)
-        }));
-        for family in Family::BOTH {
-            let Ok(programs) = &self.sets else { continue };
-            let used = self.ledger.uses_set(family) || survey.set_rules.contains(&family);
-            if look == Look::Rules || (look == Look::Bans && !used) {
-                continue;
-            }
-            let members = match programs.read(family) {
-                Ok(members) => members,
-                // It was asked only in case: ipset need not work until it is needed.
-                Err(error) if !self.ledger.uses_set(family) => {
-                    tracing::debug!(%error, "ipset cannot be asked");
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            let closed = !survey.lacking.iter().any(|(_, what)| *what == What::Set(family));
-            for (prefix, count) in members {
-                survey.add(prefix, Place::Set, count);
-                if closed {
-                    survey.incomplete.remove(&prefix);
-                } else {
-                    survey.incomplete.insert(prefix);
-                }
-            }
+        let reason = format!(
+            "{}. Our rules are read from the kernel instead, and taken away by their handles; but a rule of another tool \
+             in that table is one that iptables does not understand, and where it accepts packets it may stand before ours",
+            why.join("; ").trim_end_matches('.')
+        );
+        if self.unlisted.as_ref() != Some(&reason) {
+            self.unlisted = Some(reason.clone());
+            self.incidents.push(Incident::Degraded { fault, reason });
         }
-        let counts = survey.found.iter().map(|(prefix, found)| (*prefix, found.count));
-        self.ledger.count(counts, look != Look::Rules);
-        Ok(survey)
     }
 
     /// Sets the rules that are wanted and missing; returns the prefixes that were not dropped.
@@ -240,6 +210,15 @@ impl IptablesEnforcer {
         }
         let mut missing: Vec<IpNet> = missing.into_iter().collect();
         missing.sort();
+        if !missing.is_empty()
+            && let still = self.survey(Look::Rules)?
+            && let Some((at, what)) = still.lacking.iter().find(|lacking| survey.lacking.contains(lacking))
+        {
+            let firewall = &self.firewalls[*at];
+            let command = format!("{} -I {}", firewall.family.program(), what.spec().join(" "));
+            let message = "the rule was set, and is not there when looked for".into();
+            return Err(EnforceError::Command { command, message });
+        }
         Ok(missing)
     }
 
@@ -333,7 +312,10 @@ impl IptablesEnforcer {
             let ours = |what: &What| matches!(what, What::Prefix(prefix) if prefixes.contains(prefix));
             for firewall in self.firewalls_of(family).filter(|f| f.primary || f.has(Table::Filter)) {
                 for &table in firewall.tables() {
-                    firewall.delete(table, ours)?;
+                    match firewall.delete(table, ours) {
+                        Err(error) if !firewall.primary && removal::says_absent(&error) => {}
+                        done => drop(done?),
+                    }
                 }
             }
         }
@@ -347,7 +329,10 @@ impl IptablesEnforcer {
     fn drop_set(&mut self, family: Family) -> Result<(), EnforceError> {
         for firewall in self.firewalls_of(family).filter(|f| f.primary || f.has(Table::Filter)) {
             for &table in firewall.tables() {
-                firewall.delete(table, |what| *what == What::Set(family))?;
+                match firewall.delete(table, |what| *what == What::Set(family)) {
+                    Err(error) if !firewall.primary && removal::says_absent(&error) => {}
+                    done => drop(done?),
+                }
             }
         }
         if let Ok(sets) = &self.sets {
@@ -362,44 +347,6 @@ fn usable(family: Family, raw: bool, path: &OsStr) -> Result<Firewall, EnforceEr
     let firewall = Firewall::primary(family, raw, path)?;
     firewall.probe()?;
     Ok(firewall)
-}
-
-/// How far [`IptablesEnforcer::survey`] looks.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Look {
-    /// Chains only: a set of 100,000 entries takes a second to list, and no firewall that reloads
-    /// flushes it.
-    Rules,
-    /// Sets too, where there should be one.
-    Bans,
-    /// Sets in any case.
-    Everything,
-}
-
-/// What [`IptablesEnforcer::survey`] found.
-#[derive(Debug, Default)]
-struct Survey {
-    found: HashMap<IpNet, Found>,
-    /// Prefixes that some chain drops and another one, which should, does not.
-    incomplete: HashSet<IpNet>,
-    /// Wanted rules that a firewall (by index) lacks in at least one chain.
-    lacking: Vec<(usize, What)>,
-    /// Families with a rule for the set.
-    set_rules: HashSet<Family>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Found {
-    place: Place,
-    count: Count,
-}
-
-impl Survey {
-    fn add(&mut self, prefix: IpNet, place: Place, count: Count) {
-        let found = self.found.entry(prefix).or_insert(Found { place, count: Count::default() });
-        found.count.packets += count.packets;
-        found.count.bytes += count.bytes;
-    }
 }
 
 impl Enforcer for IptablesEnforcer {
@@ -446,10 +393,23 @@ impl Enforcer for IptablesEnforcer {
         for family in Family::BOTH {
             let theirs: HashSet<IpNet> =
                 prefixes.iter().map(IpNet::trunc).filter(|prefix| Family::of(prefix) == family).collect();
-            if theirs.is_empty() || self.unavailable.contains_key(&family) {
+            if theirs.is_empty() {
                 continue;
             }
-            if let Err(error) = self.unban_family(family, &theirs) {
+            // Without the program nothing was set; what a daemon had set that had it is taken away all the same.
+            let done = if self.unavailable.contains_key(&family) {
+                let ours = |what: &What| matches!(what, What::Prefix(prefix) if theirs.contains(prefix));
+                let mut tables = [Table::Filter, Table::Raw].into_iter();
+                tables.try_for_each(|table| removal::remove_from_kernel(family, table, ours).map(drop)).map_err(
+                    |source| {
+                        let doing = format!("looking for rules of {}, which cannot be used", family.program());
+                        EnforceError::Kernel { doing, source, hint: None }
+                    },
+                )
+            } else {
+                self.unban_family(family, &theirs)
+            };
+            if let Err(error) = done {
                 failed.insert(family, error);
             }
             theirs.iter().for_each(|prefix| self.ledger.remove(prefix));
@@ -462,12 +422,23 @@ impl Enforcer for IptablesEnforcer {
         let survey = self.survey(Look::Bans)?;
         let held = |(&prefix, found): (&IpNet, &Found)| {
             let half = survey.incomplete.contains(&prefix) && self.ledger.place(&prefix).is_some();
-            let Count { packets, bytes } = found.count;
+            let Count { packets, bytes } = found.count.plus(self.ledger.carried(&prefix));
             (!half).then_some(Held { prefix, packets, bytes, last_hit: None })
         };
         let mut held: Vec<Held> = survey.found.iter().filter_map(held).collect();
         held.sort_by_key(|held| held.prefix);
         Ok(held)
+    }
+
+    fn count(&mut self, prefixes: &[IpNet]) -> Result<Vec<Held>, EnforceError> {
+        let many = Family::BOTH.iter().any(|family| self.ledger.set_size(*family) > LIST_SETS_UP_TO);
+        self.survey(if many { Look::Rules } else { Look::Bans })?;
+        let held = |prefix: &IpNet| {
+            let prefix = prefix.trunc();
+            let Count { packets, bytes } = self.ledger.counted(&prefix).plus(self.ledger.carried(&prefix));
+            Held { prefix, packets, bytes, last_hit: None }
+        };
+        Ok(prefixes.iter().map(held).collect())
     }
 
     fn snapshot_text(&mut self) -> Result<String, EnforceError> {
@@ -513,7 +484,7 @@ impl Enforcer for IptablesEnforcer {
 
     fn maintain(&mut self) -> Vec<Incident> {
         self.look_in = self.look_in.saturating_sub(1);
-        if self.look_in == 0 && (!self.ledger.is_empty() || self.broken) {
+        if self.look_in == 0 && (!self.ledger.is_empty() || self.broken || self.unlisted.is_some()) {
             match self.repair() {
                 Ok(missing) => {
                     if !missing.is_empty() {
@@ -533,6 +504,7 @@ impl Enforcer for IptablesEnforcer {
                     (self.broken, self.look_in) = (true, LOOK_EVERY_WHEN_BROKEN);
                 }
             }
+            self.tell_unlisted();
         }
         if self.ledger.overflow_is_over() {
             self.incidents.push(Incident::Recovered { fault: Fault::Overflow });
@@ -549,7 +521,8 @@ impl Enforcer for IptablesEnforcer {
         if keep {
             return Ok(());
         }
-        removal::remove_with(&self.path).map(drop)
+        let (_, failed) = removal::remove_with(&self.path);
+        failed.into_iter().next().map_or(Ok(()), Err)
     }
 }
 

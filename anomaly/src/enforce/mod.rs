@@ -3,7 +3,7 @@
 //! An enforcer does what it is told, idempotently, and never decides. It blocks
 //! its caller, so it runs on a thread of its own.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -189,6 +189,8 @@ pub enum Fault {
     Ipv6,
     /// The chains cannot be looked at or repaired.
     Chains,
+    /// iptables does not list a table, and the kernel was asked itself.
+    Listing,
     /// More bans than rules are good for.
     Overflow,
     /// Nginx's deny list is not up to date.
@@ -206,6 +208,7 @@ impl std::fmt::Display for Fault {
             Self::Slow => "slow",
             Self::Ipv6 => "ipv6",
             Self::Chains => "chains",
+            Self::Listing => "listing",
             Self::Overflow => "overflow",
             Self::DenyMap => "deny_map",
             Self::Leftovers => "leftovers",
@@ -266,6 +269,24 @@ pub trait Enforcer: Send {
 
     /// Stops dropping these; what it does not drop is no error.
     fn unban(&mut self, prefixes: &[IpNet]) -> Vec<Result<(), EnforceError>>;
+
+    /// An operator has lifted this ban and waits: what refuses its clients all the same, and for how long, in words. None
+    /// where nothing does.
+    fn still_refused(&mut self, _lifted: &IpNet) -> Option<String> {
+        None
+    }
+
+    /// What these have dropped, where that is known: also those that ran out, or gave way to others. [`Enforcer::unban`]
+    /// forgets it.
+    ///
+    /// # Errors
+    /// The kernel's or the command's, when it cannot be asked.
+    fn count(&mut self, prefixes: &[IpNet]) -> Result<Vec<Held>, EnforceError> {
+        let asked: HashSet<IpNet> = prefixes.iter().map(IpNet::trunc).collect();
+        let mut held = self.banned()?;
+        held.retain(|held| asked.contains(&held.prefix));
+        Ok(held)
+    }
 
     /// What it drops now, as the kernel says.
     ///
@@ -383,6 +404,8 @@ pub fn reconcile(enforcer: &mut dyn Enforcer, wanted: &[Drop]) -> Result<Reconci
         .collect();
     let mut orphans: Vec<IpNet> = held.iter().filter(|(_, wanted)| !**wanted).map(|(prefix, _)| *prefix).collect();
     orphans.sort();
+    // An earlier daemon's ban may have run out while nobody was there to tell.
+    let last = if orphans.is_empty() { Vec::new() } else { enforcer.count(&orphans).unwrap_or_default() };
     enforcer.unban(&orphans).into_iter().collect::<Result<(), _>>()?;
     let results = enforcer.ban(&missing);
     let repaired = results.iter().filter(|r| r.is_ok()).count();
@@ -392,6 +415,7 @@ pub fn reconcile(enforcer: &mut dyn Enforcer, wanted: &[Drop]) -> Result<Reconci
         enforced: wanted.len() - missing.len() + repaired,
         missing: missing.iter().map(|d| d.prefix).collect(),
         orphans,
+        last,
         failed,
     })
 }
@@ -407,6 +431,8 @@ pub struct Reconciled {
     pub missing: Vec<IpNet>,
     /// Entries that no ban wanted, now removed.
     pub orphans: Vec<IpNet>,
+    /// What those had dropped.
+    pub last: Vec<Held>,
     /// The first of the bans that could not be set.
     pub failed: Option<EnforceError>,
 }

@@ -5,6 +5,7 @@
 //! interface away from somebody else's program.
 
 mod attach;
+mod counts;
 mod needs;
 mod netlink;
 mod offline;
@@ -27,6 +28,7 @@ use rustix::time::{ClockId, clock_gettime};
 use super::{Attachment, Coverage, Drop, EnforceError, Enforcer, Fault, Held, Incident, Name, Totals};
 use crate::config::{self, Backend};
 use attach::Attached;
+use counts::held_of;
 use needs::{check_capabilities, choose};
 use netlink::Watch;
 use offline::take_down;
@@ -36,6 +38,7 @@ use tables::Kind;
 
 pub use attach::owner;
 pub use needs::{open_members, wanted_interfaces};
+pub(super) use netlink::{Attributes, align, u16_at, u32_at};
 pub use netlink::{Interface, interfaces};
 pub use offline::{Removed, down, off};
 pub use program::{Loader, OBJECT};
@@ -59,6 +62,8 @@ pub struct XdpEnforcer {
     next_to_go: HashMap<usize, Vec<(IpNet, u64)>>,
     /// Bans that gave way, with their ends: they do not push others out in turn.
     gave_way: HashMap<IpNet, u64>,
+    /// What bans had counted whose entries were removed although nobody lifted them: they ran out, or gave way.
+    gone: HashMap<IpNet, Ban>,
     switched_off: bool,
     /// The kernel program could not be told that the daemon lives.
     mute: bool,
@@ -146,10 +151,12 @@ impl XdpEnforcer {
             incidents: slow.into_iter().collect(),
             next_to_go: HashMap::new(),
             gave_way: HashMap::new(),
+            gone: HashMap::new(),
             switched_off: false,
             mute: false,
             rounds: 0,
         };
+        enforcer.remember_left_behind();
         enforcer
             .kernel
             .switch
@@ -324,9 +331,11 @@ impl XdpEnforcer {
                 continue;
             }
             let Ok(all) = table.all() else { continue };
-            for (prefix, _) in all.iter().filter(|(_, ban)| ban.until_ns <= now) {
+            let ended: Vec<(IpNet, Ban)> = all.into_iter().filter(|(_, ban)| ban.until_ns <= now).collect();
+            for (prefix, _) in &ended {
                 let _ = table.remove(prefix);
             }
+            self.remember(ended);
         }
     }
 }
@@ -428,6 +437,7 @@ impl Enforcer for XdpEnforcer {
                 .collect();
             for (_, prefix) in &of_kind {
                 self.gave_way.remove(prefix);
+                self.gone.remove(prefix);
             }
             let these: Vec<IpNet> = of_kind.iter().map(|(_, prefix)| *prefix).collect();
             let table = self.kernel.table(kind);
@@ -441,6 +451,10 @@ impl Enforcer for XdpEnforcer {
         answers
     }
 
+    fn count(&mut self, prefixes: &[IpNet]) -> Result<Vec<Held>, EnforceError> {
+        self.last_counts(prefixes)
+    }
+
     fn banned(&mut self) -> Result<Vec<Held>, EnforceError> {
         let now = now_ns();
         let mut held = Vec::with_capacity(self.kernel.tables.iter().map(|table| table.len()).sum());
@@ -450,18 +464,16 @@ impl Enforcer for XdpEnforcer {
             let each = &mut |prefix, ban: Ban| {
                 if ban.until_ns <= now {
                     // The program no longer drops it, and leaves it to us to remove it.
-                    ended.push(prefix);
+                    ended.push((prefix, ban));
                     return;
                 }
-                held.push(Held {
-                    prefix,
-                    packets: ban.packets,
-                    bytes: ban.bytes,
-                    last_hit: (ban.last_hit_ns != 0).then(|| Duration::from_nanos(now.saturating_sub(ban.last_hit_ns))),
-                });
+                held.push(held_of(prefix, &ban, now));
             };
             table.each(each).map_err(|e| failed("reading", kind.map(), e))?;
-            table.remove_all(&ended).map_err(|e| failed("writing", kind.map(), e))?;
+            let prefixes: Vec<IpNet> = ended.iter().map(|(prefix, _)| *prefix).collect();
+            let removed = table.remove_all(&prefixes);
+            self.remember(ended);
+            removed.map_err(|e| failed("writing", kind.map(), e))?;
         }
         Ok(held)
     }
@@ -530,6 +542,7 @@ impl Enforcer for XdpEnforcer {
     fn maintain(&mut self) -> Vec<Incident> {
         self.follow_interfaces();
         self.sweep_nets();
+        self.forget_gone();
         let beat = self.heartbeat();
         if std::mem::replace(&mut self.mute, beat.is_err()) && beat.is_ok() {
             self.incidents.push(Incident::Recovered { fault: Fault::Heartbeat });

@@ -166,7 +166,7 @@ async fn post(client: &mut Option<reqwest::Client>, url: &reqwest::Url, body: St
 
 /// TLS is set up when it is first needed: it reads the host's certificates, which takes time and memory.
 fn make_client(url: &reqwest::Url, timeout: Duration) -> Result<reqwest::Client, reqwest::Error> {
-    // Fails where one is installed already, which is as good.
+    // Fails if one is already installed, which is fine.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = reqwest::Client::builder()
         .timeout(timeout)

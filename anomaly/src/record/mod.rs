@@ -6,6 +6,7 @@
 
 mod chunk;
 mod combined;
+mod cure;
 #[cfg(test)]
 mod differential;
 mod fallback;
@@ -18,6 +19,7 @@ mod value;
 
 use crate::time::Timestamp;
 pub use anomaly_engine::record::{Extension, LINES_AT_ONCE, Record};
+pub(crate) use cure::{FORMAT, cure, is_object, why};
 use format::Keys;
 pub use format::{FieldMap, Format};
 use found::Found;

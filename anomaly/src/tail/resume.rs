@@ -131,7 +131,7 @@ pub(super) fn plan(path: &Path, files: Vec<Position>) -> Plan {
     plan
 }
 
-/// Whether a file was written to at `moment` or later. Who compresses or copies it may keep only the whole seconds of that.
+/// Whether a file was written to at `moment` or later. A program that compresses or copies it may keep only whole seconds.
 fn is_since(moment: i64, sibling: &Rotated) -> bool {
     let whole = sibling.modified_ns % SECOND_NS == 0;
     sibling.modified_ns >= if whole { moment - moment.rem_euclid(SECOND_NS) } else { moment }
@@ -214,7 +214,7 @@ pub(super) fn newer_than(path: &Path, old: &Position, known: &Known) -> Vec<(Rot
 }
 
 /// Whether a rotated file is the copy of the present log that `copytruncate` is just making. Many logs begin alike in the
-/// first bytes of a line: who has no more than that is not called a copy.
+/// first bytes of a line: a file with no more than that is not called a copy.
 fn is_copy(sibling: &Rotated, log: &File) -> bool {
     let is_more = || sibling.head().is_ok_and(|head| !is_fragment(&head));
     !sibling.gzip && is_copy_of(&sibling.file, log).unwrap_or(false) && is_more()

@@ -1,4 +1,4 @@
-//! Says that something was written, created or renamed where the logs are. What that was, [`super::Tail`] finds out.
+//! Reports that something was written, created or renamed beside the logs; [`super::Tail`] finds out what.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,13 +9,13 @@ use std::time::SystemTime;
 
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 
-/// Wakes whoever polls the tails. It watches directories, so that it sees files come and go; a poll once
+/// Wakes the thread that polls the tails. It watches directories, so that it sees files come and go; a poll once
 /// a second finds all that it may miss (network file systems, a queue that ran over).
 ///
-/// It wakes once, and then rests until it is told to go on: who is woken looks by himself as long as lines keep coming,
-/// which costs less than to be told of each. Whoever wants to be woken again lets it
-/// [pass over](Watcher::pass_over) what the kernel has kept meanwhile, [arms](Watcher::arm) it, and then looks once more:
-/// so nothing is missed.
+/// It wakes the thread once, and then rests until it is armed: the thread polls by itself as long as lines keep coming,
+/// which costs less than a wake-up for each. To be woken again, the thread lets the watcher
+/// [pass over](Watcher::pass_over) the events that the kernel has kept meanwhile, [arms](Watcher::arm) it, and then polls once
+/// more, so that nothing is missed.
 #[derive(Debug)]
 pub struct Watcher {
     inotify: RecommendedWatcher,
@@ -70,7 +70,7 @@ impl Watcher {
         self.bell.set(Rest::Never);
     }
 
-    /// Rests, without having woken anybody: whoever looks by himself has found something.
+    /// Rests without a wake-up: a poll of the thread itself has found something.
     pub fn rest(&self) {
         self.bell.set(Rest::Now);
     }
@@ -147,8 +147,8 @@ struct Bell {
 }
 
 impl Bell {
-    /// Called by the watching thread for each event, with whom to wake if it matters: does so where it is armed, then
-    /// waits as long as it is to rest. Also for what is written to other files beside a busy log.
+    /// Called by the watching thread for each event, with the wake-up for one that matters: runs it if armed, then
+    /// waits as long as the watcher rests. Also for what is written to other files beside a busy log.
     fn ring(&self, wake: Option<&impl Fn()>) {
         let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(wake) = wake.filter(|_| *rest == Rest::Armed) {

@@ -27,7 +27,7 @@ const REPLAY: f64 = 1738.0;
 /// Adds the rows of this part.
 ///
 /// # Errors
-/// When valgrind cannot be had or a step fails under it.
+/// When valgrind is unavailable or a step fails under it.
 pub fn measure(bench: &mut Bench, yes: bool) -> Result<()> {
     setup::packages("counting instructions", &[setup::package("valgrind", "valgrind")], yes)?;
     let stages = Stages::build()?;

@@ -2,8 +2,8 @@
 //! a flood is in [`flood`].
 //!
 //! fail2ban and CrowdSec are unpacked, not installed: installed, they would become services that ban, and CrowdSec would
-//! register this machine with its makers. Each peer reads a long and a short piece of one log; what the longer one takes
-//! more is told, so that nobody's start counts.
+//! register this machine with its makers. Each peer reads a long and a short piece of one log; the difference
+//! is reported, so that start-up does not count.
 
 mod crowdsec;
 pub mod flood;
@@ -37,7 +37,7 @@ struct Peer {
 /// Adds the rows of this part.
 ///
 /// # Errors
-/// When a peer cannot be had or does not understand the log.
+/// When a peer is unavailable or does not understand the log.
 pub fn measure(bench: &mut Bench, yes: bool) -> Result<()> {
     let tools = [package("python3", "/usr/bin/python3"), package("goaccess", "goaccess"), package("jq", "jq")];
     setup::packages(WHAT, &tools, yes)?;

@@ -25,7 +25,7 @@ const SPAN: Duration = Duration::from_secs(60);
 const SETTLE: Duration = Duration::from_secs(8);
 const MIB: f64 = 1_048_576.0;
 
-/// Clients who send 10,000 lines a second: each one every two seconds, so that nobody is banned.
+/// Clients that send 10,000 lines a second: each one every two seconds, so that no client is banned.
 pub const CROWD: Plan = Plan { per_second: RATE, ..USUAL };
 /// The processor of the daemon; everything of ours that works at the same time is on the next one.
 const DAEMONS_CPU: usize = 0;
@@ -101,7 +101,7 @@ pub fn records(daemon: &Daemon<'_>) -> Result<u64> {
 /// A daemon that has learned from half an hour of quiet traffic, alone on its processor.
 ///
 /// # Errors
-/// When it does not run, or XDP cannot be had.
+/// When it does not run, or XDP is unavailable.
 pub fn start<'lab>(lab: &'lab Lab, binary: &Path, config: Config) -> Result<Daemon<'lab>> {
     lab.write_log(&history::quiet(clock::epoch_secs(), 30, 2))?;
     let through = ["taskset", "--cpu-list", &DAEMONS_CPU.to_string()].map(Into::into).to_vec();

@@ -1,4 +1,4 @@
-//! The table that a bench prints: in Markdown for people, in JSON for whoever compares runs.
+//! The table that a bench prints: in Markdown for people, in JSON for programs that compare runs.
 
 use std::fmt::Write as _;
 
@@ -11,7 +11,7 @@ pub enum Target {
     AtMost(f64),
     /// Not less.
     AtLeast(f64),
-    /// Told only.
+    /// Reported only.
     None,
 }
 
@@ -52,7 +52,7 @@ impl Row {
     fn verdict(&self) -> &'static str {
         match self.meets() {
             Some(true) => "pass",
-            Some(false) => "**short**",
+            Some(false) => "**missed**",
             None => "",
         }
     }
@@ -81,7 +81,7 @@ impl Table {
     /// The table and the machine, for people.
     pub fn markdown(&self) -> String {
         let mut text =
-            format!("{}\n\n| what | measured | to reach | | how |\n|---|--:|--:|---|---|\n", self.machine.words());
+            format!("{}\n\n| what | measured | target | | how |\n|---|--:|--:|---|---|\n", self.machine.words());
         for row in &self.rows {
             let Row { what, value, unit, how, .. } = row;
             let (value, wanted, verdict) = (print(*value), row.wanted(), row.verdict());
@@ -185,19 +185,21 @@ mod tests {
     }
 
     #[test]
-    fn a_figure_meets_its_target_or_is_short() {
+    fn a_figure_meets_its_target_or_misses_it() {
         assert_eq!(row(1.5, Target::AtMost(1.5)).verdict(), "pass");
-        assert_eq!(row(1.6, Target::AtMost(1.5)).verdict(), "**short**");
+        assert_eq!(row(1.6, Target::AtMost(1.5)).verdict(), "**missed**");
         assert_eq!(row(1.6, Target::AtLeast(1.5)).verdict(), "pass");
-        assert_eq!(row(f64::NAN, Target::AtLeast(1.5)).verdict(), "**short**");
+        assert_eq!(row(f64::NAN, Target::AtLeast(1.5)).verdict(), "**missed**");
         assert_eq!(row(1.6, Target::None).meets(), None);
     }
 
     #[test]
-    fn markdown_and_json_say_the_same() {
+    fn markdown_and_json_agree() {
         let mut table = Table::default();
         table.add(row(0.5, Target::AtMost(1.0)));
-        assert!(table.markdown().ends_with("| what | 0.50 ms | <= 1 ms | pass | how |\n"), "{}", table.markdown());
+        table.add(row(1.5, Target::AtMost(1.0)));
+        let rows = "| what | 0.50 ms | <= 1 ms | pass | how |\n| what | 1.50 ms | <= 1 ms | **missed** | how |\n";
+        assert!(table.markdown().ends_with(rows), "{}", table.markdown());
         let json = table.json();
         assert_eq!((&json["rows"][0]["value"], &json["rows"][0]["meets"]), (&json!(0.5), &json!(true)));
     }

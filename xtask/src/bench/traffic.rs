@@ -25,7 +25,7 @@ pub struct Plan {
     pub in_turn: bool,
 }
 
-/// A million lines of 20,000 clients who ask for a page or an asset every four seconds.
+/// A million lines of 20,000 clients that ask for a page or an asset every four seconds.
 pub const USUAL: Plan = Plan { lines: 1_000_000, clients: 20_000, per_second: 5_000, in_turn: false };
 /// A million clients within one window.
 pub const DISTINCT: Plan = Plan { lines: 1_000_000, clients: 1_000_000, per_second: 20_000, in_turn: true };

@@ -1,4 +1,4 @@
-//! A trace's lines, as the references and the picture need them. Far slower and laxer than the daemon's parser, on
+//! A trace's lines, as the references and the plot need them. Far slower and laxer than the daemon's parser, on
 //! purpose: a second opinion.
 
 use std::fs::File;

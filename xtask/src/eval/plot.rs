@@ -1,4 +1,4 @@
-//! A picture of what clients do, as SVG: one panel per trace, one dot per client, the detector's floors drawn in.
+//! A plot of the clients' activity, as SVG: one panel per trace, one dot per client, the detector's floors drawn in.
 //!
 //! Across: the most page requests in any 60 s (an asset is a tenth); up: the most distinct paths answered 4xx (an asset
 //! is a tenth). Both on log scale, because that is where the tail is tame.
@@ -137,7 +137,7 @@ fn y(paths: f64) -> f64 {
     TOP + INNER.1 * (1.0 - (paths.max(0.05).log10() + 1.3) / 4.5)
 }
 
-/// The whole picture.
+/// The whole plot.
 pub fn svg(panels: &[Panel]) -> String {
     let columns = 2;
     let rows = panels.len().div_ceil(columns);

@@ -8,20 +8,20 @@ use tracing::{error, info};
 use super::super::clock::now;
 use super::{Apply, HELD};
 use crate::audit::{self, Change};
-use crate::enforce::{Drop, EnforceError};
-use crate::engine::{Ban, Origin, Unban};
+use crate::enforce::{Drop, EnforceError, Held};
+use crate::engine::{Ban, Kept, Origin, Unban};
 use crate::notify::Notice;
 use crate::report::{DecisionRow, Reason, ip_text, some_of};
 use crate::store::{BanState, Recorded};
+use crate::time::Timestamp;
 
-/// Up to so many bans, what each has dropped is read anew before unbans are told.
-const MAX_COUNTED: usize = 1000;
 /// Up to so many decisions that come together are a line each in the daemon's log; more are one line for all. The audit log
 /// has each of them in any case.
 const MAX_LINES: usize = 100;
 
 impl Apply {
-    pub(super) fn ban(&mut self, bans: &[Box<Ban>]) {
+    /// Why the last of them is not enforced, where the enforcer failed.
+    pub(super) fn ban(&mut self, bans: &[Box<Ban>]) -> Option<String> {
         self.with_store(|store| store.record_bans(bans.iter().map(AsRef::as_ref)));
         let wall = now();
         let live: Vec<&Ban> = bans.iter().filter(|b| !b.in_past).map(AsRef::as_ref).collect();
@@ -35,8 +35,11 @@ impl Apply {
         };
         let mut changes = Vec::new();
         let mut failed = Failed::default();
+        let mut last = None;
         for ((ban, drop), outcome) in live.iter().zip(&drops).zip(outcomes) {
+            let off = matches!(outcome, Err(EnforceError::Off));
             let failure = outcome.err().map(|e| e.to_string());
+            last = failure.clone().filter(|_| !off);
             self.wanted.insert(ban.prefix, ban.until);
             match &failure {
                 None => {
@@ -75,6 +78,7 @@ impl Apply {
             self.maintain();
             self.snapshot(&changes);
         }
+        last
     }
 
     /// Tells everybody of a ban, and why it is not enforced.
@@ -83,6 +87,16 @@ impl Apply {
         self.show(DecisionRow::ban(ban), ban.reason());
         let enforcer = self.enforcer.name().as_str().to_owned();
         self.notifier.send(Notice::Ban { ban: Box::new(ban.clone()), enforcer, error });
+    }
+
+    /// Tells that a ban by hand has changed nothing: nobody else is told, because nobody is dropped for longer or shorter.
+    pub(super) fn tell_kept(&mut self, kept: &Kept) {
+        let Kept { ban, until, .. } = kept;
+        let end =
+            |until: &Option<Timestamp>| until.map_or_else(|| "permanently".to_owned(), |at| format!("until {at}"));
+        let (ip, asked, lasts) = (ip_text(&ban.prefix), end(until), end(&ban.until));
+        info!("ban {ip} {asked}, asked for by hand: it stays banned {lasts}, which is not shorter: {}", ban.reason());
+        self.write(&audit::Event::BanKept(kept));
     }
 
     /// Tells of the bans, and of the ends of others, that a crash kept from being told; the kernel holds what it should by
@@ -110,10 +124,9 @@ impl Apply {
         self.notifier.send(Notice::Unban { unban, packets, bytes, error });
     }
 
-    pub(super) fn unban(&mut self, unbans: Vec<Unban>) {
-        if unbans.iter().any(|unban| self.wanted.contains_key(&unban.prefix)) && self.wanted.len() <= MAX_COUNTED {
-            self.count();
-        }
+    /// What is dropped all the same, or may be, and why.
+    pub(super) fn unban(&mut self, unbans: Vec<Unban>) -> Option<(IpNet, String)> {
+        self.count_last(&unbans);
         let counted: Vec<(Unban, u64, u64)> = (unbans.into_iter())
             .map(|unban| {
                 let (packets, bytes) = self.counts.get(&unban.prefix).copied().unwrap_or_default();
@@ -125,7 +138,7 @@ impl Apply {
         let lifted: Vec<_> =
             counted.into_iter().filter(|(unban, ..)| self.wanted.remove(&unban.prefix).is_some()).collect();
         if lifted.is_empty() {
-            return;
+            return None;
         }
         self.held = self.held.min(self.wanted.len());
         self.forget_not_effective();
@@ -164,6 +177,41 @@ impl Apply {
         }
         if !changes.is_empty() {
             self.snapshot(&changes);
+        }
+        if let Some((prefix, failure)) = &failed.first {
+            // The next comparison that succeeds says that it is over.
+            self.degrade(
+                HELD,
+                Some(format!("{} may still be dropped although its ban has ended: {failure}", ip_text(prefix))),
+            );
+        }
+        failed.first
+    }
+
+    /// Reads for the last time what bans have dropped that end.
+    fn count_last(&mut self, unbans: &[Unban]) {
+        let enforced = unbans.iter().map(|unban| unban.prefix).filter(|prefix| self.wanted.contains_key(prefix));
+        let enforced: Vec<IpNet> = enforced.collect();
+        if enforced.is_empty() {
+            return;
+        }
+        match self.enforcer.count(&enforced) {
+            Ok(held) => self.add_counts(&held),
+            Err(failure) => {
+                self.metrics.enforcer_errors.inc();
+                tracing::warn!(
+                    "the counts of ending bans could not be read, so their last known values are reported: {failure}"
+                );
+            }
+        }
+    }
+
+    /// Takes over newer counts. They never fall while a ban lasts, whatever becomes of its entry in the kernel.
+    pub(super) fn add_counts(&mut self, held: &[Held]) {
+        let counts = Arc::make_mut(&mut self.counts);
+        for Held { prefix, packets, bytes, .. } in held {
+            let count = counts.entry(*prefix).or_default();
+            *count = (count.0.max(*packets), count.1.max(*bytes));
         }
     }
 }

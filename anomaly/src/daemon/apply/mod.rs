@@ -20,11 +20,12 @@ use super::trouble::{Told, Trouble};
 use super::{Event, RequestError};
 use crate::audit::{self, Audit, AuditError, Change, Snapshots};
 use crate::config::{self, Backend, Config, OnStop};
+use crate::enforce::guard::{Guarded, Why};
 use crate::enforce::{Coverage, Drop, Enforcer, Name};
-use crate::engine::{Ban, Decision, LevelAccepted, NotEffective, Output, Refusal, State};
+use crate::engine::{Ban, Decision, LevelAccepted, NotEffective, Origin, Output, Refusal, State};
 use crate::metrics::Metrics;
 use crate::notify::{Notice, Notifier};
-use crate::report::{BanRow, DecisionRow, Explanation, HistoryPoint, PastBan, Reason, TopRow, ip_text};
+use crate::report::{BanAnswer, BanRow, DecisionRow, Explanation, HistoryPoint, PastBan, Reason, TopRow, ip_text};
 use crate::store::{BanState, Reader, Store, StoreError};
 use crate::tail::Checkpoint;
 use crate::time::Timestamp;
@@ -83,7 +84,7 @@ pub enum Work {
         reply: oneshot::Sender<Result<Explanation, RequestError>>,
     },
     /// What must never be dropped from now on, in the place of what that was, beside the configuration's.
-    Guard(Vec<IpNet>),
+    Guard(Vec<Guarded>),
     /// A new configuration, or why it was refused.
     Reloaded(Result<Box<Config>, String>),
     /// Why the configuration file would be refused; none when it is good again.
@@ -99,7 +100,7 @@ pub enum Work {
 /// Who waits for the outcome of a command.
 pub enum Reply {
     /// Of a ban.
-    Ban(oneshot::Sender<Result<BanRow, RequestError>>),
+    Ban(oneshot::Sender<Result<BanAnswer, RequestError>>),
     /// Of an unban.
     Unban(oneshot::Sender<Result<Vec<DecisionRow>, RequestError>>),
 }
@@ -152,8 +153,9 @@ pub fn still_to_drop<'a>(bans: impl Iterator<Item = (&'a IpNet, Option<Timestamp
 }
 
 /// What must never be dropped: who is guarded, the allow-list and the proxies.
-pub fn never_drop(guarded: &[IpNet], config: &Config) -> Vec<IpNet> {
-    let mut prefixes = [guarded, &config.allowlist, &config.trusted_proxies].concat();
+pub fn never_drop(guarded: &[Guarded], config: &Config) -> Vec<IpNet> {
+    let mut prefixes: Vec<IpNet> = guarded.iter().map(|guarded| guarded.prefix).collect();
+    prefixes.extend(config.allowlist.iter().chain(&config.trusted_proxies));
     prefixes.sort();
     prefixes.dedup();
     prefixes
@@ -186,7 +188,7 @@ pub struct Apply {
     /// As it is now.
     pub config: Box<Config>,
     /// Never dropped because the host lives on them.
-    pub guarded: Vec<IpNet>,
+    pub guarded: Vec<Guarded>,
     /// The bans that should be enforced, with their ends.
     pub wanted: Wanted,
     /// Packets and bytes per ban, as last read.
@@ -292,7 +294,7 @@ impl Apply {
     /// Applies outputs in order; bans that follow one another are enforced in one go, and so are unbans: a thousand that
     /// end at the same moment cost one listing of the firewall.
     fn outputs(&mut self, outputs: Vec<Output>, reply: Option<Reply>) {
-        let (mut lifted, mut banned, mut refused) = (Vec::new(), None, None);
+        let (mut lifted, mut banned, mut kept, mut refused, mut failed) = (Vec::new(), None, None, None, None);
         let mut outputs = outputs.into_iter().peekable();
         while let Some(output) = outputs.next() {
             self.metrics.output(&output);
@@ -305,7 +307,7 @@ impl Apply {
                             bans.push(ban);
                         }
                     }
-                    self.ban(&bans);
+                    failed = self.ban(&bans).map(RequestError::NotEnforced).or(failed);
                     banned = bans.pop();
                 }
                 Output::Decision(Decision::Unban(unban)) => {
@@ -317,8 +319,19 @@ impl Apply {
                             unbans.push(unban);
                         }
                     }
-                    lifted.extend(unbans.iter().map(DecisionRow::unban));
-                    self.unban(unbans);
+                    let mut rows: Vec<DecisionRow> = unbans.iter().map(DecisionRow::unban).collect();
+                    let by_hand: Vec<Option<IpNet>> =
+                        unbans.iter().map(|u| (u.origin == Origin::Operator).then_some(u.prefix)).collect();
+                    let still = self.unban(unbans);
+                    failed = still.map(|(prefix, why)| RequestError::StillDropped { prefix, why }).or(failed);
+                    for (row, prefix) in rows.iter_mut().zip(by_hand) {
+                        row.still_refused = prefix.and_then(|prefix| self.enforcer.still_refused(&prefix));
+                    }
+                    lifted.extend(rows);
+                }
+                Output::Kept(ban) => {
+                    self.tell_kept(&ban);
+                    kept = Some(ban.ban);
                 }
                 Output::Refused(refusal) => refused = Some(refusal),
                 other => self.tell(&other),
@@ -329,21 +342,39 @@ impl Apply {
             self.publish();
             self.news.notify_one();
         }
-        self.answer(reply, banned.as_deref(), lifted, refused);
-    }
-
-    fn answer(&self, reply: Option<Reply>, ban: Option<&Ban>, lifted: Vec<DecisionRow>, refused: Option<Refusal>) {
-        let refused = refused.map(RequestError::Refused);
+        let failed = refused.map(|refusal| self.refused(refusal)).or(failed);
         match reply {
             Some(Reply::Ban(reply)) => {
-                let row = ban.map(|ban| BanRow::new(ban, self.enforcer.name().as_str(), 0, 0));
-                let _ = reply.send(row.ok_or_else(|| refused.unwrap_or(RequestError::Stopping)));
+                let (kept, banned) = (kept.is_some(), kept.as_deref().or(banned.as_deref()));
+                let banned = banned.filter(|_| failed.is_none());
+                let answer = banned.map(|ban| BanAnswer { ban: self.row(ban, kept), kept });
+                let _ = reply.send(answer.ok_or_else(|| failed.unwrap_or(RequestError::Stopping)));
             }
             Some(Reply::Unban(reply)) => {
-                let _ = reply.send(refused.map_or(Ok(lifted), Err));
+                let _ = reply.send(failed.map_or(Ok(lifted), Err));
             }
             None => {}
         }
+    }
+
+    /// With the reason, where the engine knows none.
+    fn refused(&self, refusal: Refusal) -> RequestError {
+        let why = match &refusal {
+            Refusal::NeverBan { entry, .. } => {
+                let guarded = self.guarded.iter().find(|guarded| guarded.prefix.trunc() == entry.trunc());
+                let proxy = || self.config.trusted_proxies.contains(entry).then_some(Why::TrustedProxy);
+                guarded.map(|guarded| guarded.why).or_else(proxy)
+            }
+            _ => None,
+        };
+        RequestError::Refused(refusal, why)
+    }
+
+    /// The row of a ban; of one that has been in force before, with what it has dropped.
+    fn row(&self, ban: &Ban, counted: bool) -> BanRow {
+        let counts = self.counts.get(&ban.prefix).copied().filter(|_| counted);
+        let (packets, bytes) = counts.unwrap_or_default();
+        BanRow::new(ban, self.enforcer.name().as_str(), packets, bytes)
     }
 
     /// What is told and not enforced.
@@ -378,7 +409,7 @@ impl Apply {
                 self.show(DecisionRow::braked(braked), braked.finding.reason());
                 self.notifier.send(Notice::Braked(Box::new(braked.clone())));
             }
-            Output::Decision(_) | Output::Refused(_) => {}
+            Output::Decision(_) | Output::Kept(_) | Output::Refused(_) => {}
         }
     }
 

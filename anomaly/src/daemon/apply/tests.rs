@@ -33,6 +33,8 @@ struct Calls {
     stuck: AtomicBool,
     /// It calls itself XDP, and each ban has dropped something.
     xdp: AtomicBool,
+    /// Packets that each ban has dropped.
+    packets: AtomicUsize,
 }
 
 impl Enforcer for Counting {
@@ -62,10 +64,10 @@ impl Enforcer for Counting {
         if self.calls.mute.load(Ordering::Relaxed) {
             return Err(EnforceError::Command { command: "iptables-save".into(), message: "no answer".into() });
         }
+        let packets = self.calls.packets.load(Ordering::Relaxed) as u64;
         let mut held = self.inner.banned()?;
-        if self.calls.xdp.load(Ordering::Relaxed) {
-            held.iter_mut().for_each(|held| (held.packets, held.bytes) = (1200, 64_000));
-        }
+        let counted = if self.calls.xdp.load(Ordering::Relaxed) { (1200, 64_000) } else { (packets, 60 * packets) };
+        held.iter_mut().for_each(|held| (held.packets, held.bytes) = counted);
         Ok(held)
     }
 
@@ -192,10 +194,10 @@ fn bans_that_end_together_cost_one_listing_of_the_enforcer() {
     assert_eq!(count(&calls), [0, 0, 0]);
     let ended = audited(dir.path()).into_iter().filter(|(event, _)| event == "unban").count();
     assert_eq!((apply.wanted.len(), ended), (100, 800));
-    // So many that even one listing takes long: what was last read has to do.
+    // However many there are: what the last ones have dropped since they were last read belongs to them too.
     apply.outputs(bans(1100), None);
     apply.outputs(unbans(1100), None);
-    assert_eq!(count(&calls), [1, 1, 0]);
+    assert_eq!(count(&calls), [1, 1, 1]);
 }
 
 #[test]
@@ -443,4 +445,61 @@ fn who_watches_hears_how_a_ban_ended_and_what_the_brake_held_back() {
         ("level_accepted", "", "global: 2.50 req/s is normal now (was 1.00)"),
     ];
     assert_eq!(heard, wanted.map(|(action, ip, reason)| (action.to_owned(), ip.to_owned(), reason.to_owned())));
+}
+
+#[test]
+fn a_ban_that_is_lifted_and_dropped_all_the_same_is_no_success() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut apply, calls) = apply(dir.path());
+    apply.outputs(bans(2), None);
+    calls.stuck.store(true, Ordering::Relaxed);
+    let (reply, mut answer) = oneshot::channel();
+    apply.outputs(vec![unban(0, Origin::Operator)], Some(Reply::Unban(reply)));
+    let refused = answer.try_recv().unwrap().unwrap_err();
+    assert!(matches!(&refused, RequestError::StillDropped { prefix: whose, .. } if *whose == prefix(0)), "{refused:?}");
+    assert!(refused.to_string().starts_with("20.0.0.0 may STILL be dropped"), "{refused}");
+    let [(word, reason)] = &shown(&mut apply)[..] else { panic!("not shown") };
+    assert!(
+        word == "enforcement" && reason.contains("20.0.0.0") && reason.contains("ipset del: no answer"),
+        "{reason}"
+    );
+    calls.stuck.store(false, Ordering::Relaxed);
+    apply.reconcile(true);
+    assert_eq!(shown(&mut apply), [], "it is gone now, as nobody wants it");
+    // A ban by hand that the enforcer could not set is none either.
+    calls.full.store(true, Ordering::Relaxed);
+    let (reply, mut answer) = oneshot::channel();
+    apply.outputs(vec![Output::Decision(Decision::Ban(Box::new(ban(7))))], Some(Reply::Ban(reply)));
+    let refused = answer.try_recv().unwrap().unwrap_err();
+    assert!(matches!(&refused, RequestError::NotEnforced(why) if why.contains("full")), "{refused:?}");
+}
+
+#[test]
+fn the_last_count_of_a_ban_is_told_although_its_entry_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut apply, calls) = apply(dir.path());
+    let told = || {
+        let text = std::fs::read_to_string(dir.path().join("audit.jsonl")).unwrap();
+        let rows = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        rows.filter(|row| row["event"] == "unban").map(|row| (row["packets"].clone(), row["bytes"].clone())).collect()
+    };
+    apply.outputs(bans(3), None);
+    calls.packets.store(5, Ordering::Relaxed);
+    apply.recount();
+    // It ran out by itself, as an entry of a set does, before anybody has told of it.
+    apply.enforcer.unban(&[prefix(0)]);
+    calls.packets.store(7, Ordering::Relaxed);
+    apply.recount();
+    apply.outputs(vec![unban(0, Origin::Detector), unban(1, Origin::Detector)], None);
+    let wanted: Vec<(serde_json::Value, serde_json::Value)> = vec![(5.into(), 300.into()), (7.into(), 420.into())];
+    let rows: Vec<_> = told();
+    assert_eq!(rows, wanted);
+    // It ended while no daemon ran: the first comparison takes its entry away, and its end is told after that.
+    apply.wanted.insert(prefix(2), Some(now().minus(Duration::from_secs(9))));
+    apply.counts = Arc::default();
+    apply.reconcile(true);
+    apply.outputs(vec![unban(2, Origin::Detector)], None);
+    let rows: Vec<_> = told();
+    assert_eq!(rows[2], (7.into(), 420.into()));
+    assert_eq!(apply.reader.explain(&prefix(2), 1).unwrap()[0].packets, 7);
 }

@@ -1,6 +1,7 @@
 //! What the apply thread does between decisions: looks after enforcer and sinks, compares the kernel with what is
 //! wanted, and keeps what is degraded.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,11 +71,7 @@ impl Apply {
     }
 
     pub(super) fn repaired(&mut self, missing: &[IpNet], orphans: &[IpNet]) {
-        warn!(
-            "the kernel was not as it should be: {} bans were missing, {} were unwanted; repaired",
-            missing.len(),
-            orphans.len()
-        );
+        warn!("repaired the kernel: {} bans were missing, {} were unwanted", missing.len(), orphans.len());
         self.write(&audit::Event::Repaired { missing, orphans });
         let text =
             format!("{} bans were missing in the kernel, {} were unwanted; repaired", missing.len(), orphans.len());
@@ -100,6 +97,10 @@ impl Apply {
             Ok(done) => {
                 self.held = done.enforced;
                 self.unlisted = None;
+                // Of bans that ended while no daemon ran: their ends are still to be told.
+                let mut last = done.last;
+                last.retain(|held| self.wanted.contains_key(&held.prefix));
+                self.add_counts(&last);
                 if tell && !(done.missing.is_empty() && done.orphans.is_empty()) {
                     self.repaired(&done.missing, &done.orphans);
                 }
@@ -151,7 +152,7 @@ impl Apply {
             return;
         }
         self.off = true;
-        error!("`anomaly off` was said: nothing is dropped until `anomaly run` is started again");
+        error!("switched off by `anomaly off`: nothing is dropped until `anomaly run` is started again");
         self.write(&audit::Event::Off);
         let reason = "dropping was switched off by `anomaly off`; restart the daemon to drop again".to_owned();
         self.mark("off", reason.clone());
@@ -164,7 +165,14 @@ impl Apply {
             Ok(held) => {
                 self.unlisted = None;
                 self.held = held.iter().filter(|h| self.wanted.contains_key(&h.prefix)).count();
-                self.counts = Arc::new(held.into_iter().map(|h| (h.prefix, (h.packets, h.bytes))).collect());
+                let mut counts: HashMap<_, _> = held.into_iter().map(|h| (h.prefix, (h.packets, h.bytes))).collect();
+                if self.held < self.wanted.len() {
+                    // What ran out, or was flushed, keeps its count until its end is told.
+                    for (prefix, count) in self.counts.iter().filter(|(prefix, _)| self.wanted.contains_key(prefix)) {
+                        counts.entry(*prefix).or_insert(*count);
+                    }
+                }
+                self.counts = Arc::new(counts);
             }
             Err(failure) => {
                 self.metrics.enforcer_errors.inc();
@@ -219,7 +227,7 @@ impl Apply {
     }
 
     fn tell_recovered(&mut self, what: &str, reason: &str, since: Timestamp) {
-        info!("{what} is as it should be again; it was: {reason}");
+        info!("{what} has recovered; it was: {reason}");
         self.write(&audit::Event::Degraded { what, reason, recovered: true });
         let after = now().since(since);
         self.notifier.send(Notice::Recovered { at: now(), what: what.to_owned(), reason: reason.to_owned(), after });

@@ -184,8 +184,11 @@ function second(next) {
   banners.show(next.degraded);
   banners.set("warmup", next.warmup_left_secs > 0 && {
     level: "note",
-    title: "Still learning.",
-    detail: `Only the hard limit bans for another ${format.countdown(next.warmup_left_secs)} of log time.`,
+    title: next.log_time === null ? "Nothing to learn from yet." : "Still learning.",
+    detail:
+      next.log_time === null
+        ? `No request has been logged. From the first one on only the hard limit bans for ${format.countdown(next.warmup_left_secs)}.`
+        : `Only the hard limit bans for another ${format.countdown(next.warmup_left_secs)} of log time.`,
   });
   const pill = byId("enforcer");
   pill.hidden = false;

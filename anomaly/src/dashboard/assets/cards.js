@@ -1,4 +1,4 @@
-// Figures of now, the baseline, the daemon, and what is not as it should be.
+// Figures of now, the baseline, the daemon, and faults.
 
 import { alarm, attr, byId, el, Placeholder, text } from "./dom.js";
 import * as format from "./format.js";
@@ -21,16 +21,18 @@ const DEGRADED = {
   audit: "The audit log cannot be written",
   log_silent: "The log is silent",
   log_missing: "The log is missing",
+  log_format: "No line of the log can be read",
   rejected: "Log lines cannot be read",
   late: "Log lines come too late",
   not_effective: "A ban has no effect",
   enforcement: "Bans are not all enforced",
   map_full: "The ban map is full",
   braked: "The brake holds bans back",
+  dashboard: "The dashboard's port or socket is taken",
   off: "Nothing is dropped",
   config: "The configuration file is refused",
 };
-const SERIOUS = new Set(["log_silent", "log_missing", "not_effective", "enforcement", "store", "store_damaged", "off"]);
+const SERIOUS = new Set(["log_silent", "log_missing", "log_format", "not_effective", "enforcement", "store", "store_damaged", "off"]);
 
 /** Six figures that say how it is. */
 export class Vitals {
@@ -98,7 +100,7 @@ export class Baseline {
     this.host.hidden = false;
     this.placeholder.clear();
     const left = baseline.warmup_left_secs;
-    text(byId("baseline-hint"), left > 0 ? `learning for another ${format.countdown(left)}` : "");
+    text(byId("baseline-hint"), left > 0 ? `learning takes another ${format.countdown(left)} of log time` : "");
     this.levels.replaceChildren(this.level("The site", baseline.global), this.level("A client", baseline.ip));
     const hour = new Date(now).getUTCHours();
     const most = Math.max(...baseline.hours.map((slot) => slot?.mean ?? 0), 1e-9);
@@ -159,7 +161,7 @@ export function enforcerWords(status) {
   return status.xdp_mode ? `${name}, ${status.xdp_mode}` : name;
 }
 
-/** Everything that is not as it should be, on top of the page; the most serious first. */
+/** Every fault, on top of the page; the most serious first. */
 export class Banners {
   constructor(clock) {
     this.clock = clock;

@@ -165,7 +165,11 @@ export function ban(ip) {
       if (length === "permanent") request.permanent = true;
       else if (length) request.duration_secs = Number(length);
       const row = await api.ban(request, token);
-      announce(`${row.ip} is banned, ${format.length(row.duration_secs)}`);
+      announce(
+        row.kept
+          ? `${row.ip} stays banned ${row.until ? `until ${row.until}` : "permanently"}: no shorter than asked for`
+          : `${row.ip} is banned, ${format.length(row.duration_secs)}`,
+      );
     },
   });
 }
@@ -179,7 +183,8 @@ export function unban(ip) {
     fields: [el("p", {}, "Every ban that covers it is lifted, and this offence is taken back. For a while after that, only the hard limit bans it again.")],
     act: async (_, token) => {
       const lifted = await api.unban(ip, token);
-      announce(`Lifted: ${lifted.map((row) => row.ip).join(", ")}`);
+      const refused = lifted.filter((row) => row.still_refused);
+      announce(refused.length === 0 ? `Lifted: ${lifted.map((row) => row.ip).join(", ")}` : refused.map((row) => `${row.ip}: the ban has ended, but ${row.still_refused}`).join("; "));
     },
   });
 }

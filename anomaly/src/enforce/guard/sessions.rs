@@ -16,29 +16,57 @@ const ADDRESS: std::ops::Range<usize> = 348..364;
 /// `ut_type` of somebody who is logged in.
 const USER_PROCESS: i16 = 7;
 
-/// The remote addresses of all present logins, without loopback and duplicates.
-pub fn logged_in() -> Vec<IpAddr> {
-    let mut found = login_manager(Path::new("/run/systemd/sessions"));
-    if cfg!(target_arch = "x86_64") {
-        found.extend(utmp(&fs::read("/run/utmp").unwrap_or_default()));
-    }
-    found.retain(|address| !address.is_loopback() && !address.is_unspecified());
-    found.sort();
-    found.dedup();
-    found
+/// Who is logged in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LoggedIn {
+    /// The remote addresses of all present logins, without loopback and duplicates.
+    pub from: Vec<IpAddr>,
+    /// There is a record of logins: false in a container, where nothing follows from an empty list.
+    pub recorded: bool,
 }
 
-/// `REMOTE_HOST=203.0.113.9` in one file a session. Names are not resolved: whoever rules the reverse zone of an
-/// address could choose them.
-fn login_manager(dir: &Path) -> Vec<IpAddr> {
-    let sessions = fs::read_dir(dir).into_iter().flatten().flatten();
-    let texts = sessions.filter_map(|entry| fs::read_to_string(entry.path()).ok());
+/// Who is logged in now.
+pub fn logged_in() -> LoggedIn {
+    let sessions = login_manager(Path::new("/run/systemd/sessions"));
+    // The directory is in many images of containers, too: there no systemd runs, and nobody ever writes to it.
+    let managed = |sessions: &Sessions| sessions.some || Path::new("/run/systemd/system").is_dir();
+    let records = if cfg!(target_arch = "x86_64") { fs::read("/run/utmp").unwrap_or_default() } else { Vec::new() };
+    // A host that was booted has at least a record of that.
+    let recorded = sessions.as_ref().is_some_and(managed) || records.len() >= RECORD;
+    let mut from = sessions.map(|sessions| sessions.from).unwrap_or_default();
+    from.extend(utmp(&records));
+    from.extend(super::ssh::own_session());
+    from.retain(|address| !address.is_loopback() && !address.is_unspecified());
+    from.sort();
+    from.dedup();
+    LoggedIn { from, recorded }
+}
+
+/// What the login manager has written.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Sessions {
+    from: Vec<IpAddr>,
+    /// There is one at least, from wherever.
+    some: bool,
+}
+
+/// `REMOTE_HOST=203.0.113.9` in one file a session; none where there is no login manager. Names are not resolved: whoever
+/// rules the reverse zone of an address could choose them.
+fn login_manager(dir: &Path) -> Option<Sessions> {
+    let sessions = fs::read_dir(dir).ok()?.flatten();
+    let texts: Vec<String> = sessions.filter_map(|entry| fs::read_to_string(entry.path()).ok()).collect();
+    let some = !texts.is_empty();
     let host = |text: String| {
+        // Its client has gone; processes that it left behind (tmux) keep it for as long as they like.
+        if text.lines().any(|line| line == "STATE=closing") {
+            return None;
+        }
         let value = text.lines().find_map(|line| line.strip_prefix("REMOTE_HOST="))?;
         // "203.0.113.9", or with the port or interface of its end.
         value.trim_matches('"').split('%').next()?.parse().ok()
     };
-    texts.filter_map(host).map(|address: IpAddr| address.to_canonical()).collect()
+    let from = texts.into_iter().filter_map(host).map(|address: IpAddr| address.to_canonical()).collect();
+    Some(Sessions { from, some })
 }
 
 fn utmp(bytes: &[u8]) -> Vec<IpAddr> {
@@ -69,17 +97,21 @@ mod tests {
             ("2", "UID=0\nREMOTE=0\nTTY=tty1\n"),
             ("3", "REMOTE_HOST=::ffff:198.51.100.4\n"),
             ("4", "REMOTE_HOST=host.example.org\n"),
-            ("5", "REMOTE_HOST=2001:db8::9\n"),
+            ("5", "STATE=active\nREMOTE_HOST=2001:db8::9\n"),
+            ("6", "REMOTE_HOST=203.0.113.77\nSTATE=closing\n"),
         ] {
             fs::write(dir.path().join(name), text).expect("written");
         }
-        let mut found = login_manager(dir.path());
+        let Sessions { from: mut found, some } = login_manager(dir.path()).expect("there is one");
+        assert!(some);
         found.sort();
         assert_eq!(
             found.iter().map(ToString::to_string).collect::<Vec<_>>(),
             ["198.51.100.4", "203.0.113.9", "2001:db8::9"]
         );
-        assert_eq!(login_manager(&dir.path().join("none")), [] as [IpAddr; 0]);
+        assert_eq!(login_manager(&dir.path().join("none")), None);
+        let empty = tempfile::tempdir().expect("a directory");
+        assert_eq!(login_manager(empty.path()), Some(Sessions::default()));
     }
 
     #[test]

@@ -30,6 +30,14 @@ pub(super) struct Said {
     pub stdout: String,
 }
 
+/// How a child ended that was started, and not killed.
+#[derive(Debug)]
+struct Ended {
+    status: ExitStatus,
+    stdout: String,
+    stderr: String,
+}
+
 /// Finds `program` in the directories of `path` (the syntax of PATH).
 ///
 /// # Errors
@@ -52,6 +60,31 @@ pub(super) fn find(program: &str, package: &'static str, path: &OsStr) -> Result
 /// [`EnforceError::Command`] with the command line and what it printed, when it cannot be started,
 /// fails, or has not ended after `limit` (it is killed then).
 pub(super) fn run(program: &Path, args: &[&str], input: Option<&str>, limit: Duration) -> Result<Said, EnforceError> {
+    let Ended { status, stdout, stderr } = end(program, args, input, limit)?;
+    if status.success() {
+        return Ok(Said { stdout });
+    }
+    let (command, message) = (line(program, args), complaint(&stderr, &stdout, status));
+    Err(EnforceError::Command { command, message })
+}
+
+/// Runs a program that answers by ending with 0 (yes) or 1 (no).
+///
+/// # Errors
+/// As [`run`], for any other end.
+pub(super) fn ask(program: &Path, args: &[&str], limit: Duration) -> Result<bool, EnforceError> {
+    let Ended { status, stdout, stderr } = end(program, args, None, limit)?;
+    match status.code() {
+        Some(0) => Ok(true),
+        Some(1) => Ok(false),
+        _ => {
+            let (command, message) = (line(program, args), complaint(&stderr, &stdout, status));
+            Err(EnforceError::Command { command, message })
+        }
+    }
+}
+
+fn end(program: &Path, args: &[&str], input: Option<&str>, limit: Duration) -> Result<Ended, EnforceError> {
     let failed = |message: String| EnforceError::Command { command: line(program, args), message };
     let file = |text: Option<&str>| memory_file(text).map_err(|e| failed(format!("no memory for its output: {e}")));
     let (mut stdout, mut stderr) = (file(None)?, file(None)?);
@@ -75,11 +108,7 @@ pub(super) fn run(program: &Path, args: &[&str], input: Option<&str>, limit: Dur
         return Err(failed(format!("did not end within {} s and was killed", limit.as_secs())));
     };
     let read = |f: &mut File| contents(f).map_err(|e| failed(format!("its output cannot be read: {e}")));
-    let (stdout, stderr) = (read(&mut stdout)?, read(&mut stderr)?);
-    if status.success() {
-        return Ok(Said { stdout });
-    }
-    Err(failed(complaint(&stderr, &stdout, status)))
+    Ok(Ended { status, stdout: read(&mut stdout)?, stderr: read(&mut stderr)? })
 }
 
 /// The command line, for errors; arguments are our own and hold no blanks.

@@ -2,7 +2,6 @@
 
 use std::ffi::OsStr;
 
-use super::firewall::Firewall;
 use super::rules::{Family, Table};
 use super::sets::Sets;
 use super::{claim, usable};
@@ -19,18 +18,30 @@ pub struct Examination {
     pub ipset: Result<(), EnforceError>,
     /// The programs that show a DOCKER-USER chain: `iptables (nft)`.
     pub docker_user: Vec<String>,
+    /// Why iptables does not list a table although the kernel does.
+    pub unlisted: Vec<String>,
 }
 
-/// Looks whether rules could be set in this network namespace, with the programs of `path`.
-pub fn examine(path: &OsStr) -> Examination {
-    let mut docker_user = Vec::new();
+/// Looks whether rules could be set in this network namespace, and read back, with the programs of `path`.
+pub fn examine(path: &OsStr, raw: bool) -> Examination {
+    let (mut docker_user, mut unlisted) = (Vec::new(), Vec::new());
     let mut family = |family: Family| {
         claim::require_net_admin()?;
-        let firewall = usable(family, false, path)?;
+        let firewall = usable(family, raw, path)?;
         let variant = firewall.variant.as_str();
         let secondary = firewall.secondary(path);
         for mut firewall in std::iter::once(firewall).chain(secondary) {
-            if firewall.has(Table::Filter) && firewall.read(Table::Filter).is_ok() && firewall.covers_docker() {
+            // Listing a legacy table brings it into being.
+            let has: Vec<Table> = firewall.tables().iter().copied().filter(|table| firewall.has(*table)).collect();
+            for table in has {
+                match firewall.read(table) {
+                    // The variant that nobody uses here need not work.
+                    Err(_) if !firewall.primary => {}
+                    done => drop(done?),
+                }
+            }
+            unlisted.extend(firewall.unlisted().map(str::to_owned));
+            if firewall.covers_docker() {
                 docker_user.push(format!("{} ({})", family.program(), firewall.variant.as_str()));
             }
         }
@@ -38,11 +49,5 @@ pub fn examine(path: &OsStr) -> Examination {
     };
     let (v4, v6) = (family(Family::V4), family(Family::V6));
     let ipset = Sets::find(0, path).and_then(|sets| sets.exists(Family::V4)).map(drop);
-    Examination { v4, v6, ipset, docker_user }
-}
-
-impl Firewall {
-    fn covers_docker(&self) -> bool {
-        self.chains().contains(&super::rules::DOCKER_USER)
-    }
+    Examination { v4, v6, ipset, docker_user, unlisted }
 }

@@ -1,14 +1,18 @@
 //! One family's iptables in one variant (nft or legacy): the programs, and the
 //! chains of this network namespace that they show.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::command::{LOCK_WAIT_SECS, TIME_LIMIT, find, run};
-use super::rules::{Action, Chain, DOCKER_USER, Edit, Family, INPUT, PREROUTING, Saved, Table, What, restore_text};
+use super::command::{LOCK_WAIT_SECS, TIME_LIMIT, ask, find, run};
+use super::nft;
+use super::rules::{
+    Action, Chain, DOCKER_USER, Edit, Family, INPUT, PREROUTING, Rule, Saved, Table, What, restore_text,
+};
 use crate::enforce::EnforceError;
 
 /// Up to so many rules are set by `iptables` itself, one process each, after having checked that
@@ -51,6 +55,8 @@ pub(super) struct Firewall {
     /// Whether DOCKER-USER was there when it was last read.
     docker: bool,
     raw: bool,
+    /// The tables that could not be listed when they were last read, so that the kernel was asked itself; and why.
+    unlisted: BTreeMap<Table, String>,
     edit: PathBuf,
     save: PathBuf,
     restore: PathBuf,
@@ -100,6 +106,7 @@ impl Firewall {
             primary: false,
             docker: false,
             raw: false,
+            unlisted: BTreeMap::new(),
             edit: find(program, "iptables", path)?,
             save: find(&format!("{program}-save"), "iptables", path)?,
             restore: find(&format!("{program}-restore"), "iptables", path)?,
@@ -143,6 +150,11 @@ impl Firewall {
         chains
     }
 
+    /// Whether DOCKER-USER was there when it was last read.
+    pub const fn covers_docker(&self) -> bool {
+        self.docker
+    }
+
     /// One table as `iptables-save -c` prints it. Takes no lock.
     ///
     /// # Errors
@@ -151,16 +163,45 @@ impl Firewall {
         Ok(run(&self.save, &["-c", "-t", table.as_str()], None, TIME_LIMIT)?.stdout)
     }
 
-    /// Our rules and the chains of one table; notices whether DOCKER-USER is there.
+    /// Our rules and the chains of one table; notices whether DOCKER-USER is there. What the program cannot list is asked of
+    /// the kernel, where it has nf_tables: a table that cannot be read is not an empty one.
     ///
     /// # Errors
-    /// The command's.
+    /// The command's, and the kernel's where that was asked too.
     pub fn read(&mut self, table: Table) -> Result<Saved, EnforceError> {
-        let saved = Saved::read(&self.text(table)?, self.family);
+        let listed = match self.text(table) {
+            Ok(text) => Saved::read(&text, self.family, table).map_err(|message| {
+                let command = format!("{}-save -c -t {}", self.family.program(), table.as_str());
+                EnforceError::Command { command, message }
+            }),
+            Err(error) if met_foreign_rule(&error) => Err(error),
+            // It does not work at all.
+            Err(error) => return Err(error),
+        };
+        let saved = match (listed, self.variant) {
+            (Ok(saved), _) => {
+                self.unlisted.remove(&table);
+                saved
+            }
+            (Err(error), Variant::Nft) => {
+                let saved = nft::read(self.family, table).map_err(|kernel| EnforceError::Command {
+                    command: error.to_string(),
+                    message: format!("and the kernel does not list its rules either: {kernel}"),
+                })?;
+                self.unlisted.insert(table, error.to_string());
+                saved
+            }
+            (Err(error), Variant::Legacy) => return Err(error),
+        };
         if table == Table::Filter {
             self.docker = saved.chains.contains(DOCKER_USER.name);
         }
         Ok(saved)
+    }
+
+    /// Why tables could not be listed as iptables does, when they were last read.
+    pub fn unlisted(&self) -> impl Iterator<Item = &str> {
+        self.unlisted.values().map(String::as_str)
     }
 
     /// Makes sure that the kernel would take our rules, without setting one.
@@ -200,37 +241,85 @@ impl Firewall {
                     edits.extend(missing.map(|&what| (chain.name, Edit { action: Action::Insert, what })));
                 }
                 firewall.apply(table, &edits)?;
+                firewall.look_after(table, &edits)?;
             }
             Ok(())
         })
     }
 
     /// `-C`, and `-I` when it is not there.
-    fn insert_one(&self, chain: Chain, what: What) -> Result<(), EnforceError> {
-        match self.one("-C", chain.table, chain.name, what) {
-            Ok(()) => Ok(()),
-            // No such rule, or no such chain: `-I` tells them apart.
-            Err(EnforceError::Command { .. }) => self.one("-I", chain.table, chain.name, what),
-            Err(error) => Err(error),
+    fn insert_one(&mut self, chain: Chain, what: What) -> Result<(), EnforceError> {
+        let known = match self.has_rule(chain, what) {
+            Ok(there) => Some(there),
+            // A rule that iptables does not understand stands in the way, or it does not answer.
+            Err(EnforceError::Command { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        let there = match known {
+            Some(there) => there,
+            None => self.read(chain.table)?.in_chain(chain).contains(&what),
+        };
+        if there {
+            return Ok(());
         }
+        let edits = [(chain.name, Edit { action: Action::Insert, what })];
+        self.apply(chain.table, &edits)?;
+        if known.is_none() { self.look_after(chain.table, &edits) } else { Ok(()) }
     }
 
-    /// Takes `whats` out of every chain of `table` that has them, as often as it has them, and
+    /// Looks whether what was inserted can be read back. What cannot is taken out again: otherwise it would be set again at
+    /// each look, and nothing would ever take it away.
+    fn look_after(&mut self, table: Table, inserted: &[(&str, Edit)]) -> Result<(), EnforceError> {
+        if inserted.is_empty() {
+            return Ok(());
+        }
+        let saved = self.read(table)?;
+        let lost: Vec<(&str, Edit)> = inserted
+            .iter()
+            .filter(|(chain, edit)| !saved.rules.iter().any(|rule| rule.chain == *chain && rule.what == edit.what))
+            .map(|(chain, edit)| (*chain, Edit { action: Action::Delete, what: edit.what }))
+            .collect();
+        let Some((chain, first)) = lost.first() else { return Ok(()) };
+        let message = format!(
+            "{} rules that were set there cannot be read back, {} the first of them; they were taken out again",
+            lost.len(),
+            first.what.spec().join(" ")
+        );
+        let command = format!("{} -t {} -I {chain}", self.family.program(), table.as_str());
+        self.apply(table, &lost)?;
+        Err(EnforceError::Command { command, message })
+    }
+
+    /// Takes `whats` out of every chain of `table` that has them, as often as it has them, looks whether they are gone, and
     /// returns how many rules that were.
     ///
     /// # Errors
-    /// The command's; then some may be left.
+    /// The command's or the kernel's; then some may be left. Also when some are left although nobody said that it failed.
     pub fn delete(&mut self, table: Table, is_wanted: impl Fn(&What) -> bool) -> Result<usize, EnforceError> {
         self.twice(|firewall| {
             let saved = firewall.read(table)?;
-            let edits: Vec<_> = saved
-                .rules
-                .iter()
-                .filter(|rule| is_wanted(&rule.what))
-                .map(|rule| (rule.chain.as_str(), Edit { action: Action::Delete, what: rule.what }))
-                .collect();
-            firewall.apply(table, &edits)?;
-            Ok(edits.len())
+            let rules: Vec<&Rule> = saved.rules.iter().filter(|rule| is_wanted(&rule.what)).collect();
+            if rules.is_empty() {
+                return Ok(0);
+            }
+            if rules.iter().all(|rule| rule.handle.is_some()) {
+                nft::delete(firewall.family, table, &rules).map_err(|kernel| EnforceError::Command {
+                    command: format!("deleting rules of {} {}", firewall.family.program(), table.as_str()),
+                    message: kernel.to_string(),
+                })?;
+            } else {
+                let edit = |rule: &&Rule| Edit { action: Action::Delete, what: rule.what };
+                let edits: Vec<_> = rules.iter().map(|rule| (rule.chain.as_str(), edit(rule))).collect();
+                firewall.apply(table, &edits)?;
+            }
+            let count = rules.len();
+            let stay = firewall.read(table)?.rules.into_iter().filter(|rule| is_wanted(&rule.what));
+            let mut stay = stay.map(|rule| format!("-A {} {}", rule.chain, rule.what.spec().join(" ")));
+            let Some(first) = stay.next() else { return Ok(count) };
+            Err(EnforceError::Command {
+                command: format!("{} -t {} -D", firewall.family.program(), table.as_str()),
+                message: format!("{} rules are still there, the first of them: {first}", 1 + stay.count()),
+            })
         })
     }
 
@@ -247,6 +336,15 @@ impl Firewall {
     }
 
     fn one(&self, flag: &str, table: Table, chain: &str, what: What) -> Result<(), EnforceError> {
+        self.with_words(flag, table, chain, what, |args| run(&self.edit, args, None, TIME_LIMIT).map(drop))
+    }
+
+    /// Whether `chain` has the rule; `-C` says 1 when it has not, and something else when it could not find out.
+    fn has_rule(&self, chain: Chain, what: What) -> Result<bool, EnforceError> {
+        self.with_words("-C", chain.table, chain.name, what, |args| ask(&self.edit, args, TIME_LIMIT))
+    }
+
+    fn with_words<T>(&self, flag: &str, table: Table, chain: &str, what: What, call: impl FnOnce(&[&str]) -> T) -> T {
         let wait = LOCK_WAIT_SECS.to_string();
         let spec = what.spec();
         let mut args = vec!["-w", wait.as_str()];
@@ -255,7 +353,7 @@ impl Firewall {
         }
         args.extend([flag, chain]);
         args.extend(spec.iter().map(String::as_str));
-        run(&self.edit, &args, None, TIME_LIMIT).map(drop)
+        call(&args)
     }
 
     fn restore(&self, text: &str, rules: usize, more: &[&str]) -> Result<(), EnforceError> {
@@ -266,4 +364,10 @@ impl Firewall {
         let limit = TIME_LIMIT + Duration::from_millis(rules as u64);
         run(&self.restore, &args, Some(text), limit).map(drop)
     }
+}
+
+/// Whether a failure says that a rule was met that iptables does not understand; some versions fail then, and some do not.
+fn met_foreign_rule(error: &EnforceError) -> bool {
+    let EnforceError::Command { message, .. } = error else { return false };
+    ["is incompatible", "nftables rule"].iter().any(|words| message.contains(words))
 }

@@ -30,6 +30,8 @@ pub(super) struct Ledger {
     /// The announced one is over, and nobody has been told.
     overflow_ended: bool,
     last: HashMap<IpNet, Count>,
+    /// What bans had counted that are still wanted, in rules and entries that are gone: flushed, or run out.
+    carried: HashMap<IpNet, Count>,
     retired: Totals,
 }
 
@@ -43,6 +45,7 @@ impl Ledger {
             overflow_announced: false,
             overflow_ended: false,
             last: HashMap::new(),
+            carried: HashMap::new(),
             retired: Totals::default(),
         }
     }
@@ -69,7 +72,9 @@ impl Ledger {
     }
 
     pub fn put(&mut self, prefix: IpNet, place: Place) {
+        let carried = self.carried.remove(&prefix);
         self.remove(&prefix);
+        self.carried.extend(carried.map(|count| (prefix, count)));
         *self.number(place, &prefix) += 1;
         self.entries.insert(prefix, place);
     }
@@ -91,6 +96,7 @@ impl Ledger {
         if let Some(place) = self.entries.remove(prefix) {
             *self.number(place, prefix) -= 1;
         }
+        self.carried.remove(prefix);
         if !self.is_full() && !Family::BOTH.iter().any(|family| self.uses_set(*family)) {
             self.overflow_ended |= std::mem::take(&mut self.overflow_announced);
         }
@@ -149,6 +155,10 @@ impl Ledger {
         for (prefix, before) in &self.last {
             if now.get(prefix).is_none_or(|count| count.packets < before.packets) {
                 add(&mut self.retired, prefix, *before);
+                if self.entries.contains_key(prefix) {
+                    let carried = self.carried.entry(*prefix).or_default();
+                    *carried = carried.plus(*before);
+                }
             }
         }
         self.last = now;
@@ -157,6 +167,11 @@ impl Ledger {
     /// What `prefix` had counted when last looked at.
     pub fn counted(&self, prefix: &IpNet) -> Count {
         self.last.get(prefix).copied().unwrap_or_default()
+    }
+
+    /// What `prefix` had counted before, in what is gone.
+    pub fn carried(&self, prefix: &IpNet) -> Count {
+        self.carried.get(prefix).copied().unwrap_or_default()
     }
 
     /// Packets and bytes dropped since the start, rules of an earlier daemon included.
@@ -217,6 +232,15 @@ mod tests {
         let totals = ledger.totals();
         assert_eq!((totals.dropped_host, totals.dropped_prefix, totals.dropped_bytes), (8, 9, 1700));
         assert_eq!(ledger.counted(&host), count(8));
+        // A rule that was flushed and set again goes on counting where it was; a ban that ended does not.
+        ledger.put(wide, Place::Rule);
+        ledger.count([(host, count(8)), (wide, count(4))].into_iter(), true);
+        ledger.count([(host, count(8)), (wide, count(1))].into_iter(), true);
+        assert_eq!(ledger.counted(&wide).plus(ledger.carried(&wide)), count(5));
+        ledger.remove(&wide);
+        assert_eq!(ledger.carried(&wide), Count::default());
+        ledger.count([(host, count(8))].into_iter(), true);
+        let totals = ledger.totals();
         ledger.put(host, Place::Set);
         ledger.count(std::iter::empty(), false);
         assert_eq!((ledger.totals(), ledger.counted(&host)), (totals, count(8)), "sets were not looked at");

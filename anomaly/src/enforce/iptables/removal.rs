@@ -1,11 +1,12 @@
 //! Takes every rule and set of ours away, without a daemon.
 
 use std::ffi::OsStr;
+use std::io;
 
-use super::claim;
 use super::firewall::{Firewall, Variant};
-use super::rules::{Family, Table};
+use super::rules::{Family, Saved, Table, What};
 use super::sets::Sets;
+use super::{claim, nft};
 use crate::enforce::EnforceError;
 
 /// What [`remove_all`] took away.
@@ -18,11 +19,17 @@ pub struct Removed {
 }
 
 /// Removes every rule and set of ours from this network namespace, of both variants of iptables,
-/// without the daemon. Where iptables is not installed there is nothing to remove.
+/// without the daemon. Rules of nf_tables go also where iptables is not installed, or does not list them.
 ///
 /// # Errors
-/// The command's, when something of ours had to stay; everything that could go has gone.
+/// The command's or the kernel's, when something of ours had to stay, or may have; everything that could go has gone.
 pub fn remove_all() -> Result<Removed, EnforceError> {
+    let (removed, failed) = remove_what_goes();
+    failed.into_iter().next().map_or(Ok(removed), Err)
+}
+
+/// The same, with what had to stay or may have stayed beside what went.
+pub fn remove_what_goes() -> (Removed, Vec<EnforceError>) {
     remove_with(&std::env::var_os("PATH").unwrap_or_default())
 }
 
@@ -42,10 +49,11 @@ pub fn remove_leftovers() -> Result<Removed, EnforceError> {
 }
 
 /// The same with the programs of `path`.
-pub(super) fn remove_with(path: &OsStr) -> Result<Removed, EnforceError> {
+pub(super) fn remove_with(path: &OsStr) -> (Removed, Vec<EnforceError>) {
     let mut removed = Removed::default();
-    let mut failed = None;
+    let mut failed = Vec::new();
     for family in Family::BOTH {
+        let before = (removed.rules, failed.len());
         for mut firewall in Firewall::all(family, path) {
             for table in [Table::Filter, Table::Raw] {
                 if !firewall.has(table) {
@@ -57,28 +65,68 @@ pub(super) fn remove_with(path: &OsStr) -> Result<Removed, EnforceError> {
                     Err(error) if absent(&firewall, table, &error) => {
                         tracing::debug!(%error, "nothing to remove");
                     }
-                    Err(error) => failed = failed.or(Some(error)),
+                    Err(error) => failed.push(error),
                 }
+            }
+        }
+        for table in [Table::Filter, Table::Raw] {
+            match remove_from_kernel(family, table, |_| true) {
+                Ok(rules) => removed.rules += rules,
+                Err(error) => failed.push(EnforceError::Kernel {
+                    doing: format!("looking for rules that are left in {} {}", family.program(), table.as_str()),
+                    source: error,
+                    hint: None,
+                }),
             }
         }
         if let Ok(sets) = Sets::find(0, path) {
             match sets.destroy(family) {
                 Ok(destroyed) => removed.sets += usize::from(destroyed),
-                Err(error) if removed.rules == 0 && failed.is_none() => {
+                // No rule named it.
+                Err(error) if (removed.rules, failed.len()) == before => {
                     tracing::debug!(%error, "ipset cannot be asked");
                 }
-                Err(error) => failed = failed.or(Some(error)),
+                Err(error) => failed.push(error),
             }
         }
     }
-    failed.map_or(Ok(removed), Err)
+    (removed, failed)
+}
+
+/// Takes away what is left in nf_tables when the programs have done their work, or are not there.
+pub(super) fn remove_from_kernel(family: Family, table: Table, is_wanted: impl Fn(&What) -> bool) -> io::Result<usize> {
+    let read = || match nft::read(family, table) {
+        // A kernel without nf_tables, or without this family.
+        Err(error) if error.raw_os_error().is_some_and(|e| NO_NF_TABLES.contains(&e)) => Ok(Saved::default()),
+        other => other,
+    };
+    let mut left = read()?.rules;
+    left.retain(|rule| is_wanted(&rule.what));
+    if left.is_empty() {
+        return Ok(0);
+    }
+    nft::delete(family, table, &left.iter().collect::<Vec<_>>())?;
+    match read()?.rules.iter().find(|rule| is_wanted(&rule.what)) {
+        None => Ok(left.len()),
+        Some(rule) => {
+            let first = format!("-A {} {}", rule.chain, rule.what.spec().join(" "));
+            Err(io::Error::other(format!("rules are still there, the first of them: {first}")))
+        }
+    }
+}
+
+const NO_NF_TABLES: [i32; 4] = [libc::EINVAL, libc::EPROTONOSUPPORT, libc::EAFNOSUPPORT, libc::EOPNOTSUPP];
+
+/// Whether an error only says that the kernel lacks what was asked for, and may.
+pub(super) fn absent(firewall: &Firewall, table: Table, error: &EnforceError) -> bool {
+    let optional = firewall.variant == Variant::Legacy || table == Table::Raw || firewall.family == Family::V6;
+    optional && says_absent(error)
 }
 
 /// Whether an error only says that the kernel lacks what was asked for.
-fn absent(firewall: &Firewall, table: Table, error: &EnforceError) -> bool {
-    let EnforceError::Command { message, .. } = error else { return false };
+pub(super) fn says_absent(error: &EnforceError) -> bool {
+    let EnforceError::Command { command, message } = error else { return false };
     let lacks =
         ["does not exist", "not supported", "Address family", "Could not fetch rule set generation id: Invalid"];
-    let optional = firewall.variant == Variant::Legacy || table == Table::Raw || firewall.family == Family::V6;
-    optional && lacks.iter().any(|words| message.contains(words))
+    lacks.iter().any(|words| message.contains(words) || command.contains(words))
 }

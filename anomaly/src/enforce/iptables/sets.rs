@@ -23,6 +23,13 @@ pub(super) struct Count {
     pub bytes: u64,
 }
 
+impl Count {
+    /// Both together.
+    pub const fn plus(self, other: Self) -> Self {
+        Self { packets: self.packets + other.packets, bytes: self.bytes + other.bytes }
+    }
+}
+
 /// The program `ipset` and how large its sets may grow.
 #[derive(Clone, Debug)]
 pub(super) struct Sets {
@@ -71,7 +78,9 @@ impl Sets {
     /// # Errors
     /// The command's.
     pub fn read(&self, family: Family) -> Result<HashMap<IpNet, Count>, EnforceError> {
-        Ok(entries(&self.text(family)?))
+        let text = self.text(family)?;
+        entries(&text)
+            .map_err(|message| EnforceError::Command { command: format!("ipset save {}", family.set()), message })
     }
 
     /// The same as text, as `ipset save` prints it.
@@ -79,7 +88,15 @@ impl Sets {
     /// # Errors
     /// The command's.
     pub fn text(&self, family: Family) -> Result<String, EnforceError> {
-        if self.exists(family)? { self.run(&["save", family.set()], None, 0) } else { Ok(String::new()) }
+        if !self.exists(family)? {
+            return Ok(String::new());
+        }
+        let text = self.run(&["save", family.set()], None, 0)?;
+        if text.lines().any(|line| line.strip_prefix("create ").is_some_and(|set| set.starts_with(family.set()))) {
+            return Ok(text);
+        }
+        let command = format!("ipset save {}", family.set());
+        Err(EnforceError::Command { command, message: "it printed nothing of the set".into() })
     }
 
     /// Adds entries, or sets their time left anew; what they have counted stays.
@@ -137,7 +154,10 @@ fn timeout_secs(left: Option<Duration>) -> u64 {
 }
 
 /// Reads the `add` lines of `ipset save`.
-fn entries(text: &str) -> HashMap<IpNet, Count> {
+///
+/// # Errors
+/// In words, when a line is not understood: what it stands for would be taken for not there.
+fn entries(text: &str) -> Result<HashMap<IpNet, Count>, String> {
     let entry = |line: &str| {
         let mut words = line.strip_prefix("add ")?.split_whitespace().skip(1);
         let prefix = prefix(words.next()?)?;
@@ -148,7 +168,8 @@ fn entries(text: &str) -> HashMap<IpNet, Count> {
         };
         Some((prefix, Count { packets: number("packets").unwrap_or(0), bytes: number("bytes").unwrap_or(0) }))
     };
-    text.lines().filter_map(entry).collect()
+    let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with("create "));
+    lines.map(|line| entry(line).ok_or_else(|| format!("this line of its is not understood: {line:.200}"))).collect()
 }
 
 #[cfg(test)]
@@ -159,12 +180,14 @@ mod tests {
     fn reads_what_ipset_saves() {
         let text = "create anomaly4 hash:net family inet hashsize 1024 maxelem 1048576 timeout 0 counters\n\
                     add anomaly4 192.0.2.0/24 timeout 2147483 packets 5 bytes 6\n\
-                    add anomaly4 198.51.100.4 timeout 0\n\
-                    add anomaly4 nonsense timeout 0\n";
-        let found = entries(text);
+                    add anomaly4 198.51.100.4 timeout 0\n";
+        let found = entries(text).expect("whole");
         assert_eq!(found.len(), 2);
         assert_eq!(found[&"192.0.2.0/24".parse().expect("a prefix")], Count { packets: 5, bytes: 6 });
         assert_eq!(found[&"198.51.100.4/32".parse().expect("a prefix")], Count::default());
+        for cut in ["add anomaly4 nonsense timeout 0\n", "add anomaly4\n", "ipset: something else\n"] {
+            assert!(entries(&format!("{text}{cut}")).is_err_and(|why| why.contains(cut.trim())), "{cut}");
+        }
     }
 
     #[test]

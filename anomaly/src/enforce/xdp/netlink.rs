@@ -269,7 +269,7 @@ fn read_dump(mut rest: &[u8], answer: u16, messages: &mut Vec<Vec<u8>>, interrup
 }
 
 /// Walks netlink attributes.
-struct Attributes<'a>(&'a [u8]);
+pub struct Attributes<'a>(pub &'a [u8]);
 
 impl<'a> Iterator for Attributes<'a> {
     type Item = (u16, &'a [u8]);
@@ -284,15 +284,18 @@ impl<'a> Iterator for Attributes<'a> {
     }
 }
 
-const fn align(len: usize) -> usize {
+/// Where what follows so many bytes begins.
+pub const fn align(len: usize) -> usize {
     (len + 3) & !3
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+/// A number in the host's byte order.
+pub fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+/// A number in the host's byte order.
+pub fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 

@@ -120,6 +120,8 @@ pub struct Kernel {
     pub state: Array<MapData, State>,
     /// What became of the packets.
     pub totals: PerCpuArray<MapData, Totals>,
+    /// Bans that were not moved: there was no room for them.
+    pub left_behind: Vec<(IpNet, Ban)>,
 }
 
 /// A pinned map that does not fit, out of which the entries are to be moved.
@@ -201,6 +203,7 @@ impl Kernel {
             switch: take(&mut ebpf, "SWITCH")?,
             state: take(&mut ebpf, "STATE")?,
             totals: take(&mut ebpf, "TOTALS")?,
+            left_behind: Vec::new(),
             ebpf,
         })
     }
@@ -303,9 +306,11 @@ impl Kernel {
         // A smaller map: those that last longest stay.
         let room = (table.capacity() as usize).saturating_sub(table.len());
         bans.sort_by_key(|(_, ban)| std::cmp::Reverse(ban.until_ns));
-        bans.truncate(room);
+        let left_behind = bans.split_off(room.min(bans.len()));
         let fresh = bans.len();
         tracing::info!("moving {fresh} of {held} bans into a new {}", old.name);
+        self.left_behind.extend(left_behind);
+        let table = self.table(kind);
         table.put(fresh, &|n| bans[n], fresh).map_err(reading)
     }
 }

@@ -54,6 +54,7 @@ impl XdpEnforcer {
             }
         }
         self.kernel = kernel;
+        self.remember_left_behind();
         self.next_to_go.clear();
         self.start_log();
         self.dir.publish(&stage)
@@ -84,8 +85,9 @@ impl XdpEnforcer {
             };
             // Lifted or prolonged since the list was made.
             let now_held = self.kernel.table(kind).get(&prefix).map_err(|e| failed("reading", kind.map(), e))?;
-            if now_held.is_some_and(|ban| ban.until_ns == until) && !protect.contains(&prefix) {
+            if let Some(ban) = now_held.filter(|ban| ban.until_ns == until && !protect.contains(&prefix)) {
                 self.kernel.table(kind).remove(&prefix).map_err(|e| failed("writing", kind.map(), e))?;
+                self.remember([(prefix, ban)]);
                 if until > now_ns() {
                     self.gave_way.insert(prefix, until);
                     gone.push(prefix);

@@ -1,8 +1,8 @@
 //! How long a flood goes on until it is cut off: by anomaly, fail2ban and CrowdSec, each in a lab of its own with the
 //! same Nginx and the same flood.
 //!
-//! The client is who measures: a request that got no connection is the end. Where a peer has a default, that is what is
-//! measured; what was set is said in the row.
+//! The client measures: the first request that gets no connection is the end. A peer's defaults are measured; each row names
+//! what was set.
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ use crate::lab::process::Process;
 use crate::lab::{Lab, clock, history, run};
 use crate::setup::{self, package};
 
-/// Who watches, and what.
+/// The peer, and what it watches.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Watcher {
     Anomaly,
@@ -61,7 +61,7 @@ struct Peers {
 /// What watches now; gone with this.
 enum Running<'lab> {
     Daemon(Daemon<'lab>),
-    /// The one that decides, and who carries it out.
+    /// The program that decides, and the one that enforces.
     Others(Process, Option<Process>),
 }
 
@@ -97,7 +97,7 @@ struct Cut {
 /// Adds the rows of this part.
 ///
 /// # Errors
-/// When a peer cannot be had or does not start.
+/// When a peer is unavailable or does not start.
 pub fn measure(bench: &mut Bench, yes: bool) -> Result<()> {
     setup::packages(WHAT, &[package("python3", "/usr/bin/python3")], yes)?;
     let dir = crate::bench::dir()?.join("peers");

@@ -5,7 +5,7 @@ use crate::audit;
 use crate::config::Secret;
 use crate::daemon::clock;
 use crate::dashboard::frame_of;
-use crate::engine::{BaselineUpdate, Sample, Signal};
+use crate::engine::{BaselineUpdate, Kept, Refusal, Sample, Signal};
 use crate::golden::{indent, kinds, same, shown};
 use crate::store::Recorded;
 
@@ -254,6 +254,10 @@ const REPORTS: &[Happening] = &[
         rig.outputs([Output::Braked(Braked { prefix: net("203.0.113.10"), finding, bans_last_minute: 100 })]);
     }),
     ("refusal", |rig| rig.outputs([Output::Refused(Refusal::NotBanned { prefix: net("203.0.113.10") })])),
+    ("ban by hand that leaves the longer one as it is", |rig| {
+        let ban = Arc::new(Ban { until: None, ..by_hand("203.0.113.10", "never again") });
+        rig.outputs([Output::Kept(Kept { at: at(60), ban, until: Some(at(660)), note: "again".into() })]);
+    }),
     ("fallback of one interface", |rig| {
         rig.incident(Incident::Fallback {
             interface: Some("eth0".into()),
@@ -363,6 +367,7 @@ fn audited_kinds() -> Vec<(&'static str, &'static str)> {
     let kinds = kinds!(audit::Event<'static> {
         Ban => r#""event":"ban""#,
         Unban => r#""event":"unban""#,
+        BanKept => r#""event":"ban_kept""#,
         GlobalAnomaly => r#""event":"global_anomaly""#,
         Baseline => r#""event":"baseline""#,
         Fallback => r#""event":"fallback""#,
