@@ -511,7 +511,7 @@ fn a_ban_says_why() {
     flood(&mut run, 1, 400, 50);
     let bans = bans(&run.out);
     let finding = bans[0].finding.as_ref().expect("the numbers");
-    assert_eq!(finding.signal.map(|s| s.0), Some(Signal::Pages));
+    assert_eq!(finding.signal.map(|s| s.0), Some(Signal::SameAnswers));
     assert!(finding.rate > finding.baseline.mean && finding.z_score > 3.0);
     assert!(!finding.samples.is_empty() && finding.samples.len() <= 5);
     assert_eq!(&*finding.samples[0].method, b"GET");

@@ -229,7 +229,6 @@ fn answer_one(request: Request, live: &watch::Sender<Arc<Live>>, events: &broadc
                     numbers: None,
                     duration_secs: None,
                     verdict: None,
-                    verdict: None,
                     ..row.decision
                 })
                 .collect();

@@ -274,7 +274,9 @@ impl Detector {
                 self.routes.entry(target.path, when.minute).succeed(when.network, when.day);
             }
         }
-        if r.method == Method::Read && !target.has(Target::ASSET | Target::DAV) && known.is_novel() {
+        // One resource that answers differently each time is no new page, unless it is asked for another one by its query.
+        let is_new = known.likeness == Likeness::Novel || (known.is_novel() && target.query != 0);
+        if r.method == Method::Read && !target.has(Target::ASSET | Target::DAV) && is_new {
             e.minute.pages = e.minute.pages.saturating_add(1);
         }
     }

@@ -116,10 +116,11 @@ impl Limits {
         points(self.limits[same].value) / f64::from(self.span.max(1)) + points(self.floors.leaks[same])
     }
 
-    /// True where requests are worth keeping as evidence: half-way to a limit.
+    /// True where requests are worth keeping as evidence: a third of the way to a limit, which is less than half of the requests,
+    /// because the same answer weighs more the more often it was given.
     pub fn is_suspicious(&self, evidence: &Evidence, requests: u32) -> bool {
-        let half = |(level, limit): (&i32, &Limit)| level.saturating_mul(2) >= limit.value;
-        requests > self.hard / 2 || evidence.levels().iter().zip(&self.limits).any(half)
+        let third = |(level, limit): (&i32, &Limit)| level.saturating_mul(3) >= limit.value;
+        requests > self.hard / 2 || evidence.levels().iter().zip(&self.limits).any(third)
     }
 
     /// Whether a client whose newest request is of the second `now` makes them so fast that milliseconds count.
