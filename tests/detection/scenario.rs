@@ -50,6 +50,12 @@ struct Traffic {
     from: Net,
     #[serde(default = "one")]
     clients: u32,
+    /// Addresses from one client to the next: 256 where each is of a network of its own.
+    #[serde(default = "one")]
+    apart: u32,
+    /// Each client makes all of the requests, instead of one of them each.
+    #[serde(default)]
+    each: bool,
     start: i64,
     end: i64,
     /// Requests/s of all its clients together; grows exponentially to `rate_to` where that is given.
@@ -164,8 +170,8 @@ impl Traffic {
         }
     }
 
-    fn client(&self, random: &mut Random) -> IpAddr {
-        let n = random.below(self.clients);
+    fn client(&self, n: u32) -> IpAddr {
+        let n = n * self.apart;
         match self.from.0 {
             IpNet::V4(net) => IpAddr::V4(Ipv4Addr::from(u32::from(net.addr()).wrapping_add(n))),
             IpNet::V6(net) => IpAddr::V6(Ipv6Addr::from(u128::from(net.addr()).wrapping_add(u128::from(n)))),
@@ -214,8 +220,11 @@ impl Scenario {
     fn second(&self, t: i64, random: &mut Random, on: &mut dyn FnMut(IpAddr, Timestamp, &Traffic, (&str, u64))) {
         for traffic in &self.traffic {
             let count = traffic.count_at(t, random);
-            for i in 0..count {
-                let client = traffic.client(random);
+            let makers = if traffic.each { traffic.clients } else { 1 };
+            for i in (0..count).flat_map(|i| std::iter::repeat_n(i, makers as usize)).enumerate() {
+                let (at, i) = i;
+                let n = if traffic.each { at as u32 % makers } else { random.below(traffic.clients) };
+                let client = traffic.client(n);
                 let path = traffic.path.replace("{}", &random.below(traffic.paths).to_string());
                 let at = Timestamp::from_ms((START + t) * 1000 + i64::from(i) * 1000 / i64::from(count));
                 let size = if traffic.sizes > 0 { 1000 + 997 * u64::from(random.below(traffic.sizes)) } else { 512 };
@@ -298,7 +307,9 @@ impl Expect {
                 Some((_, first)) if first == rule => Ok(()),
                 first => Err(format!("the first rule from {from} s on is {first:?}, not {rule}")),
             },
-            Self::Bans { least, most } => between("bans", outcome.bans.len(), *least, *most),
+            Self::Bans { least, most } => {
+                between(&format!("bans (all: {:?})", outcome.bans), outcome.bans.len(), *least, *most)
+            }
             Self::GlobalAnomalies { from, to, least, most } => {
                 let n = outcome.anomalies.iter().filter(|t| (from..to).contains(t)).count();
                 between(&format!("global anomalies (all: {:?})", outcome.anomalies), n, *least, *most)

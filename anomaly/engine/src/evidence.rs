@@ -10,6 +10,7 @@
 
 use super::codec::{Reader, Writer};
 use super::contract::BadState;
+use super::lexicon::PRIME;
 use super::path::Target;
 use super::signals::{Bucket, POINT, SIGNALS};
 
@@ -27,8 +28,20 @@ const SPAN: u32 = 10;
 const SOFT_PER_SPAN: u16 = 7000;
 /// Answers of one path are alike within so many bytes (or a 64th): a nonce, a date, a name.
 const NEAR_BYTES: u32 = 48;
-/// Sizes are kept up to this.
+/// Sizes are kept exactly below this; larger ones as a hash of 23 bits, so that large files of any size differ.
+const EXACT: u32 = 1 << 23;
+/// What a size is kept as fits into 24 bits.
 const MAX_SIZE: u32 = 0xff_ffff;
+
+/// A size as it is kept.
+const fn kept(size: u64) -> u32 {
+    if size < EXACT as u64 { size as u32 } else { EXACT | (size.wrapping_mul(PRIME) >> 41) as u32 }
+}
+
+/// Whether two sizes, as they are kept, are those of one answer that varies a little.
+fn near(a: u32, b: u32) -> bool {
+    a == b || (a < EXACT && b < EXACT && a.abs_diff(b) <= (a / 64).max(NEAR_BYTES))
+}
 
 /// An answer seen lately: its path, its route, its size in 24 bits, and how often.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -229,16 +242,16 @@ impl Evidence {
 
     fn compare(&mut self, target: &Target, size: u64) -> Likeness {
         let (path, route) = (short(target.path), short(target.route));
-        let size = u32::try_from(size).unwrap_or(MAX_SIZE).min(MAX_SIZE);
-        let near = |a: u32| a.abs_diff(size) <= (a / 64).max(NEAR_BYTES);
+        let size = kept(size);
         // Behind a script everything may vary but the page.
         let info = target.has(Target::PATH_INFO) && !target.has(Target::DAV);
         let is_path = |a: &Answer| a.path == path && a.route == route && a.is_used();
-        let is_size =
-            |a: &Answer| a.route == route && size > 0 && (a.size() == size || (info && near(a.size()))) && a.is_used();
+        let is_size = |a: &Answer| {
+            a.route == route && size > 0 && (a.size() == size || (info && near(a.size(), size))) && a.is_used()
+        };
         let (at, likeness) = if let Some(at) = self.answers.iter().position(is_path) {
             let answer = self.answers[at];
-            (at, if near(answer.size()) { Likeness::Identical(answer.count) } else { Likeness::SamePath })
+            (at, if near(answer.size(), size) { Likeness::Identical(answer.count) } else { Likeness::SamePath })
         } else if let Some(at) = self.answers.iter().position(is_size) {
             (at, Likeness::SameSize(self.answers[at].count))
         } else {
@@ -458,6 +471,21 @@ mod tests {
             assert!(matches!(e.note_answer(&target(path), size, 0), Likeness::Identical(_)), "{path}");
         }
         assert_eq!(e.note_answer(&target("/search?q=d"), 9000, 0), Likeness::SamePath);
+    }
+
+    #[test]
+    fn large_files_of_other_sizes_are_other_answers() {
+        let mut e = Evidence::new(0, 0);
+        for n in 0..100u64 {
+            let t = target(&format!("/files/{n}.iso"));
+            assert_eq!(e.note_answer(&t, (n + 9) << 24, 0), Likeness::Novel, "{n}");
+        }
+        let t = target("/files/again.iso");
+        assert_eq!(e.note_answer(&t, 5_000_000_000, 0), Likeness::Novel);
+        for _ in 0..9 {
+            e.note_answer(&t, 5_000_000_000, 0);
+        }
+        assert!(matches!(e.note_answer(&t, 5_000_000_000, 0), Likeness::Identical(_)));
     }
 
     #[test]
