@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use crate::engine::{Ban, Braked, Finding, Level, LevelAccepted, Origin, Scope, Signal, Unban};
 use crate::time::Timestamp;
 
+use verdict::Sentence as _;
 pub use verdict::Verdict;
-use verdict::phrase;
 
 /// An address where the prefix is one address, else the prefix.
 pub fn ip_text(prefix: &IpNet) -> String {
@@ -223,7 +223,8 @@ impl Reason for Finding {
             Some((Signal::ErrorPaths, v)) => format!("{v:.0} distinct paths answered 4xx (limit {:.0}), ", self.limit),
             Some((Signal::PostsToOnePath, v)) => format!("{v:.0} POSTs to one path (limit {:.0}), ", self.limit),
             Some((Signal::Errors, v)) => format!("{v:.0} error answers (limit {:.0}), ", self.limit),
-            Some((signal, v)) => format!("{}, {v:.1} (limit {:.1}), ", phrase(signal), self.limit),
+            // z and baseline have decided nothing there.
+            Some(_) => return format!("{}{surge}: {}; {:.2} req/s", self.rule.as_str(), self.sentence(), self.rate),
             None => String::new(),
         };
         let who = match self.baseline.scope {

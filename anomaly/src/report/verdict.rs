@@ -4,7 +4,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{inert, ip_text, round};
-use crate::engine::{Ban, Category, Finding, Origin, Signal};
+use crate::engine::{Ban, Category, Finding, Origin, Rule, Signal};
 
 /// Why a client was or would have been banned, in words.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -67,13 +67,17 @@ fn by_hand(note: &str) -> String {
 }
 
 /// What a finding says of its client, as the rest of a sentence.
-trait Sentence {
+pub(super) trait Sentence {
+    /// In the order: what, how much, and what would have been allowed.
     fn sentence(&self) -> String;
 }
 
 impl Sentence for Finding {
     fn sentence(&self) -> String {
         let Some((signal, value)) = self.signal else {
+            if self.rule != Rule::HardLimit {
+                return format!("made {:.2} requests a second", self.rate);
+            }
             let (requests, limit) = (self.requests, self.limit);
             return format!(
                 "made {requests} requests in the window, of which more than {limit:.0} got an answer like another"
@@ -91,7 +95,7 @@ impl Sentence for Finding {
 }
 
 /// What a client did whose signal fired.
-pub(super) const fn phrase(signal: Signal) -> &'static str {
+const fn phrase(signal: Signal) -> &'static str {
     match signal {
         Signal::Pages => "requested too many pages",
         Signal::ErrorPaths => "asked for paths answered 4xx",
