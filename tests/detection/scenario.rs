@@ -215,9 +215,12 @@ impl Outcome {
     }
 }
 
+/// Is told of a request: its client, its time, what it is one of, its path, and the bytes of its answer.
+type OnRequest<'a> = &'a mut dyn FnMut(IpAddr, Timestamp, &Traffic, (&str, u64));
+
 impl Scenario {
     /// The requests of a second.
-    fn second(&self, t: i64, random: &mut Random, on: &mut dyn FnMut(IpAddr, Timestamp, &Traffic, (&str, u64))) {
+    fn second(&self, t: i64, random: &mut Random, on: OnRequest<'_>) {
         for traffic in &self.traffic {
             let count = traffic.count_at(t, random);
             let makers = if traffic.each { traffic.clients } else { 1 };

@@ -107,7 +107,12 @@ impl Engine {
         self.population.leave_out(&mut client.seen);
         let prefix = self.exempt.ban_prefix(record.client);
         let hard = verdict.rule == Rule::HardLimit;
-        if self.ledger.is_old_news(&prefix, self.clock) || (!hard && self.ledger.has_grace(&prefix, now)) {
+        if self.ledger.is_old_news(&prefix, self.clock) {
+            // As the ban did that is read again.
+            client.evidence = None;
+            return false;
+        }
+        if !hard && self.ledger.has_grace(&prefix, now) {
             return false;
         }
         let bans_last_minute = self.ledger.bans_last_minute(self.clock);

@@ -257,6 +257,10 @@ impl Engine {
             if !has_learned {
                 client.seen = Seen::default();
             }
+            // It was banned since: with that its evidence was gone.
+            if self.ledger.is_old_news(&self.exempt.ban_prefix(client.key().prefix().addr()), self.clock) {
+                client.evidence = None;
+            }
             let (top, suspects) = (&mut self.top, &mut self.suspects);
             let (index, _) =
                 self.table.entry(client.key(), None, oldest, |index, c| super::forget(top, suspects, index, c));

@@ -145,13 +145,8 @@ pub fn failure(method: Method, outcome: Outcome, target: &Target, standing: Stan
         // Words at the root of a site are what word lists hold.
         Outcome::Missing if target.has(Target::TOP_LEVEL) && named && !target.has(Target::ASSET) => POINT,
         Outcome::Missing | Outcome::Good => 350,
-        Outcome::Redirect if method == Method::Post => {
-            if is_new {
-                POINT / 2
-            } else {
-                0
-            }
-        }
+        Outcome::Redirect if method == Method::Post && is_new => POINT / 2,
+        Outcome::Redirect if method == Method::Post => 0,
         Outcome::Redirect => 100,
         Outcome::Server if is_new => 200,
         _ => 0,

@@ -63,7 +63,7 @@ impl Verdict {
 }
 
 fn by_hand(note: &str) -> String {
-    if note.is_empty() { "banned by hand".into() } else { format!("banned by hand: {note}") }
+    if note.is_empty() { "banned by hand".into() } else { format!("banned by hand: {}", inert(note.as_bytes())) }
 }
 
 /// What a finding says of its client, as the rest of a sentence.
