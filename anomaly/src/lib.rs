@@ -19,6 +19,7 @@ pub mod replay;
 pub mod report;
 pub mod store;
 pub mod tail;
+pub mod view;
 
 pub use anomaly_engine as engine;
 pub use anomaly_engine::time;

@@ -16,13 +16,13 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use crate::daemon::Live;
 use crate::enforce::{Incident, Totals};
 use crate::engine::{Decision, Level, Output, Snapshot};
 use crate::notify::SinkHealth;
 use crate::record::Reject;
 use crate::tail::Counts;
 use crate::time::Timestamp;
+use crate::view::live::Live;
 
 /// A total that only grows.
 pub type Counter = Total<u64, AtomicU64>;

@@ -146,7 +146,7 @@ fn tokens(code: &str) -> Vec<String> {
     tokens
 }
 
-/// The circles among the neighbours of every folder: a folder's files and folders are its units (`x.rs` and `x/` are one, its
+/// The circles among the neighbours of every folder: a folder's files and folders are its units (a file and the folder of the same name are one, its
 /// `mod.rs` is none, for a parent and its children belong together), and no unit may come back to itself. Each circle is given
 /// as the arrows that tie it.
 pub fn circles(arrows: &Arrows) -> Vec<String> {

@@ -9,8 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anomaly::config::Secret;
-use anomaly::daemon::{Event, Handle, Live, Request, RequestError};
-use anomaly::dashboard::history::History;
+use anomaly::dashboard::Handle;
 use anomaly::engine::{
     Ban, BanLength, Finding, Grade, Level, LimitSource, Origin, Refusal, Rule, Sample, Scope, Source,
 };
@@ -20,6 +19,9 @@ use anomaly::report::{
     Status, TopRow,
 };
 use anomaly::time::Timestamp;
+use anomaly::view::control::{Event, Request, RequestError};
+use anomaly::view::history::History;
+use anomaly::view::live::Live;
 use ipnet::IpNet;
 use tokio::sync::{broadcast, oneshot, watch};
 

@@ -3,9 +3,9 @@
 use std::fmt::Write as _;
 use std::process::Command;
 
-use anomaly::daemon::RequestError;
-use anomaly::dashboard::history::History;
 use anomaly::engine::Refusal;
+use anomaly::view::control::RequestError;
+use anomaly::view::history::History;
 
 use super::client::{Answer, Events, ask, get, tcp, unix};
 use super::fake::{NOW, Options, Server, picture, point};

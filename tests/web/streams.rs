@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::time::Duration;
 
-use anomaly::daemon::Event;
+use anomaly::view::control::Event;
 
 use super::client::{Events, get, tcp, unix};
 use super::fake::{HOSTILE, Options, Server, ban_row, picture};

@@ -42,9 +42,14 @@ pub fn run(args: &Args) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("the demo needs root, for network namespaces and XDP; as root: cargo xtask demo");
     }
+    eprintln!(
+        "The demo: a web site in network namespaces learns its visitors, is flooded, drops the attacker in the kernel and\n\
+         forgives it. It takes about a minute, after the daemon is built: some minutes on two cores and 2 GB below target/\n\
+         the first time. Nothing of this machine's own network is touched."
+    );
     setup::packages("the demo", setup::LAB, args.yes)?;
     lab::available()?;
-    eprintln!("Building the daemon (the first time, this takes a minute or two).");
+    eprintln!("Building the daemon.");
     let binary = cargo::build_daemon(args.release)?;
     play(&binary, args.once)
 }

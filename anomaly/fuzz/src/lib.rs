@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::{Arc, LazyLock};
 
-use anomaly::daemon::Live;
+use anomaly::view::live::Live;
 use ipnet::IpNet;
 
 #[path = "../../../tests/web/client.rs"]

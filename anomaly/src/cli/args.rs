@@ -181,7 +181,7 @@ pub struct Ban {
     /// How long: 90s, 10m, 2h, 7d, permanent [default: the next step of bans.durations]
     #[arg(long = "for", value_parser = length, value_name = "TIME")]
     pub length: Option<BanLength>,
-    /// Why, for the audit log and for whoever asks later
+    /// Why, for the audit log and for `explain`
     #[arg(long, default_value = "", value_name = "TEXT")]
     pub reason: String,
     /// Also a prefix wider than /16 (IPv6: /32)

@@ -48,7 +48,7 @@ pub struct Loaded {
     pub overridden: Vec<String>,
 }
 
-/// Loads the configuration as [`load_without_list`], and what `allowlist_file` lists: for whoever decides on bans or says
+/// Loads the configuration as [`load_without_list`], and what `allowlist_file` lists: for commands that decide on bans or say
 /// whether all is well.
 ///
 /// # Errors

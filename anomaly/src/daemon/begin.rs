@@ -13,11 +13,11 @@ use ipnet::IpNet;
 use tokio::sync::oneshot;
 use tracing::{error, warn};
 
-use super::Request;
-use super::apply::{Wanted, Work, never_drop, still_to_drop, wanted};
+use super::apply::{Wanted, never_drop, still_to_drop, wanted};
 use super::clock::now;
-use super::hot::{Hot, HotPicture, Parts, Shared};
+use super::hot::{Hot, Parts};
 use super::logins::{Logins, Peers};
+use super::messages::{HotStatus, Shared, Work};
 use super::saves::Saves;
 use crate::audit;
 use crate::config::Config;
@@ -27,6 +27,7 @@ use crate::engine::{Ban, Engine, State};
 use crate::report::HistoryPoint;
 use crate::store::{self, Store};
 use crate::tail::Checkpoint;
+use crate::view::control::Request;
 
 /// Who must never be banned, being looked for: the kernel's list of connections takes it some 10 ms to write.
 pub(super) type Guard = JoinHandle<Found>;
@@ -79,7 +80,7 @@ pub(super) struct Beginning {
     pub(super) wake: SyncSender<Request>,
     /// To the apply thread.
     pub(super) work: SyncSender<Work>,
-    pub(super) picture: Shared<HotPicture>,
+    pub(super) picture: Shared<HotStatus>,
     pub(super) saves: Arc<Saves>,
 }
 
@@ -235,7 +236,7 @@ struct Opened {
 }
 
 /// Opens the database. One that cannot be written does not keep the daemon from protecting the host; one
-/// that cannot be read does, because whoever starts without it lifts every ban. `tell` as in [`Store::open_telling`].
+/// that cannot be read does, because a start without it would lift every ban. `tell` as in [`Store::open_telling`].
 fn open_store(path: &Path, tell: &mut dyn FnMut(store::Early<'_>)) -> Result<Opened> {
     let opened = Store::open_telling(path, now(), tell).with_context(|| format!("store.path = {}", path.display()))?;
     let store::Opened { store, loaded, quarantined, trouble } = opened;

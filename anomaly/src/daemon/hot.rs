@@ -3,21 +3,19 @@
 
 use std::num::NonZeroU64;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tracing::{error, info, warn};
 
-use super::Request;
-use super::alert::Alert;
-use super::apply::{MAX_EXPLAINED, Progress, Reply, Work};
 use super::clock::{now, stopwatch};
 use super::line_counts::{LineCounts, LogLines};
-use super::log_watch::{LogPicture, LogWatch};
+use super::log_watch::{LogStatus, LogWatch};
+use super::messages::{HotStatus, MAX_EXPLAINED, Progress, Reply, Shared, Work, publish};
 use super::outbox::Outbox;
+use super::polling::Polling;
 use super::saves::{Saves, Times};
-use super::trouble::Trouble;
 use crate::config::Config;
 use crate::enforce::covered_by;
 use crate::engine::{BadState, Ban, Command, Engine, Input, Output, Snapshot, State};
@@ -26,6 +24,7 @@ use crate::record::{Parsed, Parser, Record, Reject};
 use crate::report::{TopRow, inert};
 use crate::tail::{Checkpoint, Counts, Presence, Start, Tail, TailError, Watcher};
 use crate::time::Timestamp;
+use crate::view::control::Request;
 
 /// Bytes of one log that are read before anything else gets its turn: a few milliseconds of work.
 const CHUNK: usize = 1 << 20;
@@ -43,40 +42,6 @@ const NEWS_EVERY: Duration = Duration::from_millis(100);
 const RECONCILE_EVERY: Duration = Duration::from_secs(60);
 /// One rejected line in this time is logged.
 const SAMPLE_EVERY: Duration = Duration::from_secs(10);
-
-/// What the hot thread shows: replaced once a second.
-#[derive(Clone, Debug)]
-pub struct HotPicture {
-    /// The engine's figures.
-    pub snapshot: Snapshot,
-    /// Lines that gave no record, by reason.
-    pub rejected: Vec<(Reject, u64)>,
-    /// What happened to the logs since the start.
-    pub totals: Counts,
-    /// Bytes that are written and not read.
-    pub backlog_bytes: u64,
-    /// Reads that failed.
-    pub read_errors: u64,
-    /// Outputs that were lost because the apply thread did not keep up.
-    pub lost_outputs: u64,
-    /// What is not as it should be with the logs.
-    pub degraded: Vec<Trouble>,
-    /// When this was made (wall clock).
-    pub at: Timestamp,
-}
-
-/// The newest picture, shared with whoever shows it.
-pub type Shared<T> = Arc<Mutex<Option<Arc<T>>>>;
-
-/// Replaces a shared picture.
-pub fn publish<T>(slot: &Shared<T>, picture: T) {
-    *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(picture));
-}
-
-/// The newest picture.
-pub fn newest<T>(slot: &Shared<T>) -> Option<Arc<T>> {
-    slot.lock().unwrap_or_else(PoisonError::into_inner).clone()
-}
 
 struct Log {
     tail: Tail,
@@ -114,7 +79,7 @@ pub struct Hot {
     requests: Receiver<Request>,
     wake: SyncSender<Request>,
     outbox: Outbox,
-    picture: Shared<HotPicture>,
+    picture: Shared<HotStatus>,
     config: Box<Config>,
     out: Vec<Output>,
     counts: LineCounts,
@@ -135,7 +100,7 @@ pub struct Parts {
     /// To the apply thread.
     pub work: SyncSender<Work>,
     /// Where the picture goes.
-    pub picture: Shared<HotPicture>,
+    pub picture: Shared<HotStatus>,
     /// What there is to save.
     pub saves: Arc<Saves>,
 }
@@ -240,7 +205,7 @@ impl Hot {
         // lose what was rotated away meanwhile.
         let (mut picture_at, mut save_times, mut reconcile_at) = (Duration::ZERO, Times::default(), RECONCILE_EVERY);
         let (mut sample_at, mut all_at, mut was_behind) = (Duration::ZERO, Duration::ZERO, true);
-        let (mut at, mut alert, mut shown_at) = (Duration::ZERO, Alert::default(), Duration::ZERO);
+        let (mut at, mut polling, mut shown_at) = (Duration::ZERO, Polling::default(), Duration::ZERO);
         loop {
             let behind = self.logs.iter().any(|log| !log.at_end);
             let busy = self.logs.iter().any(|log| log.looks > 0);
@@ -248,7 +213,7 @@ impl Hot {
             let wait = if behind || again || self.outbox.is_waiting() {
                 Duration::ZERO
             } else if busy || self.listening == Listening::Soon {
-                alert.nap(at)
+                polling.nap(at)
             } else {
                 let tick = self.engine.next_deadline().map_or(PICTURE_EVERY, |at| at.since(now()));
                 let poll = if self.watcher.is_some() { PICTURE_EVERY } else { Duration::from_millis(100) };
@@ -272,9 +237,9 @@ impl Hot {
             if all {
                 all_at = at + ALL_EVERY;
             }
-            self.read(all, alert.empty_looks(at));
+            self.read(all, polling.empty_looks(at));
             if self.engine.take_hurry() {
-                alert.renew(at);
+                polling.renew(at);
             }
             // Log time may only follow the wall clock when there is nothing older left to read.
             let caught_up = self.logs.iter().all(|log| log.at_end);
@@ -282,7 +247,7 @@ impl Hot {
             let decided = self.out.iter().any(|o| matches!(o, Output::Decision(_)));
             self.send_outputs(None);
             if decided {
-                alert.came_true(at);
+                polling.came_true(at);
                 // First what is enforced, then what is shown: the processor may be needed for the former.
                 picture_at = picture_at.min((at + NEWS_AFTER).max(shown_at + NEWS_EVERY));
             }
@@ -452,8 +417,8 @@ impl Hot {
         for log in &self.logs {
             totals.add(&log.tail.totals());
         }
-        let logs: Vec<LogPicture> = (self.logs.iter())
-            .map(|log| LogPicture {
+        let logs: Vec<LogStatus> = (self.logs.iter())
+            .map(|log| LogStatus {
                 path: log.tail.path().to_path_buf(),
                 presence: log.presence.clone(),
                 since: log.presence_since,
@@ -471,7 +436,7 @@ impl Hot {
         }
         publish(
             &self.picture,
-            HotPicture {
+            HotStatus {
                 snapshot,
                 rejected,
                 totals,

@@ -13,10 +13,10 @@ use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::sync::watch;
 use tracing::info;
 
-use super::Handle;
 use super::trouble::Trouble;
 use crate::config::Dashboard;
 use crate::dashboard;
+use crate::dashboard::Handle;
 
 /// A port or socket that is taken (by a daemon that is just ending) is tried again this often.
 const BIND_AGAIN: Duration = Duration::from_secs(5);

@@ -35,7 +35,7 @@ const READ_AGAIN_SHARE: u64 = 10;
 
 /// One followed log.
 #[derive(Clone, Debug)]
-pub struct LogPicture {
+pub struct LogStatus {
     /// Its path.
     pub path: PathBuf,
     /// Whether it can be read.
@@ -60,7 +60,7 @@ pub struct LogWatch {
 
 impl LogWatch {
     /// What is not as it should be now. To be called about once a second.
-    pub fn judge(&mut self, now: Timestamp, snapshot: &Snapshot, logs: &[LogPicture]) -> Vec<Trouble> {
+    pub fn judge(&mut self, now: Timestamp, snapshot: &Snapshot, logs: &[LogStatus]) -> Vec<Trouble> {
         let mut found = Vec::new();
         self.unread.retain(|path, _| logs.iter().any(|log| log.path == *path));
         for log in logs {
@@ -121,7 +121,7 @@ impl LogWatch {
 
     /// That no line of a log can be read, and what to do: nobody is judged by it. From a hundred lines in a row on, or where a quiet log
     /// has nothing else for a minute, until one line in ten gives a record again.
-    fn unread(&mut self, now: Timestamp, log: &LogPicture) -> Option<Trouble> {
+    fn unread(&mut self, now: Timestamp, log: &LogStatus) -> Option<Trouble> {
         let (lines, unread) = (&log.lines, &log.lines.unread);
         let lasts = unread.since.map_or(Duration::ZERO, |since| now.since(since));
         // Further on in a backlog it may have the format that is expected.
@@ -193,7 +193,7 @@ mod tests {
     struct Day {
         watch: LogWatch,
         snapshot: Snapshot,
-        log: LogPicture,
+        log: LogStatus,
         now: Timestamp,
     }
 
@@ -225,12 +225,12 @@ mod tests {
         }
     }
 
-    fn log(path: &str, now: Timestamp) -> LogPicture {
+    fn log(path: &str, now: Timestamp) -> LogStatus {
         let (presence, lines) = (Presence::Reading, LogLines::default());
-        LogPicture { path: PathBuf::from(path), presence, since: now, at_end: true, lines }
+        LogStatus { path: PathBuf::from(path), presence, since: now, at_end: true, lines }
     }
 
-    fn add(log: &mut LogPicture, records: u64, rejected: u64, now: Timestamp) {
+    fn add(log: &mut LogStatus, records: u64, rejected: u64, now: Timestamp) {
         (0..rejected).for_each(|_| log.lines.reject(Reject::NotAnObject, COMBINED, now));
         if records > 0 {
             log.lines.read(records as usize);
@@ -363,7 +363,7 @@ mod tests {
         day.log.presence = Presence::Missing;
         assert_eq!(day.pass(9, 1, 0, 0), [""; 0]);
         assert_eq!(day.pass(1, 1, 0, 0), ["log_missing"]);
-        day.log = LogPicture { presence: Presence::Unreadable("no".into()), since: day.now, ..day.log };
+        day.log = LogStatus { presence: Presence::Unreadable("no".into()), since: day.now, ..day.log };
         assert_eq!(day.pass(1, 1, 0, 0), ["log_missing"]);
     }
 }

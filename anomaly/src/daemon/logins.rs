@@ -1,4 +1,4 @@
-//! For whom the never-ban list is kept: clients that are logged in, for as long as they are, and where nobody can see that,
+//! The clients that are never banned because they are logged in, for as long as they are; and where no record shows that,
 //! the clients of sshd for the first minutes. Pure: who is there and what time it is are arguments.
 
 use std::collections::BTreeMap;
@@ -66,7 +66,7 @@ impl Logins {
 /// Clients that had a connection to sshd at the start, where no record says who is logged in. Nothing proves that they are:
 /// their requests are not held against them, for as long as sshd would wait for a login, and operators may ban them.
 ///
-/// Only those of the start: whoever could come later could also come again and again.
+/// Only those of the start: a client that could come later could also come again and again.
 #[derive(Debug, Default)]
 pub struct Peers {
     left: Vec<IpNet>,

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::mpsc::{SyncSender, TrySendError};
 
-use super::apply::Work;
+use super::messages::Work;
 
 /// What may wait while the apply thread is busy; beyond it the oldest outputs are lost and counted. The rest is little, and
 /// somebody waits for it.

@@ -12,25 +12,28 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, broadcast, oneshot, watch};
 use tracing::{info, warn};
 
-use super::apply::{Apply, Work, needs_restart};
+use super::apply::{Apply, needs_restart};
 use super::begin::{self, Beginning, Begun};
 use super::clock::{now, stopwatch};
 use super::config_file::{self, ConfigFile};
-use super::hot::{HotPicture, Shared, newest};
 use super::listeners::Listeners;
+use super::live::{HANGS_AFTER, Machine, Memory, Sources, live, point};
 use super::logins::{self, Change, Logins, Peers};
-use super::picture::{HANGS_AFTER, Machine, Memory, Sources, live, point};
+use super::messages::{HotStatus, Shared, Work, newest};
+use super::off;
 use super::saves::Saves;
 use super::trouble::{Told, Trouble};
-use super::{Event, Handle, Live, Request, off};
 use crate::audit::{self, Audit, Snapshots};
 use crate::config::{Backend, Config, ConfigError, Loaded};
-use crate::dashboard::history::History;
+use crate::dashboard::Handle;
 use crate::enforce;
 use crate::enforce::guard::Guarded;
 use crate::metrics::Metrics;
 use crate::notify::{Notifier, Reporter};
 use crate::store::MAX_ENDED;
+use crate::view::control::{Event, Request};
+use crate::view::history::History;
+use crate::view::live::Live;
 
 /// Requests that may wait for the hot thread.
 const REQUESTS: usize = 1024;
@@ -222,8 +225,8 @@ pub fn run(loaded: Loaded, reload: Reload) -> Result<()> {
 
 /// What serves people and signals.
 struct Service {
-    hot_picture: Shared<HotPicture>,
-    apply_picture: Shared<super::apply::ApplyPicture>,
+    hot_picture: Shared<HotStatus>,
+    apply_picture: Shared<super::messages::ApplyStatus>,
     news: Arc<Notify>,
     metrics: Arc<Metrics>,
     history: Arc<Mutex<History>>,
@@ -311,7 +314,7 @@ impl Service {
         Ok(())
     }
 
-    async fn first_picture(&self, hot_ended: &mut oneshot::Receiver<()>) -> Result<Arc<HotPicture>> {
+    async fn first_picture(&self, hot_ended: &mut oneshot::Receiver<()>) -> Result<Arc<HotStatus>> {
         loop {
             if let Some(picture) = newest(&self.hot_picture) {
                 return Ok(picture);
@@ -325,7 +328,7 @@ impl Service {
 
     fn picture(
         &self,
-        hot: &HotPicture,
+        hot: &HotStatus,
         machine: &Machine,
         memory: &mut Memory,
         uptime: Duration,
@@ -394,7 +397,7 @@ impl Service {
         });
     }
 
-    /// Exempts whoever has logged in since: it is most likely who operates the host. And ends it with the session.
+    /// Exempts the addresses that have logged in since, most likely those of the host's operators, and ends that with the session.
     fn guard_logins(&mut self, uptime: Duration) {
         let change = self.logins.look(now(), begin::logged_in());
         let shown = |prefixes: &[IpNet]| {

@@ -15,13 +15,14 @@ use tokio::time::timeout;
 
 use super::App;
 use super::connection::closed;
-use super::history::Range;
 use super::problem::Problem;
-use crate::daemon::{Live, Request as Ask, RequestError};
 use crate::engine::BanLength;
 use crate::report::{
     BanAnswer, BanRow, BaselineRow, DecisionRow, Explanation, HistoryPoint, Status, TopRow, inert, parse_ip,
 };
+use crate::view::control::{Request as Ask, RequestError};
+use crate::view::history::Range;
+use crate::view::live::Live;
 
 /// Bound of a request's body.
 pub const MAX_BODY: usize = 64 * 1024;
@@ -220,7 +221,7 @@ pub async fn events(State(app): State<App>) -> Response {
 }
 
 /// Why an address is banned, was banned, or is not.
-#[utoipa::path(get, path = "/api/v1/bans/{ip}", tag = "read", params(super::openapi::IpParam),
+#[utoipa::path(get, path = "/api/v1/bans/{ip}", tag = "read", params(super::address::IpParam),
     responses((status = 200, description = "Its bans with their evidence; empty lists where there are none", body = Explanation)))]
 pub async fn explain(State(app): State<App>, ip: Result<Path<String>, PathRejection>) -> Result<Response, Problem> {
     let prefix = prefix(&ip?.0)?;
@@ -233,7 +234,7 @@ pub async fn explain(State(app): State<App>, ip: Result<Path<String>, PathReject
 #[serde(deny_unknown_fields)]
 pub struct BanRequest {
     /// Address or prefix; exactly this is banned. Prefixes shorter than /16 (IPv6: /32) need `force`.
-    #[schema(value_type = super::openapi::Address, example = "203.0.113.10")]
+    #[schema(value_type = super::address::Address, example = "203.0.113.10")]
     ip: String,
     /// Seconds; without it (or null), the next step of the ladder for this prefix.
     #[schema(example = 3600, minimum = 1, maximum = 315_360_000)]
@@ -291,7 +292,7 @@ pub async fn ban(State(app): State<App>, request: Request) -> Result<Response, P
 }
 
 /// Lift every ban that covers an address or prefix.
-#[utoipa::path(delete, path = "/api/v1/bans/{ip}", tag = "write", params(super::openapi::IpParam),
+#[utoipa::path(delete, path = "/api/v1/bans/{ip}", tag = "write", params(super::address::IpParam),
     responses((status = 200, description = "The bans that were lifted", body = Vec<DecisionRow>)))]
 pub async fn unban(State(app): State<App>, ip: Result<Path<String>, PathRejection>) -> Result<Response, Problem> {
     let prefix = prefix(&ip?.0)?;

@@ -99,9 +99,7 @@ impl Gate {
         }
         let needed = api && write || peer == Peer::Network && (api || uri.path() == "/metrics");
         match bearer(headers) {
-            Some(sent) if self.token.is_some() && !self.is_token(sent) => {
-                Err(unauthorized("this token is not the one"))
-            }
+            Some(sent) if self.token.is_some() && !self.is_token(sent) => Err(unauthorized("wrong token")),
             None if needed => Err(unauthorized("send the token of dashboard.token as `Authorization: Bearer …`")),
             // Beyond loopback the configuration demands a token; should it be missing, nothing is open.
             _ if needed && self.token.is_none() => Err(unauthorized("no token is configured")),

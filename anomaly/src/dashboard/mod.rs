@@ -15,13 +15,13 @@ use axum::routing::get;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 
-use crate::daemon::Handle;
 use crate::metrics::ClassLabels;
 
+mod address;
 mod api;
 mod auth;
 mod connection;
-pub mod history;
+mod handle;
 mod openapi;
 mod pages;
 mod problem;
@@ -31,6 +31,7 @@ mod sse;
 pub(crate) use sse::frame_of;
 
 use auth::{Gate, Peer};
+pub use handle::Handle;
 use problem::Problem;
 
 /// What every handler is given.

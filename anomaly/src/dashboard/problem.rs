@@ -4,8 +4,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use crate::daemon::RequestError;
 use crate::engine::Refusal;
+use crate::view::control::RequestError;
 
 /// The body of every answer of 400 and above.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]

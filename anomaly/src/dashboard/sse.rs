@@ -14,10 +14,12 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use tokio::sync::{broadcast, watch};
 
+use super::Handle;
 use super::connection::closed;
-use crate::daemon::{Event, Handle, Live};
 use crate::metrics::Metrics;
 use crate::report::DecisionRow;
+use crate::view::control::Event;
+use crate::view::live::Live;
 
 /// Decisions that a slow follower may be behind.
 const BEHIND: usize = 1024;

@@ -6,8 +6,8 @@
 //! changes nothing, since their packets never reach Nginx.
 //!
 //! The file is replaced in one step, so Nginx never reads half of it. Each reload costs Nginx a generation of workers, so
-//! reloads are few: a ban causes one, paced by [`pace`], and none while Nginx still keeps more than one old generation
-//! ([`nginx`]). An unban by an operator causes one, too. A ban that has run out is taken along by the next reload, or has one
+//! reloads are few: a ban causes one, paced by `pace`, and none while Nginx still keeps more than one old generation
+//! (`nginx`). An unban by an operator causes one, too. A ban that has run out is taken along by the next reload, or has one
 //! for all that have run out ten minutes later: until then Nginx refuses its client.
 //! An entry has no end of its own: it goes with its unban, or with the start-up reconciliation.
 

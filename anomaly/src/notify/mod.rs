@@ -12,6 +12,8 @@
 
 mod batch;
 mod deliver;
+mod http;
+mod sink;
 mod slack;
 mod text;
 mod webhook;
@@ -25,8 +27,11 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use batch::Batch;
+use sink::Sink;
+use slack::Slack;
+use webhook::Webhook;
 
-use crate::config::{self, Secret};
+use crate::config;
 use crate::engine::{Ban, Braked, Finding, LevelAccepted, NotEffective, Unban};
 use crate::time::Timestamp;
 
@@ -202,14 +207,15 @@ impl Default for Pace {
 /// clone is gone and what waited was posted.
 #[derive(Clone, Debug)]
 pub struct Notifier {
-    sinks: Arc<Vec<Sink>>,
+    outlets: Arc<Vec<Outlet>>,
     /// True once the daemon ends: do not collect any longer.
     closing: Arc<watch::Sender<bool>>,
     tasks: Arc<Mutex<Vec<JoinHandle<()>>>>,
 }
 
+/// What the notifier keeps of a sink: what waits for it, and what its task has counted.
 #[derive(Debug)]
-struct Sink {
+struct Outlet {
     inbox: Arc<Inbox>,
     score: Arc<Score>,
 }
@@ -297,31 +303,30 @@ impl Score {
     }
 }
 
-/// The form of a sink's messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
-    Slack,
-    Webhook,
-}
-
-impl Form {
-    /// The body of a post.
-    fn message(self, batch: &Batch, reporter: &Reporter, dashboard: Option<&str>) -> String {
-        match self {
-            Self::Slack => slack::message(batch, reporter, dashboard),
-            Self::Webhook => webhook::message(batch, reporter, dashboard),
-        }
+/// The sinks that the configuration names.
+///
+/// # Errors
+/// [`NotifyError`] of the first one that cannot be set up.
+fn configured(settings: &config::Notify) -> Result<Vec<Box<dyn Sink>>, NotifyError> {
+    let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
+    if let Some(url) = &settings.slack_webhook_url {
+        sinks.push(Box::new(Slack::new(url)?));
     }
+    if let Some(url) = &settings.webhook_url {
+        sinks.push(Box::new(Webhook::new(url)?));
+    }
+    Ok(sinks)
 }
 
 #[cfg(test)]
 impl Notifier {
     /// What Slack and the webhook would be sent next, for golden files; nothing waits any longer.
     pub(crate) fn next_messages(&self, reporter: &Reporter, dashboard: Option<&str>) -> [Option<String>; 2] {
-        [("slack", Form::Slack), ("webhook", Form::Webhook)].map(|(name, form)| {
-            let sink = self.sinks.iter().find(|sink| sink.score.name == name)?;
-            let batch = sink.inbox.take();
-            (!batch.is_empty()).then(|| form.message(&batch, reporter, dashboard))
+        type Written = fn(&Batch, &Reporter, Option<&str>) -> String;
+        [("slack", slack::message as Written), ("webhook", webhook::message)].map(|(name, message)| {
+            let outlet = self.outlets.iter().find(|outlet| outlet.score.name == name)?;
+            let batch = outlet.inbox.take();
+            (!batch.is_empty()).then(|| message(&batch, reporter, dashboard))
         })
     }
 }
@@ -347,26 +352,15 @@ impl Notifier {
     /// # Panics
     /// Outside of a tokio runtime, where a sink is configured.
     pub fn with_pace(settings: &config::Notify, reporter: &Reporter, pace: Pace) -> Result<Self, NotifyError> {
-        let wanted =
-            [("slack", Form::Slack, &settings.slack_webhook_url), ("webhook", Form::Webhook, &settings.webhook_url)];
-        let mut posts = Vec::new();
-        for (name, form, url) in wanted {
-            if let Some(url) = url {
-                posts.push((name, form, parse_url(url).ok_or(NotifyError::BadUrl(name))?));
-            }
-        }
+        let configured = configured(settings)?;
         let (closing, _) = watch::channel(false);
-        let mut sinks = Vec::new();
+        let mut outlets = Vec::new();
         let mut tasks = Vec::new();
-        for (name, form, url) in posts {
-            let inbox = Arc::new(Inbox::new(match form {
-                Form::Slack => slack::SHOWN,
-                Form::Webhook => webhook::SHOWN,
-            }));
-            let score = Arc::new(Score { name, ..Score::default() });
+        for sink in configured {
+            let inbox = Arc::new(Inbox::new(sink.shown()));
+            let score = Arc::new(Score { name: sink.name(), ..Score::default() });
             let task = deliver::Task {
-                form,
-                url,
+                sink,
                 reporter: reporter.clone(),
                 dashboard: settings.dashboard_url.clone(),
                 pace,
@@ -375,26 +369,26 @@ impl Notifier {
                 closing: closing.subscribe(),
             };
             tasks.push(tokio::spawn(task.run()));
-            sinks.push(Sink { inbox, score });
+            outlets.push(Outlet { inbox, score });
         }
-        Ok(Self { sinks: Arc::new(sinks), closing: Arc::new(closing), tasks: Arc::new(Mutex::new(tasks)) })
+        Ok(Self { outlets: Arc::new(outlets), closing: Arc::new(closing), tasks: Arc::new(Mutex::new(tasks)) })
     }
 
     /// Hands a notice over. Costs less than a microsecond and never waits for a sink. A sink is not told of itself: what
     /// says that it does not deliver cannot be delivered, and later it would be one message more where there were too many.
     pub fn send(&self, notice: Notice) {
         let notice = Arc::new(notice);
-        for sink in self.sinks.iter().filter(|sink| !notice.is_about(sink.score.name)) {
-            sink.score.taken.fetch_add(1, Ordering::Relaxed);
-            let folded = sink.inbox.lock().add(Arc::clone(&notice));
-            sink.score.folded.fetch_add(folded, Ordering::Relaxed);
-            sink.inbox.bell.notify_one();
+        for outlet in self.outlets.iter().filter(|outlet| !notice.is_about(outlet.score.name)) {
+            outlet.score.taken.fetch_add(1, Ordering::Relaxed);
+            let folded = outlet.inbox.lock().add(Arc::clone(&notice));
+            outlet.score.folded.fetch_add(folded, Ordering::Relaxed);
+            outlet.inbox.bell.notify_one();
         }
     }
 
     /// Every configured sink.
     pub fn health(&self) -> Vec<SinkHealth> {
-        self.sinks.iter().map(|s| s.score.health()).collect()
+        self.outlets.iter().map(|outlet| outlet.score.health()).collect()
     }
 
     /// Posts what waits, for at most `limit`, and ends the tasks; what could not be posted is lost. For the
@@ -408,13 +402,8 @@ impl Notifier {
                 task.abort();
             }
         }
-        for sink in self.sinks.iter() {
-            sink.score.lose_at_the_end(sink.score.health().waiting);
+        for outlet in self.outlets.iter() {
+            outlet.score.lose_at_the_end(outlet.score.health().waiting);
         }
     }
-}
-
-fn parse_url(url: &Secret) -> Option<reqwest::Url> {
-    let url = reqwest::Url::parse(url.expose().trim()).ok()?;
-    (matches!(url.scheme(), "http" | "https") && url.has_host()).then_some(url)
 }

@@ -9,14 +9,14 @@ use crate::engine::{Ban, Finding, Level, Origin};
 use crate::report::{Reason, inert, ip_text};
 use crate::time::Timestamp;
 
-/// A notice in words. Nothing in it can move a cursor or begin a line; whoever shows it escapes it for
+/// A notice in words. Nothing in it can move a cursor or begin a line; the sink escapes it for
 /// its own medium.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Words {
     pub(super) title: String,
     /// Label and value, most important first.
     pub(super) facts: Vec<(&'static str, String)>,
-    /// Whom it is about.
+    /// The address or prefix it is about.
     pub(super) ip: Option<IpNet>,
     pub(super) at: Timestamp,
     /// Requests that led to it, without their query strings: those may hold what is nobody's business.

@@ -53,8 +53,8 @@ pub(super) fn ipv4_prefix(text: &[u8]) -> Option<(Ipv4Addr, usize)> {
     }
 }
 
-/// The same of the first bytes of a longer text, without a branch for each of them: how long the numbers are cannot be
-/// foretold.
+/// The same of the first bytes of a longer text, without a branch for each of them: the lengths of the numbers are
+/// unpredictable.
 #[inline]
 fn ipv4_in(text: &[u8; 20]) -> Option<(Ipv4Addr, usize)> {
     let chunk = Chunk::new(text.first_chunk()?);
@@ -119,8 +119,8 @@ fn many_digits(text: &[u8]) -> (u64, usize) {
     (value, text.len())
 }
 
-/// The number that the first `len` of eight bytes write, at most seven; all at once, for how many they are cannot be
-/// foretold. Neighbours are added up in pairs, then pairs of those, then both halves.
+/// The number that the first `len` of eight bytes write, at most seven; all at once, because `len` is unpredictable.
+/// Neighbours are added up in pairs, then pairs of those, then both halves.
 #[inline]
 const fn few_digits(word: u64, len: u32) -> u64 {
     // Moved to the end, with zeros before them.

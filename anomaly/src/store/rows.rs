@@ -14,7 +14,7 @@ use crate::engine::{Ban, Origin, Sample};
 use crate::report::HistoryPoint;
 use crate::time::Timestamp;
 
-/// Samples kept per ban, and bytes kept of each text: evidence is bounded whoever wrote it.
+/// Samples kept per ban, and bytes kept of each text: evidence is bounded whatever a client sent.
 const MAX_SAMPLES: usize = 16;
 const MAX_SAMPLE_BYTES: usize = 2048;
 /// Bytes kept of an operator's words.

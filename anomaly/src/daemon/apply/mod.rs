@@ -10,25 +10,24 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use tokio::sync::{Notify, broadcast, oneshot};
+use tokio::sync::{Notify, broadcast};
 use tracing::{error, info, warn};
 
 use super::clock::{now, stopwatch};
-use super::hot::Shared;
+use super::messages::{ApplyStatus, MAX_EXPLAINED, Progress, Reply, Shared, Work};
 use super::saves::Saves;
-use super::trouble::{Told, Trouble};
-use super::{Event, RequestError};
+use super::trouble::Told;
 use crate::audit::{self, Audit, AuditError, Change, Snapshots};
 use crate::config::{self, Backend, Config, OnStop};
 use crate::enforce::guard::{Guarded, Why};
-use crate::enforce::{Coverage, Drop, Enforcer, Name};
-use crate::engine::{Ban, Decision, LevelAccepted, NotEffective, Origin, Output, Refusal, State};
+use crate::enforce::{Drop, Enforcer};
+use crate::engine::{Ban, Decision, LevelAccepted, NotEffective, Origin, Output, Refusal};
 use crate::metrics::Metrics;
 use crate::notify::{Notice, Notifier};
-use crate::report::{BanAnswer, BanRow, DecisionRow, Explanation, HistoryPoint, PastBan, Reason, TopRow, ip_text};
+use crate::report::{BanAnswer, BanRow, DecisionRow, Explanation, PastBan, Reason, TopRow, ip_text};
 use crate::store::{BanState, Reader, Store, StoreError};
-use crate::tail::Checkpoint;
 use crate::time::Timestamp;
+use crate::view::control::{Event, RequestError};
 
 mod decisions;
 #[cfg(test)]
@@ -45,94 +44,12 @@ const COUNT_NOTHING_EVERY: Duration = Duration::from_secs(5);
 /// Counts of active bans reach the store this often.
 const STORE_COUNTS_EVERY: Duration = Duration::from_secs(60);
 const PRUNE_EVERY: Duration = Duration::from_secs(3600);
-/// Bans in an explanation, of each kind.
-pub const MAX_EXPLAINED: usize = 50;
-
 /// Keys of [`Apply::degraded`]: what the enforcer holds is not what is wanted, or unknown.
 const HELD: &str = "enforcement:held";
 /// The allow-list is not in the kernel.
 const ALLOWLIST: &str = "enforcement:allowlist";
 /// The configuration file is refused, or could not be put in force.
 const CONFIG: &str = "config";
-
-/// What the hot thread hands over.
-pub enum Work {
-    /// What the engine said, and who waits for it.
-    Outputs {
-        /// In order.
-        outputs: Vec<Output>,
-        /// Answered when everything is done.
-        reply: Option<Reply>,
-    },
-    /// State and checkpoints for the store.
-    Save(Progress),
-    /// Every ban that should be enforced.
-    Reconcile(Arc<[Arc<Ban>]>),
-    /// The why-card.
-    Explain {
-        /// Of whom.
-        prefix: IpNet,
-        /// Its figures now.
-        client: Option<TopRow>,
-        /// Who allows it.
-        allowlisted_by: Option<IpNet>,
-        /// Active bans that cover it.
-        active: Vec<Arc<Ban>>,
-        /// Active bans of what lies inside it, newest first.
-        inside: Vec<Arc<Ban>>,
-        /// Who asked.
-        reply: oneshot::Sender<Result<Explanation, RequestError>>,
-    },
-    /// What must never be dropped from now on, in the place of what that was, beside the configuration's.
-    Guard(Vec<Guarded>),
-    /// A new configuration, or why it was refused.
-    Reloaded(Result<Box<Config>, String>),
-    /// Why the configuration file would be refused; none when it is good again.
-    ConfigFile(Option<String>),
-    /// A point of the graph for the store.
-    History(HistoryPoint),
-    /// What is wrong with the logs and the threads, whenever that has changed.
-    Health(Vec<Trouble>),
-    /// The end.
-    Stop(Box<Progress>),
-}
-
-/// Who waits for the outcome of a command.
-pub enum Reply {
-    /// Of a ban.
-    Ban(oneshot::Sender<Result<BanAnswer, RequestError>>),
-    /// Of an unban.
-    Unban(oneshot::Sender<Result<Vec<DecisionRow>, RequestError>>),
-}
-
-/// What a restart continues from.
-pub struct Progress {
-    /// The engine's.
-    pub state: State,
-    /// How far each log has been read.
-    pub checkpoints: Vec<Checkpoint>,
-    /// When.
-    pub at: Timestamp,
-}
-
-/// What the apply thread shows.
-#[derive(Clone, Debug)]
-pub struct ApplyPicture {
-    /// Who drops.
-    pub enforcer: Name,
-    /// How, and totals.
-    pub coverage: Coverage,
-    /// Packets and bytes dropped per ban.
-    pub counts: Arc<HashMap<IpNet, (u64, u64)>>,
-    /// Share of the wanted bans that the kernel holds.
-    pub enforcement_ratio: f64,
-    /// Word, reason, since.
-    pub degraded: Vec<(String, String, Timestamp)>,
-    /// Why nothing is dropped, or nobody knows what is.
-    pub lost: Option<String>,
-    /// When this was made; an old picture means that the enforcer or the disk hangs.
-    pub at: Timestamp,
-}
 
 /// What is to be dropped, and until when.
 pub type Wanted = HashMap<IpNet, Option<Timestamp>, foldhash::fast::RandomState>;
@@ -180,7 +97,7 @@ pub struct Apply {
     /// For Prometheus.
     pub metrics: Arc<Metrics>,
     /// Where the picture goes.
-    pub picture: Shared<ApplyPicture>,
+    pub picture: Shared<ApplyStatus>,
     /// Told when there is something new to show before the second is over.
     pub news: Arc<Notify>,
     /// Told when one has ended, or something could not be written.

@@ -5,9 +5,11 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use tokio::sync::oneshot;
+
 use super::*;
 use crate::enforce::dry_run::DryRun;
-use crate::enforce::{EnforceError, Fault, Held, Incident};
+use crate::enforce::{Coverage, EnforceError, Fault, Held, Incident, Name};
 use crate::engine::{Braked, Finding, Grade, Level, LimitSource, Origin, Rule, Scope, Source, Unban};
 use crate::notify::Reporter;
 

@@ -8,11 +8,11 @@ use std::time::Duration;
 use tracing::{error, info, warn};
 
 use super::super::clock::now;
-use super::super::hot::publish;
 use super::super::log_watch::why_not_effective;
+use super::super::messages::{ApplyStatus, publish};
 use super::super::off;
 use super::super::trouble::Trouble;
-use super::{ALLOWLIST, Apply, ApplyPicture, CONFIG, HELD, never_drop, still_to_drop};
+use super::{ALLOWLIST, Apply, CONFIG, HELD, never_drop, still_to_drop};
 use crate::audit;
 use crate::config::Config;
 use crate::enforce::{EnforceError, Fault, Incident, Name, Reconciled, reconcile};
@@ -296,7 +296,7 @@ impl Apply {
         };
         publish(
             &self.picture,
-            ApplyPicture {
+            ApplyStatus {
                 enforcer: self.enforcer.name(),
                 coverage: self.enforcer.coverage(),
                 counts: Arc::clone(&self.counts),

@@ -37,7 +37,7 @@ async function send(path, options = {}, candidate = null) {
     // Another token has proved right while this one was on its way.
     if (proof !== token.get()) return send(path, options);
     if (proof && !needs.read) {
-      // Reading is open here: it is refused only because of a token that is not the one any more.
+      // Reading is open here: it is refused only because of a token that is no longer valid.
       token.forget();
       return send(path, options);
     }

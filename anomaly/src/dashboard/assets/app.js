@@ -221,7 +221,7 @@ function connected(yes, problem) {
   banners.set("connection", !yes && {
     level: "bad",
     title: "No connection to the daemon.",
-    detail: status ? `${problem?.message ?? ""} What you see is old.` : (problem?.message ?? ""),
+    detail: status ? `${problem?.message ?? ""} These figures are out of date.` : (problem?.message ?? ""),
     since: lastHeard ? new Date(lastHeard).toISOString() : null,
     action: { name: "Try now", run: () => retry() },
   });

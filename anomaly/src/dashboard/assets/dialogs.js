@@ -104,7 +104,7 @@ export function signIn() {
     const stale = api.token.get() != null;
     api.token.forget();
     let known = false;
-    const error = el("p", { className: "error", role: "alert", hidden: !stale }, "The token of this tab is not the one any more.");
+    const error = el("p", { className: "error", role: "alert", hidden: !stale }, "The token of this tab is no longer valid.");
     const secret = el("input", { type: "password", id: "sign-in", autocomplete: "off", required: true });
     const go = el("button", { type: "submit", className: "primary" }, "Open");
     const form = el(
@@ -113,12 +113,12 @@ export function signIn() {
       el("h2", { id: "dialog-title" }, "This dashboard needs its token"),
       api.needs.write
         ? [
-            el("p", {}, "It is reached from beyond its host. The token is dashboard.token of its configuration; this tab keeps it until it is closed."),
+            el("p", {}, "Reading needs a token here: dashboard.token in the configuration. This tab keeps it until you close it."),
             error,
             field("sign-in", "Token", secret),
             el("div", { className: "actions" }, go),
           ]
-        : el("p", {}, "It is reached from beyond its host, and no dashboard.token is configured. Configure one."),
+        : el("p", {}, "Reading needs a token here, and no dashboard.token is configured. Configure one."),
     );
     form.onsubmit = async (event) => {
       event.preventDefault();
@@ -132,7 +132,7 @@ export function signIn() {
         known = true;
         byId("dialog").close();
       } catch (problem) {
-        error.textContent = problem.status === 401 ? "That token is not the one." : problem.message;
+        error.textContent = problem.status === 401 ? "Wrong token." : problem.message;
         error.hidden = false;
         secret.select();
       } finally {

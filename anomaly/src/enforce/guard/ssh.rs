@@ -1,6 +1,6 @@
 //! Connections to sshd: who has one, and how long one may stay open without a login.
 //!
-//! They are seen in the kernel's list of sockets, where whoever has logged in looks like whoever has not.
+//! They are seen in the kernel's list of sockets, where a client that has logged in looks like one that has not.
 
 use std::collections::HashSet;
 use std::fs;

@@ -148,7 +148,7 @@ fn contents(file: &mut File) -> std::io::Result<String> {
 /// Waits at most `limit`; `None` when the child still runs.
 ///
 /// Asks again and again instead of waiting on a pidfd, because the kernels that need this
-/// enforcer most are older than pidfds (5.3). Counts its own naps: it has no clock.
+/// enforcer most are older than pidfds (5.3). It counts its own pauses, because it has no clock.
 fn wait(child: &mut Child, limit: Duration) -> std::io::Result<Option<ExitStatus>> {
     let mut nap = Duration::from_micros(250);
     let mut waited = Duration::ZERO;

@@ -33,7 +33,7 @@ impl XdpEnforcer {
         self.remember(left_behind);
     }
 
-    /// Whoever is told of an end asks for the count within seconds. What nobody asks for, an earlier database's, goes.
+    /// The apply thread asks for the count within seconds of an end. A count that is not asked for, an earlier database's, is dropped.
     pub(super) fn forget_gone(&mut self) {
         if self.rounds.is_multiple_of(FORGET_ROUNDS) {
             let long_ago = now_ns().saturating_sub(nanos(FORGET_AFTER));

@@ -144,7 +144,7 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
     unsafe { bpf(uapi::LINK_UPDATE, &mut attr) }.map(drop)
 }
 
-/// Takes a link off its interface at once, whoever still holds it.
+/// Takes a link off its interface at once, although other programs may still hold it.
 pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = LinkAttr { prog_fd: number(link), ..LinkAttr::default() };
     // SAFETY: the command takes a link; no pointers.

@@ -122,6 +122,6 @@ mod tests {
         found.sort();
         assert_eq!(found, [top.path().join("a/b"), top.path().join("anomaly")]);
         assert_eq!(below(&top.path().join("anomaly")), [top.path().join("anomaly")]);
-        assert_eq!(below(&top.path().join("nowhere")), [PathBuf::new(); 0]);
+        assert!(below(&top.path().join("nowhere")).is_empty());
     }
 }

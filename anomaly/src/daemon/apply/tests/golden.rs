@@ -4,6 +4,7 @@
 use crate::audit;
 use crate::config::Secret;
 use crate::daemon::clock;
+use crate::daemon::trouble::Trouble;
 use crate::dashboard::frame_of;
 use crate::engine::{BaselineUpdate, Kept, Refusal, Sample, Signal};
 use crate::golden::{indent, kinds, same, shown};

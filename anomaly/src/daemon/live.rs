@@ -7,14 +7,13 @@ use std::time::Duration;
 use ipnet::IpNet;
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, Pid, ProcessRefreshKind, ProcessesToUpdate, RefreshKind, System};
 
-use super::Live;
-use super::apply::ApplyPicture;
-use super::hot::HotPicture;
+use super::messages::{ApplyStatus, HotStatus};
 use super::trouble::Trouble;
 use crate::enforce::{Attachment, Coverage, Name, Totals};
 use crate::engine::Ban;
 use crate::report::{BanRow, BaselineRow, Degraded, HistoryPoint, InterfaceRow, LevelRow, Status, TopRow, round};
 use crate::time::Timestamp;
+use crate::view::live::Live;
 
 /// A thread that has shown nothing for this long hangs.
 pub const HANGS_AFTER: Duration = Duration::from_secs(15);
@@ -136,9 +135,9 @@ impl Memory {
 /// What [`live`] is made of.
 pub struct Sources<'a> {
     /// From the hot thread.
-    pub hot: &'a HotPicture,
+    pub hot: &'a HotStatus,
     /// From the apply thread; none before its first round.
-    pub apply: Option<&'a ApplyPicture>,
+    pub apply: Option<&'a ApplyStatus>,
     /// From the kernel.
     pub machine: &'a Machine,
     /// Wall clock.
@@ -256,7 +255,7 @@ pub fn point(live: &Live, now: Timestamp) -> HistoryPoint {
     }
 }
 
-/// The mass-ban brake holds, or did within the last minute. Whom it holds back is told one by one, so this is only shown.
+/// The mass-ban brake holds, or did within the last minute. Each ban it holds back is reported on its own, so this is only shown.
 fn brake(braked: Option<(Timestamp, Timestamp)>, now: Timestamp) -> Option<Degraded> {
     let (since, _) = braked.filter(|(_, last)| now.since(*last) <= BRAKED_FOR)?;
     let reason = "so many clients crossed their limits at once that only the worst are banned (bans.brake_per_minute, bans.brake_share); is it an attack, or did a deployment break the site?";
@@ -349,7 +348,7 @@ mod tests {
         Level { scope, mean: 41.0, stddev: 9.5, error_rate: 0.0123, samples: 1800, source }
     }
 
-    fn hot() -> HotPicture {
+    fn hot() -> HotStatus {
         let ban = |ip: &str, until| Ban {
             prefix: crate::report::parse_ip(ip).expect("a prefix"),
             at: NOW,
@@ -393,7 +392,7 @@ mod tests {
             }],
             bans: bans.map(Arc::new).into_iter().collect(),
         };
-        HotPicture {
+        HotStatus {
             snapshot,
             rejected: vec![(Reject::Empty, 5), (Reject::NoTime, 3)],
             totals: Counts::default(),
@@ -405,7 +404,7 @@ mod tests {
         }
     }
 
-    fn applied() -> ApplyPicture {
+    fn applied() -> ApplyStatus {
         let attachment = |interface: &str, mode, reason: Option<&str>| Attachment {
             interface: interface.into(),
             mode,
@@ -413,7 +412,7 @@ mod tests {
         };
         let attachments =
             vec![attachment("eth0", "native", None), attachment("eth1", "generic", Some("the driver has no XDP"))];
-        ApplyPicture {
+        ApplyStatus {
             enforcer: Name::Xdp,
             coverage: Coverage {
                 attachments,
@@ -428,7 +427,7 @@ mod tests {
     }
 
     /// Everything that is shown each second, as JSON.
-    fn shown(hot: &HotPicture, apply: Option<&ApplyPicture>) -> String {
+    fn shown(hot: &HotStatus, apply: Option<&ApplyStatus>) -> String {
         let machine = Machine { system: None, pid: Pid::from_u32(1) };
         let sources =
             Sources { hot, apply, machine: &machine, now: NOW, uptime: Duration::from_secs(7260), unbound: Vec::new() };
@@ -448,16 +447,16 @@ mod tests {
     #[test]
     fn golden_status() {
         let (hot, apply) = (hot(), applied());
-        let hanging = HotPicture { at: Timestamp::from_secs(NOW.as_secs() - 60), lost_outputs: 3, ..hot.clone() };
-        let open = ApplyPicture {
+        let hanging = HotStatus { at: Timestamp::from_secs(NOW.as_secs() - 60), lost_outputs: 3, ..hot.clone() };
+        let open = ApplyStatus {
             coverage: Coverage {
                 attachments: vec![Attachment { interface: "eth0".into(), mode: "none", reason: None }],
                 ..Coverage::default()
             },
             ..apply.clone()
         };
-        let late = ApplyPicture { at: Timestamp::from_secs(NOW.as_secs() - 60), ..apply.clone() };
-        let few = ApplyPicture { enforcement_ratio: 0.25, ..apply.clone() };
+        let late = ApplyStatus { at: Timestamp::from_secs(NOW.as_secs() - 60), ..apply.clone() };
+        let few = ApplyStatus { enforcement_ratio: 0.25, ..apply.clone() };
         let text: String = [
             ("all is well but for three faults", &hot, Some(&apply)),
             ("before the enforcer is there", &hot, None),

@@ -7,23 +7,23 @@ use std::time::Duration;
 
 /// The poll interval while lines keep coming; no line causes a wake-up of its own. At 10,000 lines/s that is one wake-up for 320
 /// lines. Cold caches make a wake-up as expensive as 100 lines or more.
-const NAP: Duration = Duration::from_millis(32);
-/// The same in an alert. Only a fast client can send several requests within one poll interval, so only fast clients cause alerts.
-const SHORT_NAP: Duration = Duration::from_micros(150);
-/// The same in an alert without a ban for [`HOPE`]: the client stays below the limit, which may last.
-const LONGER_NAP: Duration = Duration::from_micros(500);
+const USUAL: Duration = Duration::from_millis(32);
+/// The same while polling fast. Only a fast client can send several requests within one poll interval, so only fast clients cause it.
+const SHORT: Duration = Duration::from_micros(150);
+/// The same while polling fast without a ban for [`HOPE`]: the client stays below the limit, which may last.
+const LONGER: Duration = Duration::from_micros(500);
 /// The pause after a ban: another thread enforces it, and may have to share this processor.
 const REST: Duration = Duration::from_millis(1);
-/// For this long after its beginning or a ban, an alert gets [`SHORT_NAP`], which costs twice as much as the longer one.
+/// For this long after its beginning or a ban, fast polling uses [`SHORT`], which costs twice as much as the longer one.
 const HOPE: Duration = Duration::from_secs(2);
-/// An alert lasts this long after the newest request of a fast client that is half-way to a limit.
+/// Fast polling lasts this long after the newest request of a fast client that is half-way to a limit.
 const LASTS: Duration = Duration::from_millis(250);
 /// A log without a new line for this long, and for at least two polls, is quiet.
 const QUIET: Duration = Duration::from_millis(1);
 
 /// Whether a client may be about to be banned. All times are since the start.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Alert {
+pub struct Polling {
     /// When it began, or last came true.
     since: Duration,
     until: Duration,
@@ -31,7 +31,7 @@ pub struct Alert {
     rested: Duration,
 }
 
-impl Alert {
+impl Polling {
     /// A fast client that is half-way to a limit has made a request.
     pub fn renew(&mut self, at: Duration) {
         if at >= self.until {
@@ -49,13 +49,13 @@ impl Alert {
     /// How long to sleep until the next look.
     pub fn nap(&self, at: Duration) -> Duration {
         if at >= self.until {
-            NAP
+            USUAL
         } else if at < self.rested {
             self.rested - at
         } else if at < self.since + HOPE {
-            SHORT_NAP
+            SHORT
         } else {
-            LONGER_NAP
+            LONGER
         }
     }
 
@@ -72,22 +72,22 @@ mod tests {
     #[test]
     fn short_naps_end_with_the_hope_that_they_are_worth_it() {
         let ms = Duration::from_millis;
-        let mut alert = Alert::default();
-        assert_eq!((alert.nap(ms(0)), alert.empty_looks(ms(0))), (NAP, 2));
+        let mut polling = Polling::default();
+        assert_eq!((polling.nap(ms(0)), polling.empty_looks(ms(0))), (USUAL, 2));
         // A client that stays below its limit.
         for at in 1000..5000 {
-            alert.renew(ms(at));
-            let nap = if at < 3000 { SHORT_NAP } else { LONGER_NAP };
-            assert_eq!(alert.nap(ms(at)), nap, "{at}");
+            polling.renew(ms(at));
+            let nap = if at < 3000 { SHORT } else { LONGER };
+            assert_eq!(polling.nap(ms(at)), nap, "{at}");
         }
-        assert_eq!((alert.empty_looks(ms(1100)), alert.empty_looks(ms(5000))), (7, 2));
+        assert_eq!((polling.empty_looks(ms(1100)), polling.empty_looks(ms(5000))), (7, 2));
         // Somebody else does not.
-        alert.came_true(ms(5000));
-        assert_eq!(alert.nap(ms(5000)), REST);
-        assert_eq!(alert.nap(ms(5001)), SHORT_NAP);
-        assert_eq!(alert.nap(ms(5249)), NAP);
-        // The next alert is a new one.
-        alert.renew(ms(9000));
-        assert_eq!(alert.nap(ms(9001)), SHORT_NAP);
+        polling.came_true(ms(5000));
+        assert_eq!(polling.nap(ms(5000)), REST);
+        assert_eq!(polling.nap(ms(5001)), SHORT);
+        assert_eq!(polling.nap(ms(5249)), USUAL);
+        // Fast polling begins anew.
+        polling.renew(ms(9000));
+        assert_eq!(polling.nap(ms(9001)), SHORT);
     }
 }
