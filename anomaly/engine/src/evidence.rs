@@ -526,6 +526,11 @@ mod tests {
     }
 
     #[test]
+    fn a_client_with_evidence_costs_little_more() {
+        assert!(size_of::<Evidence>() <= 280, "{} bytes", size_of::<Evidence>());
+    }
+
+    #[test]
     fn survives_the_store() {
         let mut e = Evidence::new(1_777_000_000_123, 2);
         for i in 0..50u32 {
