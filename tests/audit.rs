@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use anomaly::audit::{Audit, Change, Event, GENERATIONS, Newest, Snapshots};
 use anomaly::engine::{
-    Ban, BaselineUpdate, Braked, Finding, Kept, Level, LevelAccepted, NotEffective, Origin, Rule, Scope, Source, State,
-    Unban,
+    Ban, BaselineUpdate, Braked, Finding, Grade, Kept, Level, LevelAccepted, LimitSource, NotEffective, Origin, Rule,
+    Scope, Source, State, Unban,
 };
 use anomaly::store::{BanState, Recorded, Store};
 use anomaly::time::Timestamp;
@@ -68,7 +68,8 @@ fn a_ban_is_one_line_with_the_documented_keys() {
             "ts": "2026-04-27T09:25:52Z", "event": "ban", "enforcer": "xdp", "ok": true, "error": null,
             "time": "2026-04-27T09:25:51Z", "action": "ban", "ip": "203.0.113.10", "offence": 1, "duration_secs": 600,
             "until": "2026-04-27T09:35:51Z", "origin": "operator", "in_past": false,
-            "reason": "bad\\n{\"event\":\"off\"}\\u{1b}[2J\\u{202e}",
+            "reason": "bad\\n{\"event\":\"off\"}\\u{1b}[2J\\u{202e}", "category": "manual",
+            "sentence": "203.0.113.10 was banned by hand: bad\\n{\"event\":\"off\"}\\u{1b}[2J\\u{202e}",
         })
     );
     assert_eq!((&all[1]["ok"], &all[1]["error"]), (&Value::Bool(false), &Value::from("EPERM")));
@@ -89,6 +90,8 @@ fn finding(scope: Scope) -> Finding {
         z_score: 93.6,
         signal: None,
         limit: 66.0,
+        limit_source: LimitSource::Learned,
+        grade: Grade::Likely,
         requests: 55_806,
         errors: 3,
         samples: Vec::new(),

@@ -17,14 +17,31 @@ use crate::lab::{clock, history};
 const ATTACKER: &str = "203.0.113.10";
 
 /// Keys of a ban's row.
-pub const BAN: &[&str] =
-    &["time", "action", "ip", "rule", "error_surge", "rate", "baseline", "z_score", "offence", "duration_secs"];
+pub const BAN: &[&str] = &[
+    "time",
+    "action",
+    "ip",
+    "rule",
+    "error_surge",
+    "rate",
+    "baseline",
+    "z_score",
+    "offence",
+    "duration_secs",
+    "category",
+    "grade",
+    "limit",
+    "limit_source",
+    "route",
+    "sentence",
+];
 /// Of an unban's.
 pub const UNBAN: &[&str] = &["time", "action", "ip", "offence"];
 /// Of a global anomaly's.
 pub const GLOBAL_ANOMALY: &[&str] = &["time", "action", "rule", "rate", "baseline", "z_score"];
 /// What only a ban by the detector has.
-pub const FOUND: &[&str] = &["rule", "error_surge", "rate", "baseline", "z_score"];
+pub const FOUND: &[&str] =
+    &["rule", "error_surge", "rate", "baseline", "z_score", "grade", "limit", "limit_source", "route"];
 /// Where detection adds a signal.
 const SIGNAL: &[&str] = &["signal", "signal_value"];
 const BASELINE: &[&str] = &["scope", "mean", "stddev", "source"];
@@ -440,7 +457,13 @@ fn a_ban_by_hand_keeps_the_longer_one_and_says_so() {
 #[test]
 fn status_says_that_the_brake_holds() {
     let now = clock::epoch_secs();
-    let daemon = DryRun::start(&history::quiet(now, 30, 2), "bans.brake_per_minute = 2\n");
+    // People: they have looked at some pages before. Others are not spared.
+    let looks = |ip: &str| {
+        let page = |name| history::line(now - 1810, ip, &format!("/{name}/latest"), 200);
+        ["news", "shop", "team", "jobs", "help", "blog"].map(page).concat()
+    };
+    let people: String = (1..5).map(|n| looks(&format!("203.0.113.{n}"))).collect();
+    let daemon = DryRun::start(&(people + &history::quiet(now, 30, 2)), "bans.brake_per_minute = 2\n");
     let words = || {
         let status = daemon.json(&["status"])?;
         let rows = status["degraded"].as_array()?.clone();

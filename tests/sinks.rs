@@ -12,7 +12,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anomaly::config::{Notify, Secret};
-use anomaly::engine::{Ban, Finding, Level, NotEffective, Origin, Rule, Sample, Scope, Source, Unban};
+use anomaly::engine::{
+    Ban, Finding, Grade, Level, LimitSource, NotEffective, Origin, Rule, Sample, Scope, Source, Unban,
+};
 use anomaly::notify::{Notice, Notifier, NotifyError, Pace, SinkHealth};
 use anomaly::time::Timestamp;
 use ipnet::IpNet;
@@ -61,6 +63,8 @@ fn finding() -> Finding {
         z_score: 23.0,
         signal: None,
         limit: 30.0,
+        limit_source: LimitSource::Learned,
+        grade: Grade::Likely,
         requests: 852,
         errors: 0,
         samples: vec![Sample {

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anomaly::engine::{Ban, Finding, Level, Offence, Origin, Rule, Sample, Scope, Signal, Source, State, Unban};
+use anomaly::engine::{
+    Ban, Finding, Grade, Level, LimitSource, Offence, Origin, Rule, Sample, Scope, Signal, Source, State, Unban,
+};
 use anomaly::store::{BanState, Opened, Store, StoreError};
 use anomaly::time::Timestamp;
 use ipnet::IpNet;
@@ -50,6 +52,8 @@ fn ban(prefix: IpNet, secs: i64, offence: u32) -> Ban {
             z_score: 23.0,
             signal: Some((Signal::ErrorPaths, 41.0)),
             limit: 30.0,
+            limit_source: LimitSource::Learned,
+            grade: Grade::Likely,
             requests: 852,
             errors: 851,
             samples: vec![

@@ -2,6 +2,8 @@
 //!
 //! One place for names and rounding; the engine's types know no serde.
 
+mod verdict;
+
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -9,6 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::{Ban, Braked, Finding, Level, LevelAccepted, Origin, Scope, Signal, Unban};
 use crate::time::Timestamp;
+
+use verdict::Sentence as _;
+pub use verdict::Verdict;
 
 /// An address where the prefix is one address, else the prefix.
 pub fn ip_text(prefix: &IpNet) -> String {
@@ -90,17 +95,20 @@ pub struct DecisionRow {
     /// nothing does.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub still_refused: Option<String>,
+    /// Why, for people; only of bans and of those that the brake held back.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
 }
 
 /// The numbers of a finding.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Numbers {
-    /// `z_score`, `rate_multiplier` or `hard_limit`.
+    /// `z_score`, `rate_multiplier`, `hard_limit` or `floor`.
     pub rule: String,
     /// What fired where it was not the request rate.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub signal: Option<String>,
-    /// Its value, per window.
+    /// Its value, in the unit of `limit`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub signal_value: Option<f64>,
     /// Judged by the tightened thresholds; absent for global anomalies.
@@ -139,6 +147,7 @@ impl DecisionRow {
             offence: Some(ban.offence),
             duration_secs: Some(ban.duration_secs()),
             still_refused: None,
+            verdict: Verdict::of_ban(ban),
         }
     }
 
@@ -152,6 +161,7 @@ impl DecisionRow {
             offence: Some(unban.offence),
             duration_secs: None,
             still_refused: None,
+            verdict: None,
         }
     }
 
@@ -179,6 +189,7 @@ impl DecisionRow {
             offence: None,
             duration_secs: None,
             still_refused: None,
+            verdict: prefix.zip(finding).map(|(prefix, finding)| Verdict::of_finding(prefix, finding)),
         }
     }
 }
@@ -212,6 +223,8 @@ impl Reason for Finding {
             Some((Signal::ErrorPaths, v)) => format!("{v:.0} distinct paths answered 4xx (limit {:.0}), ", self.limit),
             Some((Signal::PostsToOnePath, v)) => format!("{v:.0} POSTs to one path (limit {:.0}), ", self.limit),
             Some((Signal::Errors, v)) => format!("{v:.0} error answers (limit {:.0}), ", self.limit),
+            // z and baseline have decided nothing there.
+            Some(_) => return format!("{}{surge}: {}; {:.2} req/s", self.rule.as_str(), self.sentence(), self.rate),
             None => String::new(),
         };
         let who = match self.baseline.scope {
@@ -533,8 +546,11 @@ impl PastBan {
     /// The row of a ban whose end and counts are known from the store.
     pub fn new(ban: &Ban, state: &str, ended: Option<Timestamp>, packets: u64, bytes: u64) -> Self {
         let finding = ban.finding.as_ref();
+        let mut decision = DecisionRow::ban(ban);
+        // It stands in the row itself.
+        decision.verdict.iter_mut().for_each(|verdict| verdict.limit = None);
         Self {
-            decision: DecisionRow::ban(ban),
+            decision,
             until: ban.until.map(|t| t.to_string()),
             origin: ban.origin.as_str().into(),
             reason: ban.reason(),

@@ -31,7 +31,7 @@ fn signals(requests: impl Iterator<Item = (&'static str, String, u16)>) -> Vec<O
 fn who_goes_before_the_answer_is_not_banned_for_it() {
     let gone = |status| move |n: u32| ("GET", format!("/photo/{n}"), status);
     assert_eq!(signals((0..300).map(gone(499))), []);
-    assert_eq!(signals((0..30).map(gone(404))), [Some(Signal::ErrorPaths)]);
+    assert_eq!(signals((0..60).map(gone(404))), [Some(Signal::UnknownPaths)]);
     // Many at once: the answers are no error answers either.
     let twice = |status| move |n: u32| ("GET", "/photo".to_owned() + &"/".repeat(n as usize % 2), status);
     assert_eq!(signals((0..58).map(twice(499))), []);
@@ -41,12 +41,12 @@ fn who_goes_before_the_answer_is_not_banned_for_it() {
 fn who_makes_directories_that_are_there_is_not_banned_for_it() {
     let make = |method, status| move |n: u32| (method, format!("/remote.php/dav/files/a/{n}"), status);
     assert_eq!(signals((0..300).map(make("MKCOL", 405))), []);
-    assert_eq!(signals((0..30).map(make("PUT", 405))), [Some(Signal::ErrorPaths)]);
-    assert_eq!(signals((0..30).map(make("MKCOL", 404))), [Some(Signal::ErrorPaths)]);
+    assert_eq!(signals((0..300).map(make("PUT", 405))), [Some(Signal::UnknownPaths)]);
+    assert_eq!(signals((0..300).map(make("MKCOL", 404))), [Some(Signal::UnknownPaths)]);
 }
 
 /// A page that is missing is one missing page, whatever its query says; and who tries passwords cannot spread them over
-/// spellings.
+/// spellings, nor over directories.
 #[test]
 fn spellings_of_one_path_count_as_one() {
     let spelled = |path: &str, n: u32| match n % 6 {
@@ -58,7 +58,7 @@ fn spellings_of_one_path_count_as_one() {
         _ => path.replace('-', "%2d").replace('l', if n % 4 == 1 { "%6c" } else { "%6C" }) + &format!("?{n}"),
     };
     assert_eq!(signals((0..30).map(|n| ("GET", spelled("/wp-login.php", n), 404))), []);
-    assert_eq!(signals((0..20).map(|n| ("POST", spelled("/wp-login.php", n), 200))), [Some(Signal::PostsToOnePath)]);
-    assert_eq!(signals((0..20).map(|n| ("GET", format!("/{n}/wp-login.php"), 404))), [Some(Signal::ErrorPaths)]);
-    assert_eq!(signals((0..20).map(|n| ("POST", format!("/{n}/wp-login.php"), 200))), []);
+    assert_eq!(signals((0..20).map(|n| ("POST", spelled("/wp-login.php", n), 200))), [Some(Signal::RepeatedLogins)]);
+    assert_eq!(signals((0..20).map(|n| ("GET", format!("/{n}/wp-login.php"), 404))), [Some(Signal::UnknownPaths)]);
+    assert_eq!(signals((0..20).map(|n| ("POST", format!("/{n}/wp-login.php"), 200))), [Some(Signal::RepeatedLogins)]);
 }

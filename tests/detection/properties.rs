@@ -247,6 +247,72 @@ proptest! {
         }
     }
 
+    /// Answered well, with different sizes, below 5 req/s and for less than ten minutes: a sync, a gallery, somebody who reads. (Not
+    /// what is called like a log-in or an exploit: names are evidence of their own.)
+    #[test]
+    fn what_is_answered_and_differs_bans_nobody(
+        requests in proptest::collection::vec((200u32..2000, 0u8..4, 0u32..400, 0u64..4_000_000_000, 0u8..3), 50..600),
+    ) {
+        let mut engine = Engine::new(Settings::default(), 1);
+        let (mut now, mut out) = (START * 1000, Vec::new());
+        let visitor = Record { status: 200, ..Record::new(client(39), Timestamp::from_ms(now)) };
+        engine.handle(visitor.time, Input::Record(&visitor), &mut out);
+        now += 300_000;
+        let end = now + 599_000;
+        for (n, (gap, method, name, size, directory)) in (0u64..).zip(requests) {
+            now += i64::from(gap);
+            if now > end {
+                break;
+            }
+            let method = [b"GET".as_slice(), b"HEAD", b"PUT", b"PROPFIND"][usize::from(method)];
+            let path = format!("/{}/{name}", ["files", "remote.php/dav", "page"][usize::from(directory)]);
+            // No two sizes are alike.
+            let response_size = (size & !0xfff_ffff) + n * 1_000_003 % 0x0fff_ffff;
+            let status = [200, 201, 207, 204][(n % 4) as usize];
+            let time = Timestamp::from_ms(now);
+            let record = Record { method, status, response_size, ..Record::new(client(1), time) }.with_path(path.as_bytes());
+            engine.handle(time, Input::Record(&record), &mut out);
+        }
+        prop_assert_eq!(bans(&out).len(), 0, "{:?}", bans(&out));
+    }
+
+    /// The same attack under other names for the same: a query, another spelling, a suffix that looks like an asset's.
+    #[test]
+    fn other_names_for_the_same_make_nobody_safer(
+        kind in 0usize..4, renamed in 1usize..5, per_second in 4u32..20, salt in 0u32..1000,
+    ) {
+        let (method, path, status, size) = [
+            (b"GET".as_slice(), "/index.php", 200, 9000),
+            (b"POST", "/wp-login.php", 200, 4000),
+            (b"GET", "/.env", 404, 150),
+            (b"GET", "/shop/list.php", 200, 20_000),
+        ][kind];
+        let banned_after = |rename: usize| {
+            let mut run = warm(Settings::default());
+            for n in 0..4000u32 {
+                let spelled = match rename {
+                    0 => path.to_owned(),
+                    1 => format!("{path}?{}", n.wrapping_mul(salt)),
+                    2 => format!("/{n}/../{path}"),
+                    3 => path.replacen('/', "//", 1).replace('i', if n % 2 == 0 { "%69" } else { "i" }),
+                    _ => format!("{path}/{n}.css"),
+                };
+                let name = if kind == 2 { format!("/{n}{spelled}") } else { spelled };
+                let time = Timestamp::from_ms(run.time * 1000 + i64::from(n) * 1000 / i64::from(per_second));
+                let record = Record { method, status, response_size: size, ..Record::new(client(1), time) };
+                run.engine.handle(time, Input::Record(&record.with_path(name.as_bytes())), &mut run.out);
+                if !bans(&run.out).is_empty() {
+                    return n;
+                }
+            }
+            u32::MAX
+        };
+        let (plain, other) = (banned_after(0), banned_after(renamed));
+        // What is called like an asset behind a script is counted as another path of one size, which weighs fully a little later.
+        let later = if renamed == 4 { 3 * plain + 60 } else { plain + 2 };
+        prop_assert!(plain < 4000 && other <= later, "{plain} became {other}");
+    }
+
     #[test]
     fn bytes_that_are_no_state_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..400), cut in 0usize..4000) {
         let mut broken = Engine::new(settings(), 1);
@@ -511,7 +577,7 @@ fn a_ban_says_why() {
     flood(&mut run, 1, 400, 50);
     let bans = bans(&run.out);
     let finding = bans[0].finding.as_ref().expect("the numbers");
-    assert_eq!(finding.signal.map(|s| s.0), Some(Signal::Pages));
+    assert_eq!(finding.signal.map(|s| s.0), Some(Signal::SameAnswers));
     assert!(finding.rate > finding.baseline.mean && finding.z_score > 3.0);
     assert!(!finding.samples.is_empty() && finding.samples.len() <= 5);
     assert_eq!(&*finding.samples[0].method, b"GET");

@@ -50,6 +50,12 @@ struct Traffic {
     from: Net,
     #[serde(default = "one")]
     clients: u32,
+    /// Addresses from one client to the next: 256 where each is of a network of its own.
+    #[serde(default = "one")]
+    apart: u32,
+    /// Each client makes all of the requests, instead of one of them each.
+    #[serde(default)]
+    each: bool,
     start: i64,
     end: i64,
     /// Requests/s of all its clients together; grows exponentially to `rate_to` where that is given.
@@ -74,6 +80,9 @@ struct Traffic {
     paths: u32,
     #[serde(default = "ok")]
     status: u16,
+    /// Bytes of an answer: one of so many lengths at random, 0 for always the same.
+    #[serde(default)]
+    sizes: u32,
 }
 
 fn one() -> u32 {
@@ -94,8 +103,12 @@ fn ok() -> u16 {
 enum Expect {
     /// This prefix is banned, not before `after`, and `within` seconds of it.
     Banned { prefix: Net, after: i64, within: i64 },
+    /// This prefix is banned for this, in the words of a row.
+    BannedFor { prefix: Net, signal: String, rule: String },
     /// No ban shares an address with it.
     NotBanned { prefix: Net },
+    /// The first global anomaly from a moment on is by this rule.
+    FirstGlobalRule { from: i64, rule: String },
     /// As many bans as this, of whomever.
     Bans { least: usize, most: usize },
     /// As many global anomalies as this between two moments.
@@ -157,8 +170,8 @@ impl Traffic {
         }
     }
 
-    fn client(&self, random: &mut Random) -> IpAddr {
-        let n = random.below(self.clients);
+    fn client(&self, n: u32) -> IpAddr {
+        let n = n * self.apart;
         match self.from.0 {
             IpNet::V4(net) => IpAddr::V4(Ipv4Addr::from(u32::from(net.addr()).wrapping_add(n))),
             IpNet::V6(net) => IpAddr::V6(Ipv6Addr::from(u128::from(net.addr()).wrapping_add(u128::from(n)))),
@@ -170,7 +183,11 @@ impl Traffic {
 #[derive(Default)]
 struct Outcome {
     bans: Vec<(i64, IpNet, String)>,
+    /// Signal and rule of each ban.
+    why: Vec<(IpNet, String, String)>,
     anomalies: Vec<i64>,
+    /// Rule of each anomaly.
+    rules: Vec<(i64, &'static str)>,
     braked: usize,
     accepted: usize,
 }
@@ -180,9 +197,16 @@ impl Outcome {
         for output in out.drain(..) {
             match output {
                 Output::Decision(Decision::Ban(ban)) => {
+                    let finding = ban.finding.as_ref();
+                    let signal = finding.and_then(|f| f.signal).map_or("", |(signal, _)| signal.as_str());
+                    let rule = finding.map_or("", |f| f.rule.as_str());
+                    self.why.push((ban.prefix, signal.into(), rule.into()));
                     self.bans.push((ban.at.as_secs() - START, ban.prefix, ban.reason()));
                 }
-                Output::GlobalAnomaly(finding) => self.anomalies.push(finding.at.as_secs() - START),
+                Output::GlobalAnomaly(finding) => {
+                    self.anomalies.push(finding.at.as_secs() - START);
+                    self.rules.push((finding.at.as_secs() - START, finding.rule.as_str()));
+                }
                 Output::Braked(_) => self.braked += 1,
                 Output::LevelAccepted(_) => self.accepted += 1,
                 _ => {}
@@ -191,16 +215,23 @@ impl Outcome {
     }
 }
 
+/// Is told of a request: its client, its time, what it is one of, its path, and the bytes of its answer.
+type OnRequest<'a> = &'a mut dyn FnMut(IpAddr, Timestamp, &Traffic, (&str, u64));
+
 impl Scenario {
     /// The requests of a second.
-    fn second(&self, t: i64, random: &mut Random, on: &mut dyn FnMut(IpAddr, Timestamp, &Traffic, &str)) {
+    fn second(&self, t: i64, random: &mut Random, on: OnRequest<'_>) {
         for traffic in &self.traffic {
             let count = traffic.count_at(t, random);
-            for i in 0..count {
-                let client = traffic.client(random);
+            let makers = if traffic.each { traffic.clients } else { 1 };
+            for i in (0..count).flat_map(|i| std::iter::repeat_n(i, makers as usize)).enumerate() {
+                let (at, i) = i;
+                let n = if traffic.each { at as u32 % makers } else { random.below(traffic.clients) };
+                let client = traffic.client(n);
                 let path = traffic.path.replace("{}", &random.below(traffic.paths).to_string());
                 let at = Timestamp::from_ms((START + t) * 1000 + i64::from(i) * 1000 / i64::from(count));
-                on(client, at, traffic, &path);
+                let size = if traffic.sizes > 0 { 1000 + 997 * u64::from(random.below(traffic.sizes)) } else { 512 };
+                on(client, at, traffic, (&path, size));
             }
         }
     }
@@ -211,10 +242,10 @@ pub fn log(text: &str) -> String {
     let scenario: Scenario = toml::from_str(text).expect("a scenario");
     let (mut random, mut log) = (Random(7), String::new());
     for t in 0..scenario.seconds {
-        scenario.second(t, &mut random, &mut |client, at, traffic, path| {
+        scenario.second(t, &mut random, &mut |client, at, traffic, (path, size)| {
             let Traffic { method, status, .. } = traffic;
             log += &format!(
-                r#"{{"source_ip":"{client}","timestamp":"{at}","method":"{method}","path":"{path}","status":"{status}","response_size":"512"}}"#
+                r#"{{"source_ip":"{client}","timestamp":"{at}","method":"{method}","path":"{path}","status":"{status}","response_size":"{size}"}}"#
             );
             log.push('\n');
         });
@@ -238,9 +269,9 @@ pub fn check(text: &str) -> Result<(), String> {
     let mut random = Random(7);
     let (mut out, mut outcome) = (Vec::new(), Outcome::default());
     for t in 0..scenario.seconds {
-        scenario.second(t, &mut random, &mut |client, at, traffic, path| {
+        scenario.second(t, &mut random, &mut |client, at, traffic, (path, response_size)| {
             let (method, status) = (traffic.method.as_bytes(), traffic.status);
-            let record = Record { method, status, ..Record::new(client, at) }.with_path(path.as_bytes());
+            let record = Record { method, status, response_size, ..Record::new(client, at) }.with_path(path.as_bytes());
             engine.handle(at, Input::Record(&record), &mut out);
         });
         engine.handle(Timestamp::from_secs(START + t + 1), Input::Tick { caught_up: true }, &mut out);
@@ -271,7 +302,17 @@ impl Expect {
                     Some((t, banned, reason)) => Err(format!("{banned} was banned at {t} s: {reason}")),
                 }
             }
-            Self::Bans { least, most } => between("bans", outcome.bans.len(), *least, *most),
+            Self::BannedFor { prefix: Net(prefix), signal, rule } => {
+                let wanted = (*prefix, signal.clone(), rule.clone());
+                if outcome.why.contains(&wanted) { Ok(()) } else { Err(format!("{wanted:?} not in {:?}", outcome.why)) }
+            }
+            Self::FirstGlobalRule { from, rule } => match outcome.rules.iter().find(|(t, _)| t >= from) {
+                Some((_, first)) if first == rule => Ok(()),
+                first => Err(format!("the first rule from {from} s on is {first:?}, not {rule}")),
+            },
+            Self::Bans { least, most } => {
+                between(&format!("bans (all: {:?})", outcome.bans), outcome.bans.len(), *least, *most)
+            }
             Self::GlobalAnomalies { from, to, least, most } => {
                 let n = outcome.anomalies.iter().filter(|t| (from..to).contains(t)).count();
                 between(&format!("global anomalies (all: {:?})", outcome.anomalies), n, *least, *most)

@@ -56,8 +56,8 @@ impl Site {
             let mut site = Self { engine: self.engine.clone(), out: Vec::new(), ..*self };
             site.pass(secs);
             assert_eq!(site.shown().warmup_left_secs, WARMUP + LAG - secs as u32);
-            // More than the first visitor has shown to be usual.
-            site.visit(2, 1100);
+            // More than the limit, and less than twice as much.
+            site.visit(2, 100);
             assert_eq!(site.shown().warmup_left_secs, WARMUP - secs as u32);
             site.decisions()
         })
@@ -80,7 +80,7 @@ fn the_first_visitor_of_an_empty_log_is_not_banned_against_nothing() {
         site.pass(idle);
         assert_eq!(site.shown().warmup_left_secs, WARMUP, "after {idle} s without a record");
         assert_eq!(site.out, [], "nothing is learned from {idle} s without a record");
-        site.visit(1, 300);
+        site.visit(1, 100);
         assert_eq!(site.decisions(), 0, "the first visitor after {idle} s");
         assert_eq!(site.shown().warmup_left_secs, WARMUP);
         assert_eq!(site.warms_up(), [0, 1], "while it warms up, and then, after {idle} s");
@@ -169,11 +169,11 @@ fn a_state_that_was_warm_without_a_record_is_not() {
     site.resume(idle_state());
     assert_eq!(site.shown().warmup_left_secs, WARMUP);
     assert_eq!((site.shown().global.source, site.shown().global.samples), (Source::Floor, 0));
-    site.visit(1, 300);
+    site.visit(1, 100);
     assert_eq!(site.decisions(), 0);
     // Without its windows it is no warmer.
     site.resume(State { windows: Vec::new(), ..idle_state() });
     assert_eq!(site.shown().warmup_left_secs, WARMUP);
-    site.visit(1, 300);
+    site.visit(1, 100);
     assert_eq!(site.decisions(), 0);
 }

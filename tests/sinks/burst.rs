@@ -96,7 +96,7 @@ fn ten_thousand_bans_in_a_minute_neither_flood_slack_nor_slow_detection() {
 /// The lines of a client that looks for what is not there.
 fn scan(now: u64, ip: &str) -> impl Iterator<Item = String> + use<> {
     let ip = ip.to_owned();
-    (0..REQUESTS).map(move |n| history::line(now, &ip, &format!("/missing/{n}"), 404))
+    (0..REQUESTS).map(move |n| history::line(now, &ip, &format!("/missing/{n}.php"), 404))
 }
 
 fn is_attacker(line: &Value) -> bool {

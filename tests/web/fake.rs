@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use anomaly::config::Secret;
 use anomaly::dashboard::Handle;
-use anomaly::engine::{Ban, BanLength, Finding, Level, Origin, Refusal, Rule, Sample, Scope, Source};
+use anomaly::engine::{
+    Ban, BanLength, Finding, Grade, Level, LimitSource, Origin, Refusal, Rule, Sample, Scope, Source,
+};
 use anomaly::metrics::Metrics;
 use anomaly::report::{
     BanAnswer, BanRow, BaselineRow, DecisionRow, Degraded, Explanation, HistoryPoint, InterfaceRow, LevelRow, PastBan,
@@ -228,6 +230,7 @@ fn answer_one(request: Request, live: &watch::Sender<Arc<Live>>, events: &broadc
                     action: "unban".into(),
                     numbers: None,
                     duration_secs: None,
+                    verdict: None,
                     ..row.decision
                 })
                 .collect();
@@ -277,6 +280,8 @@ fn finding() -> Finding {
         z_score: 23.0,
         signal: None,
         limit: 120.0,
+        limit_source: LimitSource::Learned,
+        grade: Grade::Likely,
         requests: 852,
         errors: 31,
         samples: vec![Sample {

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::contract::{Ban, Command, Decision, Finding, Kept, Origin, Output, Refusal, Rule};
-use super::detector::Limits;
+use super::contract::{Ban, Command, Decision, Finding, Grade, Kept, LimitSource, Origin, Output, Refusal, Rule};
 use super::key::Exempt;
 use super::ledger::BanRequest;
+use super::limits::Limits;
 use super::settings::{BanLength, Settings};
 use super::{Engine, forget, table};
 use crate::time::Timestamp;
@@ -80,9 +80,11 @@ impl Engine {
                 z_score: (rate - self.level.mean) / self.level.stddev,
                 signal: None,
                 limit: 0.0,
+                limit_source: LimitSource::Configured,
+                grade: Grade::Certain,
                 requests: u64::from(window.requests()),
                 errors: u64::from(window.errors()),
-                samples: self.evidence.peek(index),
+                samples: self.suspects.peek(index),
             }
         });
         // Another end is no reason to forget why it was banned.
@@ -97,7 +99,7 @@ impl Engine {
     /// Forgets the windows of the clients inside a prefix, where that is one client.
     fn clear(&mut self, prefix: &IpNet) {
         if let Some(index) = self.table.find(&self.exempt.key(&prefix.addr())) {
-            forget(&mut self.top, &mut self.evidence, index, self.table.get(index));
+            forget(&mut self.top, &mut self.suspects, index, self.table.get(index));
             self.table.remove(index);
         }
     }
@@ -121,6 +123,7 @@ impl Engine {
             let exempt = prefix.prefix_len() == prefix.max_prefix_len() && self.exempt.covers(prefix.addr());
             client.flags = client.flags & !table::Client::EXEMPT | if exempt { table::Client::EXEMPT } else { 0 };
         }
+        self.ledger.sort_by_age(&self.settings);
         let exempt = &self.exempt;
         let unbans = self.ledger.lift_where(now, &self.settings, |p| exempt.overlap(p).is_some());
         out.extend(unbans.into_iter().map(|u| Output::Decision(Decision::Unban(u))));
@@ -128,7 +131,7 @@ impl Engine {
             self.recalculate(out, sec);
         } else {
             self.site.recalculate(&self.settings);
-            self.limits = Limits::new(&self.population, self.site.level().error_rate, &self.settings);
+            self.limits = Limits::new(&mut self.detector.ordinary, &self.settings);
         }
     }
 }

@@ -144,6 +144,45 @@ pub enum Rule {
     RateMultiplier,
     /// More requests in the window than any client may make.
     HardLimit,
+    /// The floor of a signal, below which no learned limit lies.
+    Floor,
+}
+
+/// How sure a ban is. It decides how fast the offence fades.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Grade {
+    /// Nobody does this by accident.
+    Certain,
+    /// Nearly nobody does.
+    Likely,
+}
+
+/// What a ban is for, in one word for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Category {
+    /// Too many requests.
+    Flood,
+    /// Looks for what is not there.
+    Scanner,
+    /// Tries passwords or forms.
+    Guessing,
+    /// Fetches page after page.
+    Scraping,
+    /// Takes too many bytes.
+    Bandwidth,
+    /// Banned by hand.
+    Manual,
+}
+
+/// Where a limit comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LimitSource {
+    /// The least that any client may do.
+    Floor,
+    /// The site's ordinary clients.
+    Learned,
+    /// The configuration.
+    Configured,
 }
 
 /// Whose baseline a finding was judged by.
@@ -187,7 +226,8 @@ pub struct Level {
     pub source: Source,
 }
 
-/// A signal beside the raw request rate. `signal_value` is in the signal's own unit, per window.
+/// A signal beside the raw request rate. Its value and limit are in the signal's own unit: points of a leaky bucket, or for the
+/// first four, which are only found in what was stored before, a number per window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Signal {
     /// Requests for pages; static assets weigh less.
@@ -198,6 +238,33 @@ pub enum Signal {
     PostsToOnePath,
     /// Error answers.
     Errors,
+    /// The same answers again and again.
+    SameAnswers,
+    /// Paths that the site does not have.
+    UnknownPaths,
+    /// Well-known exploit paths.
+    ExploitPaths,
+    /// Log-ins or forms.
+    RepeatedLogins,
+    /// Requests that were denied.
+    DeniedRequests,
+    /// Megabytes of the same large answers.
+    RepeatedMegabytes,
+    /// Minutes in a row full of pages.
+    FullMinutes,
+}
+
+impl Signal {
+    /// What it is evidence of.
+    pub const fn category(self) -> Category {
+        match self {
+            Self::Pages | Self::Errors | Self::SameAnswers => Category::Flood,
+            Self::ErrorPaths | Self::UnknownPaths | Self::ExploitPaths => Category::Scanner,
+            Self::PostsToOnePath | Self::RepeatedLogins | Self::DeniedRequests => Category::Guessing,
+            Self::RepeatedMegabytes => Category::Bandwidth,
+            Self::FullMinutes => Category::Scraping,
+        }
+    }
 }
 
 /// The numbers behind an anomaly.
@@ -219,12 +286,23 @@ pub struct Finding {
     pub signal: Option<(Signal, f64)>,
     /// The limit that was crossed, in the unit of the signal (or requests per window).
     pub limit: f64,
+    /// Where that limit comes from.
+    pub limit_source: LimitSource,
+    /// How sure it is.
+    pub grade: Grade,
     /// Requests in the window.
     pub requests: u64,
     /// Requests in the window that were answered with an error (499, and 405 to MKCOL, are none).
     pub errors: u64,
     /// Newest requests of the client, oldest first; at most a handful.
     pub samples: Vec<Sample>,
+}
+
+impl Finding {
+    /// What it is evidence of, in one word.
+    pub fn category(&self) -> Category {
+        self.signal.map_or(Category::Flood, |(signal, _)| signal.category())
+    }
 }
 
 /// One request, kept as evidence. Text is raw log bytes, cut to a bounded length.
@@ -360,7 +438,7 @@ pub struct Snapshot {
     pub global_limit: f64,
     /// The population's baseline.
     pub ip: Level,
-    /// Rate above which an unknown client is banned, requests/s.
+    /// Rate over the window above which a client that gets one answer again and again is banned, requests/s.
     pub ip_limit: f64,
     /// Seconds of log time until the warm-up ends; 0 when it is over. Before the first record it has not begun.
     pub warmup_left_secs: u32,
@@ -443,8 +521,30 @@ macro_rules! words {
     };
 }
 
-words!(Rule { ZScore => "z_score", RateMultiplier => "rate_multiplier", HardLimit => "hard_limit" });
+words!(Rule { ZScore => "z_score", RateMultiplier => "rate_multiplier", HardLimit => "hard_limit", Floor => "floor" });
 words!(Scope { Ip => "ip", Global => "global" });
 words!(Source { Floor => "floor", Rolling => "rolling", Hour => "hour", Long => "long", Own => "own" });
-words!(Signal { Pages => "pages", ErrorPaths => "error_paths", PostsToOnePath => "posts_to_one_path", Errors => "errors" });
+words!(Signal {
+    Pages => "pages",
+    ErrorPaths => "error_paths",
+    PostsToOnePath => "posts_to_one_path",
+    Errors => "errors",
+    SameAnswers => "same_answers",
+    UnknownPaths => "unknown_paths",
+    ExploitPaths => "exploit_paths",
+    RepeatedLogins => "repeated_logins",
+    DeniedRequests => "denied_requests",
+    RepeatedMegabytes => "repeated_megabytes",
+    FullMinutes => "full_minutes",
+});
+words!(Grade { Certain => "certain", Likely => "likely" });
+words!(Category {
+    Flood => "flood",
+    Scanner => "scanner",
+    Guessing => "guessing",
+    Scraping => "scraping",
+    Bandwidth => "bandwidth",
+    Manual => "manual",
+});
+words!(LimitSource { Floor => "floor", Learned => "learned", Configured => "configured" });
 words!(Origin { Detector => "detector", Operator => "operator" });

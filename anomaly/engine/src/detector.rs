@@ -1,285 +1,362 @@
-//! The rules: which figures of a client's window are anomalous.
+//! The detector: what one request adds to its client's evidence, and to what is known of the site.
 //!
-//! Every signal has a floor that hardly any honest client reaches, and a limit learned from the population that may
-//! raise it, never lower it. More requests of any kind never make a client less suspicious.
+//! A request is read as four things: *what* it asks for (`path`), *how* it ended (`outcome`), *how alike* its answer is to the
+//! client's newest ones (`evidence`), and *where* that is (`routes`). What follows, in one paragraph each:
 //!
-//! # Choice of scale and estimator
+//! **Load** (`same_answers`): see `weights`. **Large files** (`repeated_megabytes`): the same large answer from the ninth time on.
 //!
-//! Client activity is heavy-tailed, so a mean and a sigma do not describe its tail. On log scale, the honest clients of
-//! five real logs (one sample per client and minute, the highest 60 s window in it) look like this, while their means
-//! are between 1.5 and 3.6 page requests.
+//! **Scanning** (`unknown_paths`): a failed path counts once. A success on the same path, or on the same name anywhere (the
+//! second repository has it), or any write that succeeds takes a failure back. Nothing counts that the site does not have for
+//! others either: what clients of two other networks that were ordinary before suffer now, and 5xx on any route that is known.
+//! An answer that at least fourteen names got is what nonsense gets here: it counts as a failure, whatever its status.
+//! `exploit_paths` counts the names that nobody asks for by accident, whatever the answer.
 //!
-//! | honest client-minutes | pages: half | 99 % | 99.9 % | most | distinct 4xx paths: 99.9 % | most | POSTs to one path: 99 % | 99.9 % | most |
-//! |---|---|---|---|---|---|---|---|---|---|
-//! | a venue's site (111,671) | 1 | 11 | 43 | 109 | 3 | 16 | 5 | 10 | 80 |
-//! | Joomla (52,305) | 4 | 8 | 17 | 85 | 4 | 9 | 3 | 3 | 13 |
-//! | WordPress (101,719) | 1 | 9 | 29 | 77 | 4 | 9 | 1 | 2 | 61 |
-//! | API of a mobile app (152,618) | 2 | 14 | 61 | 300 | 1 | 5 | 8 | 38 | 216 |
-//! | a viral quiz (11,346) | 3 | 14 | 60 | 176 | 1 | 4 | 0 | 0 | 4 |
+//! **Guessing** (`repeated_logins`): POSTs to what log-ins and forms are called, or that are denied, unless new pages lie between
+//! two of them. `denied_requests`: 401, 407, 429 without success on that route.
 //!
-//! So the limit is a far quantile, carried on along a Pareto tail from the quantile that one sample in a hundred exceeds
-//! (Weissman's estimator, see `population`), times a headroom. One in a hundred, not fewer: a handful of attackers
-//! that stay below the limits must not move it. The z-score is one on this log scale.
+//! **Scraping** (`full_minutes`): minutes in a row full of new pages.
 //!
-//! Three things tell people from attackers better than any single rate:
-//!
-//! - **Time.** People come in bursts: in those logs nobody makes more than 80 page requests beyond 4.5 a second, over
-//!   any span (a leaky bucket's level; one client of 88,000 comes close), although one makes 300 in a minute. 8 req/s from
-//!   a flood pass that line in 23 s.
-//! - **Assets.** A client that loads assets is a browser. Such a client may meet twice as many missing paths, and may POST to
-//!   one path eight times as often: web applications do that, tools that try passwords load no assets.
-//! - **Distinctness.** A scanner asks for ever new paths that do not exist; phones ask for the same ten icons.
+//! A client behaves **ordinarily** from its fourth new good answer on, with hardly any failure. Only then do its successes make
+//! routes believed, and its minutes teach limits.
 
 use super::codec::{Reader, Writer};
-use super::contract::{BadState, Rule, Signal};
-use super::population::{Measure, Population, Tail};
-use super::settings::Settings;
-use super::signals::Kind;
-use super::window::Window;
+use super::contract::BadState;
+use super::evidence::{Evidence, Likeness};
+use super::lexicon::Lexicon;
+use super::limits::Floors;
+use super::ordinary::Ordinary;
+use super::outcome::{Method, Outcome};
+use super::path::Target;
+use super::routes::{CatchAll, Routes};
+use super::signals::{Bucket, POINT};
+use super::weights::{self, Standing};
+use crate::record::Record;
 
-/// Floor of distinct paths answered 4xx in the window, in tenths: more than nine (CrowdSec's http-probing: ten).
-const ERROR_PATHS_FLOOR: u32 = 91;
-/// Floor of POSTs to one path in the window.
-const POSTS_FLOOR: u32 = 13;
-/// Good assets in the window that make a browser of a client.
-const BROWSER_ASSETS: u32 = 12;
-/// A browser's floors are this many times as high: people work in web applications that POST to one path all day, and
-/// meet galleries full of broken links. Tools that try passwords or paths load no assets.
-const BROWSER_POSTS: u32 = 8;
-const BROWSER_ERROR_PATHS: u32 = 2;
-/// Page requests (tenths) within a second that make a client a fast one.
-const FAST_PAGES: u32 = 80;
-/// A burst of this many times `min_requests` pages is tolerated at once ...
-const BURST: f64 = 4.0 / 3.0;
-/// ... and this many per second on top, as long as it lasts, again in units of `min_requests`.
-const LEAK: f64 = 0.075;
-/// Errors that mean something, for the words "error surge".
-const SURGE_ERRORS: u32 = 10;
+/// Seconds of ordinary behaviour after which a client's failures say something about the site.
+const ORDINARY_SECS: u32 = 30;
+/// New good answers that are ordinary behaviour ...
+const ORDINARY_GOOD: u16 = 4;
+/// ... with fewer failures than this.
+const ORDINARY_SCAN: i32 = 3 * POINT;
+/// Failures of somebody ordinary, from which on others are asked whether they fail too.
+const FAILS_AGAIN: u16 = 3;
+/// So many denied requests for each good one on a route are still those of somebody who was let in.
+const DENIED_PER_GOOD: u32 = 8;
+/// Tells a probe of a path from a failure on it, and what is missing from what is led away.
+const PROBED: u32 = 0x5555;
+const MISSED: u32 = 0x3333;
 
-/// How far beyond the population's far tail a signal's limit lies, and the tail index (of a Pareto tail) that is
-/// assumed while little has been seen.
-struct Margin {
-    headroom: f64,
-    far: f64,
-    prior: f64,
+/// What has been learned of the site and of its ordinary clients.
+#[derive(Clone, Debug)]
+pub struct Detector {
+    lexicon: Lexicon,
+    routes: Routes,
+    catch_all: CatchAll,
+    /// What ordinary clients do.
+    pub ordinary: Ordinary,
 }
 
-const PAGES: Margin = Margin { headroom: 1.5, far: 1e-3, prior: 0.25 };
-const ERROR_PATHS: Margin = Margin { headroom: 2.0, far: 1e-3, prior: 0.0 };
-const POSTS: Margin = Margin { headroom: 2.7, far: 1e-4, prior: 0.68 };
-const PAGE_ERRORS: Margin = Margin { headroom: 2.5, far: 1e-3, prior: 0.0 };
-
-/// A limit and the rule it is from.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Limit {
-    /// At this value it is reached. Tenths for pages and error paths.
-    pub value: u32,
-    /// Which rule says so.
-    pub rule: Rule,
+/// One request as it was read.
+#[derive(Clone, Copy, Debug)]
+pub struct Reading {
+    target: Target,
+    method: Method,
+    outcome: Outcome,
+    status: u16,
+    size: u64,
 }
 
-/// The limits of a client without a history, as of the last recalculation.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Limits {
-    /// Weighted page requests (tenths) in a moment ...
-    burst: u32,
-    /// ... and in each second of the span on top.
-    leak: u32,
-    pages_rule: Rule,
-    error_paths: Limit,
-    posts: Limit,
-    page_errors: Limit,
-    hard: u32,
-    span: u32,
+impl Reading {
+    /// The hash of the path as the server takes it.
+    pub const fn path(&self) -> u32 {
+        self.target.path
+    }
+
+    /// A read that went well, of something that nobody guesses or probes for.
+    pub const fn is_plain(&self) -> bool {
+        let noticed = Target::EXPLOIT
+            | Target::SCRIPT
+            | Target::CREDENTIAL
+            | Target::CREDENTIAL_QUERY
+            | Target::PROBING_QUERY
+            | Target::QUOTED_QUERY;
+        matches!((self.method, self.outcome), (Method::Read, Outcome::Good)) && !self.target.has(noticed)
+    }
 }
 
-/// What was found in a window.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Verdict {
-    /// The rule that fired.
-    pub rule: Rule,
-    /// What it fired for; `None` for the hard limit.
-    pub signal: Option<Signal>,
-    /// The signal's value.
-    pub value: f64,
-    /// The limit it has reached.
-    pub limit: f64,
-    /// How many times the limit it is.
-    pub excess: f64,
+/// When and where from a request came.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// Log time in milliseconds; it never runs backwards.
+    pub now_ms: i64,
+    /// The client's network, see [`Key::network`](super::key::Key::network).
+    pub network: u16,
+    /// Length of the window in seconds.
+    pub window_secs: u32,
+    /// The client's behaviour is learned from.
+    pub teaches: bool,
 }
 
-impl Limits {
-    /// The limits that follow from what has been learned.
-    pub fn new(population: &Population, error_rate: f64, s: &Settings) -> Self {
-        let floor = f64::from(s.min_requests);
-        let span = f64::from(s.window_secs);
-        let profile = floor * (BURST + LEAK * span);
-        let learned = |measure, margin: &Margin, z| {
-            let tail = population.tail(measure, margin.far, margin.prior);
-            learned(&tail, margin.headroom, z, s)
-        };
-        let (pages, pages_rule) = learned(Measure::Pages, &PAGES, s.z_score);
-        let scale = (pages / profile).max(1.0);
-        let limit = |floor: f64, (value, rule): (f64, Rule), unit: f64| Limit {
-            value: (floor.max(value) * unit).ceil().min(f64::from(u32::MAX)) as u32,
-            rule,
-        };
-        // Error answers are judged by the tightened thresholds, and from a lower floor: as much lower as they are.
-        let surge_floor = floor
-            * (s.tightened_rate_multiplier / s.rate_multiplier.max(1e-9))
-                .min(1.0)
-                .max(s.error_surge_multiplier * error_rate);
+/// What follows from a request beside the levels.
+#[derive(Clone, Copy, Debug)]
+pub struct Observed {
+    /// How alike the answer was to those before it.
+    pub likeness: Likeness,
+    /// The client was ordinary before, or others suffer the same now: the brake spares it.
+    pub spared: bool,
+}
+
+/// The time of a request in the units that are needed.
+#[derive(Clone, Copy)]
+struct When {
+    now: u32,
+    minute: u32,
+    day: u16,
+    network: u16,
+}
+
+/// What is known of the client and of the place of its request.
+#[derive(Clone, Copy)]
+struct Known {
+    likeness: Likeness,
+    is_named: bool,
+    standing: Standing,
+    /// Outcomes of the client on this route.
+    own: Option<(u8, u8)>,
+    was_ordinary: bool,
+    shared: bool,
+}
+
+impl Known {
+    const fn is_novel(&self) -> bool {
+        matches!(self.likeness, Likeness::Novel | Likeness::SamePath)
+    }
+}
+
+impl Detector {
+    /// One that has learned nothing; `seed` is that of the hashes of paths.
+    pub fn new(seed: u64) -> Self {
         Self {
-            burst: (floor * BURST * scale * 10.0).ceil() as u32,
-            leak: (floor * LEAK * scale * 10.0).ceil() as u32,
-            pages_rule,
-            error_paths: limit(
-                f64::from(ERROR_PATHS_FLOOR) / 10.0,
-                learned(Measure::ErrorPaths, &ERROR_PATHS, s.z_score),
-                10.0,
-            ),
-            posts: limit(f64::from(POSTS_FLOOR), learned(Measure::Posts, &POSTS, s.z_score), 1.0),
-            page_errors: limit(surge_floor, learned(Measure::PageErrors, &PAGE_ERRORS, s.tightened_z_score), 1.0),
-            hard: s.hard_limit,
-            span: s.window_secs,
+            lexicon: Lexicon::new(seed),
+            routes: Routes::default(),
+            catch_all: CatchAll::default(),
+            ordinary: Ordinary::default(),
         }
     }
 
-    /// Weighted page requests (tenths) in a whole window at which a client without a history is anomalous.
-    pub const fn pages_per_window(&self) -> u32 {
-        self.burst.saturating_add(self.leak.saturating_mul(self.span))
-    }
-
-    /// True where a window is worth keeping evidence of: half-way to a limit.
-    pub fn is_suspicious(&self, window: &Window, posts: u32) -> bool {
-        window.requests() > self.hard / 2
-            || window.pages_tenths() * 2 >= self.burst
-            || window.error_paths_tenths() * 2 >= self.error_paths.value
-            || window.page_errors() * 2 >= self.page_errors.value
-            || posts * 2 >= self.posts.value
-    }
-
-    /// Whether a client whose newest request is of the second `now` makes them so fast that milliseconds count.
-    pub fn is_fast(window: &Window, now: u32) -> bool {
-        window.pages_back(now).next().is_some_and(|(span, tenths)| span == 1 && tenths >= FAST_PAGES)
-    }
-
-    /// Whether a window is one that only a browser has.
-    pub const fn shows_browser(window: &Window) -> bool {
-        window.good_assets() >= BROWSER_ASSETS
-    }
-
-    /// Only the hard limit.
-    pub fn judge_hard(&self, window: &Window) -> Option<Verdict> {
-        let (value, limit) = (f64::from(window.requests()), f64::from(self.hard));
-        (value > limit).then_some(Verdict { rule: Rule::HardLimit, signal: None, value, limit, excess: f64::INFINITY })
-    }
-
-    /// Judges a window after a request of the class `kind` in the second `now`, the `posts`th POST to its path.
-    /// `browser` says that the client has shown to be one. `own` is the limit (tenths of page requests a window) that the client's own history gives it.
-    pub fn judge(&self, window: &Window, kind: Kind, posts: u32, now: u32, browser: bool, own: u32) -> Option<Verdict> {
-        if let Some(verdict) = self.judge_hard(window) {
-            return Some(verdict);
+    /// Hashes paths by another seed: what was learned of routes by the old one says nothing any more.
+    pub fn reseed(&mut self, seed: u64) {
+        let lexicon = Lexicon::new(seed);
+        if lexicon.seed != self.lexicon.seed {
+            (self.lexicon, self.routes, self.catch_all) = (lexicon, Routes::default(), CatchAll::default());
         }
-        let raised = |limit: Limit, floor: u32| {
-            if browser { Limit { value: limit.value.max(floor), ..limit } } else { limit }
-        };
-        let error_paths = raised(self.error_paths, ERROR_PATHS_FLOOR * BROWSER_ERROR_PATHS);
-        let max_posts = raised(self.posts, POSTS_FLOOR * BROWSER_POSTS);
-        let reached = |signal, value: u32, limit: Limit, unit: f64| {
-            (value >= limit.value).then(|| Verdict {
-                rule: limit.rule,
-                signal: Some(signal),
-                value: f64::from(value) / unit,
-                limit: f64::from(limit.value) / unit,
-                excess: f64::from(value) / f64::from(limit.value.max(1)),
-            })
-        };
-        if kind.is_client_error()
-            && let Some(v) = reached(Signal::ErrorPaths, window.error_paths_tenths(), error_paths, 10.0)
+    }
+
+    /// The seed of the hashes of paths.
+    pub const fn seed(&self) -> u64 {
+        self.lexicon.seed
+    }
+
+    /// Reads a request.
+    pub fn read(&self, record: &Record<'_>) -> Reading {
+        let method = Method::of(record.method);
+        Reading {
+            target: Target::of(record.path, &self.lexicon),
+            method,
+            outcome: Outcome::of(method, record.method, record.status),
+            status: record.status,
+            size: record.response_size,
+        }
+    }
+
+    /// Adds a request to its client's evidence, and to what is known of the site.
+    pub fn observe(&mut self, e: &mut Evidence, r: &Reading, at: &Moment, floors: &Floors) -> Observed {
+        let now = at.now_ms.div_euclid(1000) as u32;
+        let when = When { now, minute: now / 60, day: (now / 86_400) as u16, network: at.network };
+        e.advance(at.now_ms, floors.leaks());
+        if e.minute.number != when.minute {
+            self.end_minute(e, when, at.teaches, floors);
+        }
+        let likeness = e.note_answer(&r.target, r.size, now / at.window_secs.max(1));
+        let target = &r.target;
+        let is_named = !target.has(Target::VARIES | Target::ROOT);
+        let path_believed = is_named && self.routes.is_believed(target.path);
+        let nonsense = r.method == Method::Read
+            && is_named
+            && (r.status == 200 || r.outcome == Outcome::Redirect)
+            && !path_believed
+            && !target.has(Target::ASSET)
+            && r.size > 0
+            && self.catch_all.note(r.status, r.size, target.name, when.minute);
+        let since = e.conduct.ordinary_since;
+        let was_ordinary = since != 0 && now.wrapping_sub(since) >= ORDINARY_SECS;
+        let route = self.routes.entry(target.route, when.minute);
+        let shared = route.is_suffering(when.minute, when.network);
+        let own = e.on_route(target.route);
+        let standing = Standing { path_believed, on_route: own.is_some(), route_believed: route.is_believed() };
+        let known = Known { likeness, is_named, standing, own, was_ordinary, shared };
+        e.add(Bucket::Same, weights::load(r.method, r.outcome, likeness, r.status, target));
+        if let (Likeness::Identical(n), Outcome::Good) = (likeness, r.outcome)
+            && r.size >= weights::LARGE
+            && n >= weights::LARGE_AGAIN
         {
-            return Some(v);
+            // KiB: thousandths of a megabyte, near enough.
+            e.add(Bucket::Bytes, i32::try_from(r.size >> 10).unwrap_or(i32::MAX).min(4 << 20));
         }
-        if kind.is_post()
-            && let Some(v) = reached(Signal::PostsToOnePath, posts, max_posts, 1.0)
-        {
-            return Some(v);
+        Self::probe(e, r, &known);
+        match r.outcome {
+            Outcome::Good if !nonsense => self.succeed(e, r, &known, when),
+            Outcome::Good | Outcome::Redirect | Outcome::Missing | Outcome::Server => self.fail(e, r, &known, when),
+            Outcome::Denied => self.deny(e, r, &known, when),
+            Outcome::Neutral => {}
         }
-        if kind.is_error()
-            && let Some(v) = reached(Signal::Errors, window.page_errors(), self.page_errors, 1.0)
-        {
-            return Some(v);
-        }
-        if window.pages_tenths() < self.burst { None } else { self.judge_pages(window, now, own) }
+        Self::guess(e, r, &known);
+        Observed { likeness, spared: was_ordinary || shared }
     }
 
-    /// Page requests over every span up to the window: `burst + leak * span` is what a leaky bucket lets through. It
-    /// tells a person who clicks through an application for a minute from a flood of the same size in 20 s.
-    fn judge_pages(&self, window: &Window, now: u32, own: u32) -> Option<Verdict> {
-        let scale = (f64::from(own) / f64::from(self.pages_per_window().max(1))).max(1.0);
-        let mut worst: Option<(f64, f64)> = None;
-        for (span, tenths) in window.pages_back(now) {
-            let limit = (f64::from(self.burst) + f64::from(self.leak) * f64::from(span)) * scale;
-            let excess = f64::from(tenths) / limit;
-            if excess >= 1.0 && worst.is_none_or(|(e, _)| excess > e) {
-                worst = Some((excess, limit));
+    /// Ends a client's minute: was it full of pages, and what does it teach?
+    fn end_minute(&mut self, e: &mut Evidence, when: When, teaches: bool, floors: &Floors) {
+        let over = e.minute;
+        if over.number != 0 {
+            let step = if over.pages >= weights::FULL_MINUTE { POINT } else { -2 * POINT };
+            let idle = when.minute.saturating_sub(over.number.saturating_add(1)).min(100);
+            e.add(Bucket::Scrape, step - 2 * POINT * idle as i32);
+            if teaches && e.conduct.ordinary_since != 0 && floors.are_above(&over.peaks) {
+                self.ordinary.note(over.number, when.network, &over.peaks);
             }
         }
-        worst.map(|(excess, limit)| Verdict {
-            rule: self.pages_rule,
-            signal: Some(Signal::Pages),
-            value: f64::from(window.pages_tenths()) / 10.0,
-            limit: limit / 10.0,
-            excess,
-        })
+        e.begin_minute(when.minute);
     }
 
-    /// Writes them down: they hold until the next recalculation, also over a restart.
-    pub fn save(&self, w: &mut Writer) {
-        let rules = [self.pages_rule, self.error_paths.rule, self.posts.rule, self.page_errors.rule];
-        let values = [self.error_paths.value, self.posts.value, self.page_errors.value];
-        for value in [self.burst, self.leak, self.hard, self.span].into_iter().chain(values) {
-            w.uint(value.into());
+    /// Probes by name, whatever is answered; but what asks for a secret has been there first.
+    fn probe(e: &mut Evidence, r: &Reading, known: &Known) {
+        let target = &r.target;
+        let failed = matches!(r.outcome, Outcome::Missing | Outcome::Server);
+        let probing = target.has(Target::PROBING_QUERY) || (target.has(Target::QUOTED_QUERY) && failed);
+        let by_name = target.has(Target::EXPLOIT) && !known.standing.path_believed;
+        let path = target.path ^ PROBED ^ if probing { target.query } else { 0 };
+        if (probing || by_name) && r.outcome != Outcome::Denied && !e.has_failed(path) {
+            e.add(Bucket::Exploit, POINT);
+            if r.outcome != Outcome::Good {
+                e.add(Bucket::Scan, POINT);
+            }
+            e.remember_failure(path, 0, 0);
         }
-        rules.iter().for_each(|rule| w.uint(u64::from(*rule == Rule::ZScore)));
     }
 
-    /// Reads what [`Limits::save`] wrote.
+    fn succeed(&mut self, e: &mut Evidence, r: &Reading, known: &Known, when: When) {
+        let target = &r.target;
+        let posts_to_script = r.method == Method::Post && target.has(Target::SCRIPT);
+        if !posts_to_script {
+            e.redeem(target);
+        }
+        if r.method == Method::Write || (r.method == Method::Post && matches!(r.status, 201 | 202)) {
+            e.redeem_one();
+        }
+        // POSTs to ever new scripts: web shells are asked for so, and a site may answer 200 to all of them.
+        if posts_to_script && !known.standing.path_believed && !e.has_failed(target.path) {
+            e.fail(target.path, target.name, 700, false, when.now);
+        }
+        if known.is_novel() && !target.has(Target::EXPLOIT | Target::PROBING_QUERY) {
+            e.conduct.good = e.conduct.good.saturating_add(1);
+            e.conduct.since_login = e.conduct.since_login.saturating_add(1);
+            e.redeem_denied();
+        }
+        e.note_outcome(target.route, true);
+        let no_probes = e.level(Bucket::Exploit) < POINT;
+        let hardly_fails = e.level(Bucket::Scan) < ORDINARY_SCAN && no_probes;
+        if e.conduct.good >= ORDINARY_GOOD && hardly_fails && e.conduct.ordinary_since == 0 {
+            e.conduct.ordinary_since = when.now;
+        }
+        if e.conduct.ordinary_since != 0 && no_probes {
+            self.routes.entry(target.route, when.minute).succeed(when.network, when.day);
+            if known.is_named {
+                self.routes.entry(target.path, when.minute).succeed(when.network, when.day);
+            }
+        }
+        // One resource that answers differently each time is no new page, unless it is asked for another one by its query.
+        let is_new = known.likeness == Likeness::Novel || (known.is_novel() && target.query != 0);
+        if r.method == Method::Read && !target.has(Target::ASSET | Target::DAV) && is_new {
+            e.minute.pages = e.minute.pages.saturating_add(1);
+        }
+    }
+
+    fn fail(&mut self, e: &mut Evidence, r: &Reading, known: &Known, when: When) {
+        let target = &r.target;
+        let (missing, redirect) = (r.outcome == Outcome::Missing, r.outcome == Outcome::Redirect);
+        if known.was_ordinary && e.conduct.bad >= FAILS_AGAIN && missing {
+            self.routes.entry(target.route, when.minute).suffer(when.minute, when.network);
+        }
+        // What is led away first and missing then is one more failure.
+        let path = if missing { target.path ^ MISSED } else { target.path };
+        let weight = weights::failure(r.method, r.outcome, target, known.standing);
+        let soft = r.outcome == Outcome::Server || weight < weights::HARD;
+        if weight > 0 && !e.has_failed(path) && (!known.shared || redirect) {
+            e.fail(path, target.name, weight, soft, when.now);
+        }
+        if known.was_ordinary && redirect && known.is_named {
+            self.routes.entry(target.path, when.minute).succeed(when.network, when.day);
+        }
+        if missing {
+            e.note_outcome(target.route, false);
+        }
+        // A form that leads away again and again: spam, or a log-in that nobody calls so.
+        let form = r.method == Method::Post && !target.has(Target::CREDENTIAL);
+        if redirect && form && matches!(known.likeness, Likeness::Identical(_)) {
+            e.add(Bucket::Guess, 250);
+        }
+    }
+
+    fn deny(&mut self, e: &mut Evidence, r: &Reading, known: &Known, when: When) {
+        // A challenge that is answered is no suffering.
+        if known.was_ordinary && known.own.is_some_and(|(_, bad)| u16::from(bad) >= FAILS_AGAIN) {
+            self.routes.entry(r.target.route, when.minute).suffer(when.minute, when.network);
+        }
+        let let_in = |(good, bad): (u8, u8)| good > 0 && u32::from(bad) < DENIED_PER_GOOD * u32::from(good);
+        if !known.shared && r.method != Method::Post && !known.own.is_some_and(let_in) {
+            let again = matches!(known.likeness, Likeness::Identical(_) | Likeness::SamePath);
+            let (weight, most) = match (again, known.was_ordinary, e.conduct.good > 0) {
+                (true, true, _) => (300, weights::SAME_DENIED_PER_SPAN),
+                (true, false, _) => (600, weights::SAME_DENIED_PER_SPAN),
+                (false, _, true) => (200, weights::DENIED_PER_SPAN),
+                (false, _, false) => (500, weights::DENIED_PER_SPAN),
+            };
+            e.deny(weight, most, when.now);
+        }
+        e.note_outcome(r.target.route, false);
+    }
+
+    fn guess(e: &mut Evidence, r: &Reading, known: &Known) {
+        let target = &r.target;
+        let by_query = target.has(Target::CREDENTIAL_QUERY);
+        let is_guess = match r.method {
+            Method::Post => target.has(Target::CREDENTIAL) || (r.outcome == Outcome::Denied && !known.shared),
+            Method::Read => by_query || (target.has(Target::CREDENTIAL) && target.query != 0 && !known.is_novel()),
+            _ => false,
+        };
+        if is_guess {
+            let weight = if e.conduct.since_login >= weights::BETWEEN_LOGINS { POINT / 5 } else { POINT };
+            let weight = if r.method == Method::Read && !by_query { weight / 2 } else { weight };
+            e.conduct.since_login = 0;
+            e.add(Bucket::Guess, weight);
+        }
+    }
+
+    /// Writes down what was learned of routes.
+    pub fn save_routes(&self, w: &mut Writer) {
+        w.uint(self.lexicon.seed);
+        self.catch_all.save(w);
+        self.routes.save(w);
+    }
+
+    /// Reads what [`Detector::save_routes`] wrote.
     ///
     /// # Errors
     /// [`BadState`] where it is something else.
-    pub fn load(r: &mut Reader<'_>) -> Result<Self, BadState> {
-        let [burst, leak, hard, span, paths, posts, errors] =
-            [r.small()?, r.small()?, r.small()?, r.small()?, r.small()?, r.small()?, r.small()?];
-        let mut rule = || Ok(if r.uint()? == 0 { Rule::RateMultiplier } else { Rule::ZScore });
-        Ok(Self {
-            burst,
-            leak,
-            hard,
-            span,
-            pages_rule: rule()?,
-            error_paths: Limit { value: paths, rule: rule()? },
-            posts: Limit { value: posts, rule: rule()? },
-            page_errors: Limit { value: errors, rule: rule()? },
-        })
+    pub fn load_routes(&mut self, r: &mut Reader<'_>) -> Result<(), BadState> {
+        let lexicon = Lexicon::new(r.uint()?);
+        let (catch_all, routes) = (CatchAll::load(r)?, Routes::load(r)?);
+        (self.lexicon, self.catch_all, self.routes) = (lexicon, catch_all, routes);
+        Ok(())
     }
-
-    /// Whether a window's errors are a surge: many times the site's usual share.
-    pub fn is_error_surge(window: &Window, error_rate: f64, s: &Settings) -> bool {
-        window.errors() >= SURGE_ERRORS
-            && f64::from(window.errors()) >= s.error_surge_multiplier * error_rate * f64::from(window.requests())
-    }
-}
-
-/// The limit that a far tail gives, and the rule it follows from, whichever is lower.
-///
-/// The z-score is one on log scale: with `headroom` times the tail being 3 deviations above the median,
-/// `z` deviations are median * (headroom * far / median)^(z / 3). The multiple is `rate_multiplier` times the far tail
-/// itself: of a heavy-tailed population the mean says nothing. Both are 0 where nothing has been seen.
-fn learned(tail: &Tail, headroom: f64, z: f64, s: &Settings) -> (f64, Rule) {
-    let median = tail.median.max(1.0);
-    let far = (tail.far * headroom).max(median);
-    let by_z = if tail.far > 0.0 { median * (far / median).powf(z / 3.0) } else { 0.0 };
-    let by_multiple = s.rate_multiplier * tail.far;
-    if by_z <= by_multiple { (by_z, Rule::ZScore) } else { (by_multiple, Rule::RateMultiplier) }
 }

@@ -90,26 +90,6 @@ impl Histogram {
         self.total = self.counts.iter().map(|c| f64::from(*c)).sum();
     }
 
-    /// The value that a share `above` of the values exceeds. Inside a bin the share is taken to fall
-    /// exponentially, so that a few samples more or less do not make it jump from one integer to the next.
-    pub fn upper(&self, above: f64) -> f64 {
-        let wanted = self.total * above;
-        let mut beyond = 0.0;
-        for bin in (0..BINS).rev() {
-            let count = f64::from(self.counts[bin]);
-            // A rounding error is no value.
-            if count > 1e-3 && beyond + count >= wanted {
-                let (top, below) = (low(bin + 1) - 1.0, low(bin) - 1.0);
-                // Half a sample stands for what lies beyond the largest one.
-                let (all, beyond) = (beyond + count, beyond.max(0.5));
-                let part = if wanted <= beyond { 0.0 } else { (wanted / beyond).ln() / (all / beyond).ln() };
-                return (top - (top - below) * part).max(0.0);
-            }
-            beyond += count;
-        }
-        0.0
-    }
-
     /// Mean and standard deviation.
     pub fn mean_and_stddev(&self) -> (f64, f64) {
         if self.total <= 0.0 {
@@ -180,20 +160,9 @@ mod tests {
     }
 
     #[test]
-    fn quantiles_are_exact_where_bins_end() {
-        let h = of((0..1000).map(|i| i / 100));
-        for (above, value) in [(0.5, 4.0), (0.1, 8.0), (0.0001, 9.0), (1.0, 0.0)] {
-            assert!((h.upper(above) - value).abs() < 1e-9, "{above}: {}", h.upper(above));
-        }
-        // In between it moves steadily.
-        assert!(h.upper(0.15) < 8.0 && h.upper(0.15) > 7.0);
-        assert!(h.upper(0.15) > h.upper(0.16));
-    }
-
-    #[test]
     fn nothing_gives_nothing() {
         let h = Histogram::default();
-        assert_eq!((h.upper(0.001), h.mean_and_stddev()), (0.0, (0.0, 0.0)));
+        assert_eq!(h.mean_and_stddev(), (0.0, 0.0));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! By which prefix a client is counted, and which prefix is banned for it.
 //!
 //! IPv4 by address; IPv6 by /64, because one host owns 2^64 addresses there. Where a prefix that would be banned holds
-//! an address that never may be, its clients are counted and banned one by one, by /128.
+//! an address that never may be, its clients are counted and banned one by one, by /128. So are those behind NAT64
+//! (64:ff9b::/96), each of which is a client of IPv4.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -17,6 +18,11 @@ pub struct Key {
     high: u64,
     low: u64,
     len: u8,
+}
+
+/// Whether an address lies in 64:ff9b::/96 (NAT64, RFC 6052): its last 32 bits name a client of IPv4.
+const fn is_nat64(high: u64, low: u64) -> bool {
+    high == 0x0064_ff9b_0000_0000 && low >> 32 == 0
 }
 
 /// The lower half of ::ffff:0.0.0.0.
@@ -39,7 +45,7 @@ impl Key {
         }
     }
 
-    fn network(address: Ipv6Addr, len: u8) -> Self {
+    fn shortened(address: Ipv6Addr, len: u8) -> Self {
         let mask = u128::MAX.checked_shl(128 - u32::from(len)).unwrap_or(0);
         Self::new(address.to_bits() & mask, len)
     }
@@ -78,6 +84,18 @@ impl Key {
             Some(v4) if self.len >= 96 => Ipv4Net::new(v4, self.len - 96).ok().map(IpNet::V4),
             _ => Ipv6Net::new(Ipv6Addr::from_bits(self.bits()), self.len).ok().map(IpNet::V6),
         }
+    }
+
+    /// The network it lies in, /24 or /48, as a hash that is never 0: neighbours speak with one voice.
+    pub const fn network(&self) -> u16 {
+        let is_v4 = self.high == 0 && self.low >> 32 == MAPPED >> 32;
+        let network = if is_v4 || is_nat64(self.high, self.low) {
+            (self.low & 0xffff_ffff) >> 8
+        } else {
+            self.high >> 16 | 1 << 63
+        };
+        let hash = (network.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as u16;
+        if hash == 0 { 1 } else { hash }
     }
 
     /// A number that differs for most clients and is the same in each run.
@@ -187,6 +205,12 @@ impl Exempt {
         self.entries.iter().find(|n| n.contains(prefix) || prefix.contains(*n)).copied()
     }
 
+    /// Whether an address stands for itself alone: its neighbours are other clients.
+    fn is_alone(&self, address: Ipv6Addr) -> bool {
+        let bits = address.to_bits();
+        is_nat64((bits >> 64) as u64, bits as u64) || self.is_guarded(address)
+    }
+
     fn is_guarded(&self, address: Ipv6Addr) -> bool {
         !self.guarded.is_empty()
             && Ipv6Net::new(address, self.ipv6_prefix).is_ok_and(|n| self.guarded.binary_search(&n.trunc()).is_ok())
@@ -197,8 +221,8 @@ impl Exempt {
     pub fn key(&self, address: &IpAddr) -> Key {
         match address {
             IpAddr::V4(_) => Key::host(address),
-            IpAddr::V6(v6) if self.is_guarded(*v6) => Key::host(address),
-            IpAddr::V6(v6) => Key::network(*v6, self.ipv6_prefix.max(64)),
+            IpAddr::V6(v6) if self.is_alone(*v6) => Key::host(address),
+            IpAddr::V6(v6) => Key::shortened(*v6, self.ipv6_prefix.max(64)),
         }
     }
 
@@ -206,7 +230,7 @@ impl Exempt {
     pub fn ban_prefix(&self, address: IpAddr) -> IpNet {
         match address {
             IpAddr::V4(v4) => IpNet::V4(Ipv4Net::from(v4)),
-            IpAddr::V6(v6) if self.is_guarded(v6) => IpNet::from(IpAddr::V6(v6)),
+            IpAddr::V6(v6) if self.is_alone(v6) => IpNet::from(IpAddr::V6(v6)),
             IpAddr::V6(v6) => Ipv6Net::new(v6, self.ipv6_prefix)
                 .map_or_else(|_| IpNet::from(IpAddr::V6(v6)), |n| IpNet::V6(n.trunc())),
         }
@@ -237,6 +261,25 @@ mod tests {
         assert_eq!(wide.key(&ip("2001:db8:1:2::1")).prefix(), net("2001:db8:1:2::/64"));
         let narrow = Exempt::new(&[], &[], 128);
         assert_eq!(narrow.key(&ip("2001:db8::1")).prefix(), net("2001:db8::1/128"));
+    }
+
+    #[test]
+    fn behind_nat64_each_address_is_a_client() {
+        let exempt = Exempt::new(&[], &[], 64);
+        let (one, other) = (ip("64:ff9b::192.0.2.7"), ip("64:ff9b::192.0.2.8"));
+        assert_ne!(exempt.key(&one), exempt.key(&other));
+        assert_eq!(exempt.ban_prefix(one), net("64:ff9b::c000:207/128"));
+        assert_eq!(exempt.key(&one).network(), exempt.key(&ip("192.0.2.9")).network());
+    }
+
+    #[test]
+    fn a_network_is_a_24_or_a_48() {
+        let exempt = Exempt::new(&[], &[], 64);
+        let network = |text| exempt.key(&ip(text)).network();
+        assert_eq!(network("192.0.2.7"), network("192.0.2.200"));
+        assert_ne!(network("192.0.2.7"), network("192.0.3.7"));
+        assert_eq!(network("2001:db8:1:2::1"), network("2001:db8:1:3::1"));
+        assert_ne!(network("2001:db8:1:2::1"), network("2001:db8:2:2::1"));
     }
 
     #[test]

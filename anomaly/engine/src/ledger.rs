@@ -13,7 +13,7 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use ipnet::IpNet;
 
-use super::contract::{Ban, Finding, Offence, Origin, Unban};
+use super::contract::{Ban, Finding, Grade, Offence, Origin, Unban};
 use super::settings::{BanLength, Settings};
 use crate::time::Timestamp;
 
@@ -51,11 +51,31 @@ struct Active {
     reported: bool,
 }
 
-/// How often, and when last.
+/// An offence that is only likely one is forgiven after this quiet time.
+const LIKELY_DECAY: Duration = Duration::from_secs(86_400);
+
+/// How often, when last, and how sure that was.
 #[derive(Clone, Copy, Debug)]
 struct Count {
     count: u32,
     last: Timestamp,
+    grade: Grade,
+}
+
+impl Count {
+    /// The quiet time after which one offence is forgiven.
+    fn decay(&self, settings: &Settings) -> Duration {
+        let decay = match self.grade {
+            Grade::Certain => settings.offence_decay,
+            Grade::Likely => settings.offence_decay.min(LIKELY_DECAY),
+        };
+        decay.max(Duration::from_millis(1))
+    }
+
+    /// When the next offence is forgiven.
+    fn due(&self, settings: &Settings) -> Timestamp {
+        self.last.plus(self.decay(settings))
+    }
 }
 
 /// The prefixes of the bans, for the question that every record asks.
@@ -103,6 +123,7 @@ pub struct Ledger {
     /// backlog (also again, after a crash) may still lie within them.
     past: BTreeMap<IpNet, Timestamp>,
     offences: HashMap<IpNet, Count, FixedState>,
+    /// When the next offence of each is forgiven.
     by_age: BTreeSet<(Timestamp, IpNet)>,
     grace: BTreeMap<IpNet, Timestamp>,
     recent: VecDeque<Timestamp>,
@@ -191,10 +212,11 @@ impl Ledger {
         all
     }
 
-    /// Offences of a prefix up to now: one is forgiven for each `offence_decay` without a new one.
+    /// Offences of a prefix up to now: one is forgiven for each `offence_decay` without a new one, or each day where the newest
+    /// was only a likely one.
     fn count(&self, prefix: &IpNet, at: Timestamp, settings: &Settings) -> u32 {
         let Some(count) = self.offences.get(prefix) else { return 0 };
-        let decay = settings.offence_decay.as_millis().max(1);
+        let decay = count.decay(settings).as_millis();
         let forgiven = at.since(count.last).as_millis() / decay;
         count.count.saturating_sub(u32::try_from(forgiven).unwrap_or(u32::MAX))
     }
@@ -256,7 +278,8 @@ impl Ledger {
             in_past,
         };
         if is_new {
-            self.remember(Offence { prefix, count: offence, last: at }, settings);
+            let grade = ban.finding.as_ref().map_or(Grade::Certain, |finding| finding.grade);
+            self.remember_graded(Offence { prefix, count: offence, last: at }, grade, settings);
         }
         if request.origin == Origin::Detector {
             self.recent.push_back(at);
@@ -301,17 +324,44 @@ impl Ledger {
         Some(active.ban)
     }
 
-    /// Sets a prefix's offences. Beyond as many prefixes as clients are followed, the oldest is forgotten.
+    /// Sets a prefix's offences, of which the newest is a certain one, or as sure as the one before was that it replaces. Beyond
+    /// as many prefixes as clients are followed, the oldest is forgotten.
     pub fn remember(&mut self, offence: Offence, settings: &Settings) {
+        let grade = self.offences.get(&offence.prefix).map_or(Grade::Certain, |count| count.grade);
+        self.remember_graded(offence, grade, settings);
+    }
+
+    fn remember_graded(&mut self, offence: Offence, grade: Grade, settings: &Settings) {
         let Offence { prefix, count, last } = offence;
-        if let Some(old) = self.offences.insert(prefix, Count { count, last }) {
-            self.by_age.remove(&(old.last, prefix));
+        let count = Count { count, last, grade };
+        if let Some(old) = self.offences.insert(prefix, count) {
+            self.by_age.remove(&(old.due(settings), prefix));
         }
-        self.by_age.insert((last, prefix));
+        self.by_age.insert((count.due(settings), prefix));
         while self.offences.len() > settings.max_tracked_ips.max(1) {
             let Some((_, oldest)) = self.by_age.pop_first() else { break };
             self.offences.remove(&oldest);
         }
+    }
+
+    /// The prefixes whose newest offence is only a likely one, for the store.
+    pub fn likely(&self) -> Vec<IpNet> {
+        let likely = self.offences.iter().filter(|(_, count)| count.grade == Grade::Likely);
+        let mut all: Vec<IpNet> = likely.map(|(prefix, _)| *prefix).collect();
+        all.sort_unstable();
+        all
+    }
+
+    /// Restores what [`Ledger::likely`] gave, for an offence that has been restored.
+    pub fn set_likely(&mut self, prefix: IpNet, settings: &Settings) {
+        if let Some(Count { count, last, .. }) = self.offences.get(&prefix).copied() {
+            self.remember_graded(Offence { prefix, count, last }, Grade::Likely, settings);
+        }
+    }
+
+    /// Sorts offences by when they are forgiven, as other settings have it.
+    pub fn sort_by_age(&mut self, settings: &Settings) {
+        self.by_age = self.offences.iter().map(|(prefix, count)| (count.due(settings), *prefix)).collect();
     }
 
     /// Ends what has run out; `clock` is log time.
@@ -328,27 +378,24 @@ impl Ledger {
                 ended(Unban { prefix, at: until, offence: ban.offence, origin: Origin::Detector, ban });
             }
         }
-        // The oldest offence tells whether any has decayed altogether.
-        while let Some((last, prefix)) = self.by_age.first().copied() {
-            if now.since(last) < settings.offence_decay {
+        // The one that is due first tells whether any has decayed.
+        while let Some((due, prefix)) = self.by_age.first().copied() {
+            if due > now {
                 break;
             }
-            let left = self.count(&prefix, now, settings);
             self.by_age.pop_first();
-            if left == 0 {
-                self.offences.remove(&prefix);
-            } else {
-                let last = last.plus(settings.offence_decay);
-                self.offences.insert(prefix, Count { count: left, last });
-                self.by_age.insert((last, prefix));
-            }
+            let left = self.count(&prefix, now, settings);
+            let Some(count) = self.offences.remove(&prefix).filter(|_| left > 0) else { continue };
+            let count = Count { count: left, last: due, ..count };
+            self.offences.insert(prefix, count);
+            self.by_age.insert((count.due(settings), prefix));
         }
     }
 
     /// When [`Ledger::expire`] has work to do.
-    pub fn is_due(&self, now: Timestamp, settings: &Settings) -> bool {
+    pub fn is_due(&self, now: Timestamp) -> bool {
         self.ends.first().is_some_and(|(until, _)| *until <= now)
-            || self.by_age.first().is_some_and(|(last, _)| now.since(*last) >= settings.offence_decay)
+            || self.by_age.first().is_some_and(|(due, _)| *due <= now)
     }
 
     /// Lifts every ban that covers `prefix`, takes back its offence, and gives grace. Ends of bans, widest first.
@@ -368,7 +415,7 @@ impl Ledger {
             let left = count.count.saturating_sub(1);
             if left == 0 {
                 self.offences.remove(prefix);
-                self.by_age.remove(&(count.last, *prefix));
+                self.by_age.remove(&(count.due(settings), *prefix));
             } else {
                 self.remember(Offence { prefix: *prefix, count: left, last: count.last }, settings);
             }
@@ -458,141 +505,4 @@ pub struct BanRequest {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn net(text: &str) -> IpNet {
-        text.parse().expect("a prefix")
-    }
-
-    fn request(at: i64) -> BanRequest {
-        BanRequest {
-            at: Timestamp::from_secs(at),
-            origin: Origin::Detector,
-            length: None,
-            finding: None,
-            note: String::new(),
-        }
-    }
-
-    fn ended(ledger: &mut Ledger, now: i64) -> Vec<Unban> {
-        let mut unbans = Vec::new();
-        let now = Timestamp::from_secs(now);
-        ledger.expire(now, now, &Settings::default(), |u| unbans.push(u));
-        unbans
-    }
-
-    #[test]
-    fn climbs_the_ladder_and_forgives() {
-        let s = Settings::default();
-        let mut ledger = Ledger::default();
-        let x = net("192.0.2.1/32");
-        let mut at = 1000;
-        for (offence, secs) in [(1, Some(600)), (2, Some(1800)), (3, Some(7200)), (4, None)] {
-            let ban = ledger.ban(x, request(at), Timestamp::from_secs(at), &s);
-            assert_eq!((ban.offence, ban.duration_secs()), (offence, secs));
-            if let Some(secs) = secs {
-                at += secs as i64;
-                assert_eq!(ended(&mut ledger, at - 1), []);
-                assert_eq!(ended(&mut ledger, at).len(), 1);
-                assert_eq!(ended(&mut ledger, at), []);
-            }
-        }
-        let month = 30 * 86_400;
-        let y = net("192.0.2.2/32");
-        ledger.ban(y, request(at), Timestamp::from_secs(at), &s);
-        ended(&mut ledger, at + 600);
-        ledger.ban(y, request(at + 700), Timestamp::from_secs(at + 700), &s);
-        ended(&mut ledger, at + 700 + 1800);
-        // One of two is forgiven after a month, the other after two.
-        let ban = ledger.clone().ban(y, request(at + 800 + month), Timestamp::from_secs(at + 800 + month), &s);
-        assert_eq!(ban.offence, 2);
-        ended(&mut ledger, at + 800 + month);
-        assert_eq!(ledger.offences().iter().find(|o| o.prefix == y).map(|o| o.count), Some(1));
-        ended(&mut ledger, at + 800 + 2 * month);
-        assert!(ledger.offences().iter().all(|o| o.prefix != y));
-    }
-
-    #[test]
-    fn a_ban_in_the_past_is_an_offence_and_nothing_else() {
-        let s = Settings::default();
-        let mut ledger = Ledger::default();
-        let x = net("192.0.2.1/32");
-        let ban = ledger.ban(x, request(1000), Timestamp::from_secs(90_000), &s);
-        assert!(ban.in_past);
-        assert_eq!((ledger.bans().len(), ledger.next_end()), (0, None));
-        assert!(ledger.in_past(&x, Timestamp::from_secs(1599)));
-        assert!(!ledger.in_past(&x, Timestamp::from_secs(1600)));
-        assert_eq!(ledger.ban(x, request(89_999), Timestamp::from_secs(90_000), &s).offence, 2);
-    }
-
-    #[test]
-    fn what_a_backlog_holds_does_not_prove_that_a_ban_has_no_effect() {
-        let s = Settings::default();
-        let x = net("192.0.2.1/32");
-        let proof = |ledger: &mut Ledger, at: i64, now: i64| {
-            let (at, now) = (Timestamp::from_secs(at), Timestamp::from_secs(now));
-            (0..5).filter_map(|_| ledger.came_through(&x, at, now)).count()
-        };
-        // Decided at 1000 by the log, but only read there at 1300.
-        let mut ledger = Ledger::default();
-        ledger.ban(x, request(1000), Timestamp::from_secs(1300), &s);
-        assert_eq!(proof(&mut ledger, 1315, 1315), 0);
-        assert_eq!(proof(&mut ledger, 1316, 1316), 1);
-        // Enforced at once; what a later start reads of the time in between is old.
-        let mut ledger = Ledger::default();
-        let first = ledger.ban(x, request(1000), Timestamp::from_secs(1000), &s);
-        assert_eq!(proof(&mut ledger, 1100, 1111), 0);
-        // Or it is from when nobody enforced it.
-        ledger.enforced_from(Timestamp::from_secs(1105));
-        assert_eq!(proof(&mut ledger, 1120, 1121), 0);
-        assert_eq!(proof(&mut ledger, 1121, 1121), 1);
-        // It is told once in the life of a daemon.
-        assert_eq!(proof(&mut ledger, 1130, 1130), 0);
-        let mut next = ledger.clone();
-        next.enforced_from(Timestamp::from_secs(1200));
-        assert_eq!((proof(&mut next, 1215, 1215), proof(&mut next, 1216, 1216)), (0, 1));
-        // A newer ban of the same prefix is proved by itself.
-        let proofs = ledger.proofs(Timestamp::from_secs(1121));
-        let mut ledger = Ledger::default();
-        ledger.hold(Ban { at: Timestamp::from_secs(1200), ..first }, Timestamp::from_secs(1200));
-        proofs.iter().for_each(|proof| ledger.set_proof(proof));
-        assert_eq!(proof(&mut ledger, 1215, 1215), 0);
-        assert_eq!(proof(&mut ledger, 1216, 1216), 1);
-    }
-
-    #[test]
-    fn lifting_covers_takes_back_and_gives_grace() {
-        let s = Settings::default();
-        let mut ledger = Ledger::default();
-        let now = Timestamp::from_secs(1000);
-        ledger.ban(net("192.0.2.1/32"), request(1000), now, &s);
-        ledger.ban(net("192.0.2.0/24"), request(1000), now, &s);
-        ledger.ban(net("192.0.2.2/32"), request(1000), now, &s);
-        let covers = |ledger: &Ledger, prefix| ledger.covers(&net(prefix));
-        assert!(
-            covers(&ledger, "192.0.2.7/32") && covers(&ledger, "192.0.2.0/24") && covers(&ledger, "192.0.2.128/25")
-        );
-        assert!(!covers(&ledger, "192.0.2.0/23") && !covers(&ledger, "192.0.3.1/32") && !covers(&ledger, "::/96"));
-        let lifted = ledger.lift(&net("192.0.2.1/32"), now, &s);
-        assert_eq!(lifted.iter().map(|u| u.prefix).collect::<Vec<_>>(), [net("192.0.2.0/24"), net("192.0.2.1/32")]);
-        assert_eq!(ledger.covering("192.0.2.1".parse().expect("an address")), None);
-        assert_eq!(ledger.covering("192.0.2.2".parse().expect("an address")), Some(net("192.0.2.2/32")));
-        assert!(ledger.has_grace(&net("192.0.2.1/32"), now));
-        assert!(!ledger.has_grace(&net("192.0.2.1/32"), Timestamp::from_secs(1300)));
-        assert_eq!(ledger.offences().len(), 1);
-        assert_eq!(ledger.lift(&net("198.51.100.1/32"), now, &s), []);
-    }
-
-    #[test]
-    fn offences_are_bounded() {
-        let s = Settings { max_tracked_ips: 100, ..Settings::default() };
-        let mut ledger = Ledger::default();
-        for i in 0..1000u32 {
-            let prefix = IpNet::from(IpAddr::from(i.to_be_bytes()));
-            ledger.remember(Offence { prefix, count: 1, last: Timestamp::from_secs(i.into()) }, &s);
-        }
-        let left = ledger.offences();
-        assert_eq!((left.len(), left[0].last), (100, Timestamp::from_secs(900)));
-    }
-}
+mod tests;

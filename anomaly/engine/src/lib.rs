@@ -6,25 +6,33 @@
 //! the same outputs.
 //!
 //! A record goes through `waiting` (is its stamp believed?), `ledger` (is its client banned?), `site` (the window of all),
-//! `table` and `window` (its client's), `population` (what is normal, learned), `detector` (is it anomalous?), and back
-//! to the `ledger`, which decides how long.
+//! `table` and `window` (its client's requests), `detector` (what it adds to the client's `evidence` and to what is known of
+//! `routes` and of `ordinary` clients), `limits` (is that anomalous?), and back to the `ledger`, which decides how long.
+//! `population` learns the mean and spread of the clients' request rates that people see beside that.
 
 mod ahead;
 mod codec;
 mod command;
 mod contract;
 mod detector;
+mod evidence;
 mod extension;
+mod follow;
 mod histogram;
 mod index;
 mod key;
-mod known;
+mod kind;
 mod ledger;
 mod level;
-mod paths;
+mod lexicon;
+mod limits;
+mod ordinary;
+mod outcome;
+mod path;
 mod picture;
 mod population;
 pub mod record;
+mod routes;
 mod settings;
 mod signals;
 mod site;
@@ -34,6 +42,7 @@ mod table;
 pub mod time;
 mod top;
 mod waiting;
+mod weights;
 mod window;
 
 use std::cell::Cell;
@@ -44,18 +53,18 @@ pub use contract::*;
 pub use settings::{BanLength, Settings};
 
 use ahead::Ahead;
-use detector::{Limits, Verdict};
+use detector::Detector;
+use follow::forget;
 use key::Exempt;
-use known::Known;
-use ledger::{BanRequest, Ledger};
-use paths::Paths;
-use population::{MEASURES, Population};
+use kind::Kind;
+use ledger::Ledger;
+use limits::Limits;
+use population::Population;
 use record::Record;
-use signals::Kind;
 use site::Site;
 use table::Table;
 use time::Timestamp;
-use top::{Evidence, Top};
+use top::{Suspects, Top};
 use waiting::{JUMP, Queue, Waiting};
 
 /// With the log at its end, log time follows the clock at this distance: lines that are just being written are not late.
@@ -77,10 +86,12 @@ pub struct Engine {
     busiest: u32,
     /// A fast client half-way to a limit has made a request.
     hurry: bool,
-    evidence: Evidence,
+    suspects: Suspects,
     site: Site,
     population: Population,
-    known: Known,
+    detector: Detector,
+    /// Of the hashes of paths.
+    path_seed: u64,
     ledger: Ledger,
     limits: Limits,
     /// The population's level, as of the last recalculation.
@@ -95,7 +106,6 @@ pub struct Engine {
     minute_held: bool,
     late_run: u32,
     waiting: Queue,
-    paths: Paths,
     records: u64,
     late: u64,
     early: u64,
@@ -114,7 +124,8 @@ impl Engine {
     pub fn new(settings: Settings, seed: u64) -> Self {
         let site = Site::new(&settings);
         let population = Population::new(&settings);
-        let limits = Limits::new(&population, settings.min_error_rate, &settings);
+        let mut detector = Detector::new(seed);
+        let limits = Limits::new(&mut detector.ordinary, &settings);
         Self {
             exempt: Exempt::new(&settings.allowlist, &settings.never_ban, settings.ipv6_prefix),
             table: Table::new(settings.max_tracked_ips, seed),
@@ -122,8 +133,9 @@ impl Engine {
             top: Top::default(),
             busiest: 0,
             hurry: false,
-            evidence: Evidence::default(),
-            known: Known::default(),
+            suspects: Suspects::default(),
+            detector,
+            path_seed: seed,
             ledger: Ledger::new(seed),
             limits,
             level: population.level(&settings, settings.min_error_rate),
@@ -134,7 +146,6 @@ impl Engine {
             minute_held: false,
             late_run: 0,
             waiting: Queue::default(),
-            paths: Paths::with_seed(seed),
             records: 0,
             late: 0,
             early: 0,
@@ -256,7 +267,7 @@ impl Engine {
     }
 
     fn expire(&mut self, now: Timestamp, out: &mut Vec<Output>) {
-        if self.ledger.is_due(now, &self.settings) {
+        if self.ledger.is_due(now) {
             let ended = |unban| out.push(Output::Decision(Decision::Unban(unban)));
             self.ledger.expire(now, self.clock, &self.settings, ended);
         }
@@ -300,8 +311,8 @@ impl Engine {
         }
         let oldest = self.oldest();
         self.busiest = self.top.refresh(oldest, &mut self.table);
-        let (top, evidence) = (&mut self.top, &mut self.evidence);
-        self.table.sweep(SWEEP_PER_SECOND, oldest, &mut |index, client| forget(top, evidence, index, client));
+        let (top, suspects) = (&mut self.top, &mut self.suspects);
+        self.table.sweep(SWEEP_PER_SECOND, oldest, &mut |index, client| forget(top, suspects, index, client));
         if sec - self.recalculated >= i64::from(self.settings.recalc_secs) {
             self.recalculate(out, sec);
         }
@@ -319,7 +330,7 @@ impl Engine {
         self.site.recalculate(&self.settings);
         let error_rate = self.site.level().error_rate;
         self.level = self.population.level(&self.settings, error_rate);
-        self.limits = Limits::new(&self.population, error_rate, &self.settings);
+        self.limits = Limits::new(&mut self.detector.ordinary, &self.settings);
         out.push(Output::Baseline(BaselineUpdate { at: self.clock, global: *self.site.level(), ip: self.level }));
     }
 
@@ -333,11 +344,11 @@ impl Engine {
         self.clock = to;
         self.site.restart(sec);
         self.population.restart(sec.div_euclid(60));
-        let mut table = Table::new(self.settings.max_tracked_ips, self.paths.seed());
+        let mut table = Table::new(self.settings.max_tracked_ips, self.path_seed);
         table.inherit(&self.table);
         self.table = table;
         self.top = Top::default();
-        self.evidence = Evidence::default();
+        self.suspects = Suspects::default();
         self.recalculated = sec;
         self.alerted = None;
     }
@@ -429,167 +440,11 @@ impl Engine {
             z_score,
             signal: None,
             limit: self.site.limit(),
+            limit_source: LimitSource::Learned,
+            grade: Grade::Likely,
             requests,
             errors: u64::from(self.site.errors()),
             samples: Vec::new(),
         }));
-    }
-
-    /// Counts a record in its client's window, learns from it, and judges.
-    fn follow(&mut self, record: &Record<'_>, kind: Kind, sec: u32, now: Timestamp, out: &mut Vec<Output>) {
-        let oldest = self.oldest();
-        let key = self.exempt.key(&record.client);
-        let (top, evidence) = (&mut self.top, &mut self.evidence);
-        let hint = self.ahead.hint(&key);
-        let (index, new) = self.table.entry(key, hint, oldest, |index, client| forget(top, evidence, index, client));
-        let path = if kind.is_named() { self.paths.hash(record.path) } else { 0 };
-        let founding = !self.is_warm();
-        let client = self.table.get_mut(index);
-        if new {
-            if self.exempt.covers(record.client) {
-                client.flags |= table::Client::EXEMPT;
-            } else if self.ledger.offences_of(&self.exempt.ban_prefix(record.client)) > 0 {
-                client.flags |= table::Client::OFFENDER;
-            }
-        } else {
-            if client.window.pages_tenths() >= known::HEAVY_PAGES
-                && !client.is(table::Client::EXEMPT)
-                && self.population.is_over(&client.seen)
-            {
-                self.known.note(key, self.population.minute(), client.window.pages_tenths(), founding);
-                client.flags |= table::Client::KNOWN;
-            }
-            client.window.expire(oldest);
-        }
-        client.last = oldest.wrapping_add(self.settings.window_secs - 1);
-        let posts = client.window.add(sec, kind, path);
-        self.busiest = self.busiest.max(client.window.requests());
-        if !client.is(table::Client::BROWSER) && kind.is_asset() && Limits::shows_browser(&client.window) {
-            client.flags |= table::Client::BROWSER;
-        }
-        let exempt = client.is(table::Client::EXEMPT);
-        if exempt {
-            // What it does now is not noted: it counts again from the minute on after it is exempt no longer.
-            self.population.leave_out(&mut client.seen);
-        } else if !client.is(table::Client::OFFENDER) {
-            let w = &client.window;
-            let values =
-                [w.requests(), (w.pages_tenths() + 5) / 10, (w.error_paths_tenths() + 5) / 10, posts, w.page_errors()];
-            // Requests and pages, and what only errors and POSTs can add to.
-            let risen = if kind.is_error() || kind.is_post() { MEASURES } else { 2 };
-            self.population.note(&mut client.seen, key.spread(), values, risen);
-        }
-        let suspicious = !exempt && self.limits.is_suspicious(&client.window, posts);
-        if suspicious {
-            let now_sec = client.last;
-            self.hurry = self.hurry || Limits::is_fast(&client.window, now_sec);
-            let own = if client.is(table::Client::KNOWN) || client.window.pages_tenths() >= known::HEAVY_PAGES {
-                self.known.limit(&key)
-            } else {
-                0
-            };
-            let verdict = if founding {
-                self.limits.judge_hard(&client.window)
-            } else {
-                self.limits.judge(&client.window, kind, posts, now_sec, client.is(table::Client::BROWSER), own)
-            };
-            if let Some(verdict) = verdict
-                && self.anomalous(index, verdict, record, now, out)
-            {
-                return;
-            }
-            let client = self.table.get_mut(index);
-            if self.evidence.keep(index, record, self.clock) {
-                client.flags |= table::Client::WATCHED;
-            }
-        }
-        self.top.offer(index, &mut self.table);
-    }
-
-    /// Acts on a verdict; true when the client is banned and no longer followed.
-    fn anomalous(
-        &mut self,
-        index: u32,
-        verdict: Verdict,
-        record: &Record<'_>,
-        now: Timestamp,
-        out: &mut Vec<Output>,
-    ) -> bool {
-        // Two addresses of an IPv6 prefix can differ in this: one may be allow-listed by hand.
-        if self.exempt.covers(record.client) {
-            return false;
-        }
-        let client = self.table.get_mut(index);
-        self.population.leave_out(&mut client.seen);
-        let prefix = self.exempt.ban_prefix(record.client);
-        let hard = verdict.rule == Rule::HardLimit;
-        if self.ledger.is_old_news(&prefix, self.clock) || (!hard && self.ledger.has_grace(&prefix, now)) {
-            return false;
-        }
-        let bans_last_minute = self.ledger.bans_last_minute(self.clock);
-        if !hard && verdict.excess < 3.0 && self.brake_holds(bans_last_minute) {
-            let goes_on = self.braked.filter(|(_, last)| now.since(*last) <= ledger::BRAKE_SPAN);
-            self.braked = Some((goes_on.map_or(now, |(since, _)| since), now));
-            if !self.table.get(index).is(table::Client::BRAKED) {
-                let finding = self.finding(index, verdict, record);
-                self.table.get_mut(index).flags |= table::Client::BRAKED;
-                out.push(Output::Braked(Braked { prefix, finding, bans_last_minute }));
-            }
-            return false;
-        }
-        let finding = self.finding(index, verdict, record);
-        let key = self.table.get(index).key();
-        self.known.forget(&key);
-        forget(&mut self.top, &mut self.evidence, index, self.table.get(index));
-        self.table.remove(index);
-        let request = BanRequest {
-            at: self.clock,
-            origin: Origin::Detector,
-            length: None,
-            finding: Some(finding),
-            note: String::new(),
-        };
-        let ban = self.ledger.ban(prefix, request, now, &self.settings);
-        out.push(Output::Decision(Decision::Ban(Box::new(ban))));
-        true
-    }
-
-    /// From `brake_per_minute` bans a minute on, or where it is more, a share of the active clients.
-    fn brake_holds(&self, bans_last_minute: u32) -> bool {
-        let s = &self.settings;
-        s.brake_per_minute > 0
-            && bans_last_minute >= s.brake_per_minute
-            && f64::from(bans_last_minute) >= s.brake_share * self.table.len() as f64
-    }
-
-    fn finding(&mut self, index: u32, verdict: Verdict, record: &Record<'_>) -> Finding {
-        let samples = self.evidence.take(index, record, self.clock);
-        let window = &self.table.get(index).window;
-        let span = f64::from(self.settings.window_secs);
-        let rate = f64::from(window.requests()) / span;
-        let baseline = self.level;
-        Finding {
-            at: self.clock,
-            rule: verdict.rule,
-            error_surge: Limits::is_error_surge(window, baseline.error_rate, &self.settings),
-            rate,
-            baseline,
-            z_score: (rate - baseline.mean) / baseline.stddev,
-            signal: verdict.signal.map(|s| (s, verdict.value)),
-            limit: verdict.limit,
-            requests: u64::from(window.requests()),
-            errors: u64::from(window.errors()),
-            samples,
-        }
-    }
-}
-
-/// A client goes: nobody else may keep its place.
-fn forget(top: &mut Top, evidence: &mut Evidence, index: u32, client: &table::Client) {
-    if client.is(table::Client::TOP) {
-        top.forget(index);
-    }
-    if client.is(table::Client::WATCHED) {
-        evidence.forget(index);
     }
 }

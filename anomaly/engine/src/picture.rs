@@ -33,7 +33,7 @@ impl Engine {
             global: *self.site.level(),
             global_limit: self.site.limit_rps(s),
             ip: self.level,
-            ip_limit: self.limit_rps(0),
+            ip_limit: self.limits.rate(),
             warmup_left_secs: warmup_left,
             hours: std::array::from_fn(|hour| self.site.slot(hour, s)),
             tracked_ips: self.table.len(),
@@ -43,12 +43,6 @@ impl Engine {
             top: clients,
             bans: self.ledger.bans(),
         }
-    }
-
-    /// Rate of page requests over a whole window above which a client is banned.
-    fn limit_rps(&self, own_tenths: u32) -> f64 {
-        let tenths = self.limits.pages_per_window().max(own_tenths);
-        f64::from(tenths) / 10.0 / f64::from(self.settings.window_secs)
     }
 
     fn client_at(&self, index: u32) -> Client {
@@ -62,7 +56,7 @@ impl Engine {
             errors: u64::from(errors),
             rate,
             z_score: (rate - self.level.mean) / self.level.stddev,
-            limit: self.limit_rps(self.known.limit(&client.key())),
+            limit: self.limits.rate(),
             banned: self.ledger.covers(&prefix),
         }
     }

@@ -1,36 +1,21 @@
-//! What clients of this site normally do: how many requests, pages, errors a client has in the window, for each minute
-//! in which it was active.
+//! How many requests clients of this site normally have in the window, for each minute in which they were active: the mean and
+//! spread that people see beside a ban.
 //!
-//! An unseen address has no history, so it is judged by everybody's. Samples are the highest window that a client
+//! Samples are the highest window that a client
 //! reached in a clock minute, so like is compared with like. They go into three memories: the rolling history, this
 //! hour of the day on past days, and a long memory that holds at least [`LONG_SAMPLES`] samples and otherwise fades by
 //! half a day (a small site has 200 samples a day, which say nothing of its far tail).
 //!
-//! Not in here: which limit follows (see `detector`), and the site as a whole (see `site`).
+//! Not in here: what decides that a client is banned (see `ordinary` and `limits`), and the site as a whole (see `site`).
 
 use super::codec::{Reader, Writer};
 use super::contract::{BadState, Level, Scope, Source};
 use super::histogram::{BINS, Histogram, bin};
 use super::settings::Settings;
 
-/// What is measured of a client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(usize)]
-pub enum Measure {
-    /// All requests.
-    Requests,
-    /// Requests, assets weighing less.
-    Pages,
-    /// Distinct paths answered 4xx, assets weighing less.
-    ErrorPaths,
-    /// Most POSTs to one path.
-    Posts,
-    /// Error answers that are not for assets.
-    PageErrors,
-}
-
-/// Number of [`Measure`]s. Their order is that of stored state: a new one is appended.
-pub const MEASURES: usize = 5;
+/// What is measured of a client: its requests. (Earlier versions stored four more behind it, which are passed over.)
+pub const MEASURES: usize = 1;
+const REQUESTS: usize = 0;
 /// Number of measures in a stored state that does not say how many it has.
 pub const MEASURES_AT_FIRST: usize = 5;
 /// Minutes of an hour in which a client speaks for the far tails.
@@ -41,8 +26,6 @@ const HEARD: usize = 1 << 16;
 const LONG_SAMPLES: f64 = 20_000.0;
 /// What is left of an hour slot, or of the long memory, a day later.
 const DAY_FADE: f64 = 0.5;
-/// Rolling history and hour slot are asked for the far tail only where they hold this many samples.
-const TAIL_SAMPLES: f64 = 5000.0;
 
 type Counts = [[u32; BINS]; MEASURES];
 type Memory = [Histogram; MEASURES];
@@ -108,17 +91,6 @@ impl Seen {
     }
 }
 
-/// Estimate of a far tail.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Tail {
-    /// The value that one client-minute in two exceeds.
-    pub median: f64,
-    /// The value that the wanted share of client-minutes (`far` of [`Population::tail`]) would exceed.
-    pub far: f64,
-    /// Where it is from.
-    pub source: Source,
-}
-
 /// All memories.
 #[derive(Clone, Debug)]
 pub struct Population {
@@ -161,12 +133,11 @@ impl Population {
         }
     }
 
-    /// Counts a client's window in the present minute, as its highest so far. `hash` is the client's; only the first `risen`
-    /// measures can have risen since its last request.
+    /// Counts a client's window in the present minute, as its highest so far. `hash` is the client's.
     ///
     /// A client speaks for the tails in [`HEARD_AN_HOUR`] minutes of an hour: otherwise one client that tries passwords
     /// all day would weigh as much as a crowd.
-    pub fn note(&mut self, seen: &mut Seen, hash: u32, values: [u32; MEASURES], risen: usize) {
+    pub fn note(&mut self, seen: &mut Seen, hash: u32, values: [u32; MEASURES]) {
         let minute = self.minute as u16;
         if seen.state == SeenState::Never || seen.minute != minute {
             let heard = &mut self.heard[hash as usize % HEARD];
@@ -177,9 +148,7 @@ impl Population {
                 counts[bin as usize] += 1;
             }
         } else {
-            let counted = seen.bins.iter().zip(values).take(seen.measures());
-            debug_assert!(counted.skip(risen).all(|(old, value)| bin(value) <= *old), "{seen:?}: {values:?}");
-            let measures = seen.measures().min(risen);
+            let measures = seen.measures();
             for ((counts, old), value) in self.now.iter_mut().zip(&mut seen.bins).zip(values).take(measures) {
                 // Whether it has risen cannot be foretold, so it is moved in any case, perhaps to where it is.
                 let new = bin(value).max(*old);
@@ -204,11 +173,6 @@ impl Population {
     /// The present minute of the epoch.
     pub const fn minute(&self) -> i64 {
         self.minute
-    }
-
-    /// Whether what a client did belongs to a minute that is over.
-    pub fn is_over(&self, seen: &Seen) -> bool {
-        seen.state != SeenState::Never && seen.minute != self.minute as u16
     }
 
     /// The next minute is the first one, whichever it is; everything learned stays.
@@ -295,8 +259,7 @@ impl Population {
         self.next = (at + 1) % self.ring.len();
         let slot = &mut self.ring[at];
         // Every client is in the requests: nobody there, nobody anywhere. Quiet logs have many such minutes.
-        let requests = Measure::Requests as usize;
-        if slot[requests].iter().chain(&self.now[requests]).all(|c| *c == 0) {
+        if slot[REQUESTS].iter().chain(&self.now[REQUESTS]).all(|c| *c == 0) {
             return;
         }
         for ((rolling, old), new) in self.rolling.iter_mut().zip(slot.iter()).zip(self.now.iter()) {
@@ -332,27 +295,10 @@ impl Population {
         &self.slots[self.minute.div_euclid(60).rem_euclid(24) as usize]
     }
 
-    /// The far tail of a measure, from all memories that can say: the highest, so that a rush hour or
-    /// a flash crowd is judged by itself. `far` is the share of client-minutes that exceed it (1e-4: one in 10,000), `prior`
-    /// the tail index that stands in while little has been seen.
-    pub fn tail(&self, measure: Measure, far: f64, prior: f64) -> Tail {
-        let m = measure as usize;
-        let mut best = tail_of(&self.long[m], far, prior, Source::Long);
-        for (memory, source) in [(&self.rolling[m], Source::Rolling), (&self.slot()[m], Source::Hour)] {
-            if memory.total() >= TAIL_SAMPLES {
-                let tail = tail_of(memory, far, prior, source);
-                if tail.far > best.far {
-                    best = tail;
-                }
-            }
-        }
-        best
-    }
-
     /// Mean and spread of a client's requests, in requests/s over the window: this hour's on past days where there are
     /// enough samples, else the rolling history's, else the long memory's.
     pub fn level(&self, settings: &Settings, error_rate: f64) -> Level {
-        let m = Measure::Requests as usize;
+        let m = REQUESTS;
         let enough = settings.min_hour_samples as f64;
         let (memory, source) = if self.slot()[m].total() >= enough {
             (&self.slot()[m], Source::Hour)
@@ -466,28 +412,6 @@ fn load_counts(r: &mut Reader<'_>, stored: usize) -> Result<Box<Counts>, BadStat
     Ok(all)
 }
 
-/// The value that a share `far` of the samples would exceed, by Weissman's estimator: the quantile that the samples can
-/// say for sure (that of one in a hundred; of the fifth largest where there are fewer than 500 samples), carried on along
-/// a Pareto tail.
-///
-/// x(far) = x(near) * (near / far)^xi (I. Weissman, JASA 73, 1978). The tail index xi is the slope between x(10 near) and
-/// x(near) on log-log scale, where 10 near is at most the median. It is shrunk towards `prior` while there are few samples.
-/// One in a hundred and not fewer, because what a handful of attackers stays below the limits with must not move the
-/// estimate (see `detector`). Nothing seen: both figures are 0.
-fn tail_of(memory: &Histogram, far: f64, prior: f64, source: Source) -> Tail {
-    const PRIOR_SAMPLES: f64 = 300.0;
-    let n = memory.total();
-    if n < 1.0 {
-        return Tail { median: 0.0, far: 0.0, source: Source::Floor };
-    }
-    let near = (5.0 / n).clamp(1e-2, 0.5);
-    let nearer = (10.0 * near).min(0.5);
-    let (x, y) = (memory.upper(near), memory.upper(nearer));
-    let slope = if nearer > near { (x.max(1.0) / y.max(1.0)).ln() / (nearer / near).ln() } else { prior };
-    let index = ((n * slope + PRIOR_SAMPLES * prior) / (n + PRIOR_SAMPLES)).clamp(0.0, 1.0);
-    Tail { median: memory.upper(0.5), far: x * (near / far).max(1.0).powf(index), source }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -496,7 +420,7 @@ mod tests {
         let mut population = Population::new(&Settings::default());
         population.advance(1_000_000, false);
         for (client, value) in values.into_iter().enumerate() {
-            population.note(&mut Seen::default(), client as u32, [value; MEASURES], MEASURES);
+            population.note(&mut Seen::default(), client as u32, [value; MEASURES]);
         }
         population.advance(1_000_001, false);
         population
@@ -508,10 +432,10 @@ mod tests {
         population.advance(1_000_000, false);
         let mut seen = Seen::default();
         for value in [1, 5, 3] {
-            population.note(&mut seen, 1, [value; MEASURES], MEASURES);
+            population.note(&mut seen, 1, [value; MEASURES]);
         }
         population.advance(1_000_001, false);
-        population.note(&mut seen, 1, [2; MEASURES], MEASURES);
+        population.note(&mut seen, 1, [2; MEASURES]);
         population.advance(1_000_002, false);
         assert_eq!(population.long[0].total(), 2.0);
         assert_eq!(population.long[0].mean_and_stddev(), (3.5, 1.5));
@@ -521,12 +445,12 @@ mod tests {
     fn flagged_clients_and_held_minutes_are_not_learned() {
         let mut population = filled([1; 10]);
         let mut seen = Seen::default();
-        population.note(&mut seen, 1, [500; MEASURES], MEASURES);
+        population.note(&mut seen, 1, [500; MEASURES]);
         population.leave_out(&mut seen);
-        population.note(&mut seen, 1, [600; MEASURES], MEASURES);
+        population.note(&mut seen, 1, [600; MEASURES]);
         population.advance(1_000_002, false);
         assert_eq!(population.long[0].total(), 10.0);
-        population.note(&mut Seen::default(), 2, [700; MEASURES], MEASURES);
+        population.note(&mut Seen::default(), 2, [700; MEASURES]);
         population.advance(1_000_003, true);
         assert_eq!(population.long[0].total(), 10.0);
         population.accept();
@@ -544,17 +468,6 @@ mod tests {
     }
 
     #[test]
-    fn a_pareto_tail_is_carried_on() {
-        // P(X > x) = 1 / x: one in 10,000 exceeds 10,000.
-        let tail = filled((1..=50_000).map(|i| 50_000 / i)).tail(Measure::Pages, 1e-4, 0.5);
-        assert!((5_000.0..20_000.0).contains(&tail.far), "{tail:?}");
-        // No tail at all: everybody does the same.
-        let tail = filled([600; 5000]).tail(Measure::Pages, 1e-4, 0.5);
-        assert!((580.0..800.0).contains(&tail.far), "{tail:?}");
-        assert_eq!(Population::new(&Settings::default()).tail(Measure::Pages, 1e-4, 0.5).far, 0.0);
-    }
-
-    #[test]
     fn survives_the_store() {
         let population = filled((0..500).map(|i| i % 60));
         let mut w = Writer::new(1);
@@ -564,6 +477,5 @@ mod tests {
         let again = Population::load(&mut r, &Settings::default()).expect("its own bytes");
         assert_eq!(again.rolling, population.rolling);
         assert_eq!(again.long, population.long);
-        assert_eq!(again.tail(Measure::Posts, 1e-4, 0.3), population.tail(Measure::Posts, 1e-4, 0.3));
     }
 }

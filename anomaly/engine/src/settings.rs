@@ -36,16 +36,15 @@ pub struct Settings {
     pub recalc_secs: u32,
     /// Samples an hour slot needs before it is preferred. Default 300.
     pub min_hour_samples: u64,
-    /// Seconds of log time, from the first record ever, during which only the hard limit bans. Default 120.
+    /// Seconds of log time, from the first record ever, during which only the hard limit bans, or twice another limit. Default 120.
     pub warmup_secs: u32,
-    /// z-score from which a rate is anomalous; a client's is one on log scale (see `detector`). Default 3.0.
+    /// z-score from which a rate is anomalous; a client's is one on log scale (see `ordinary`). Default 3.0.
     pub z_score: f64,
-    /// Multiple above which a rate is anomalous: of the mean for the site, of the population's far tail for a client.
-    /// Default 5.0.
+    /// Multiple of the mean above which a rate is anomalous: the site's, or for each signal that of the ordinary clients'
+    /// highest levels of a minute. Default 5.0.
     pub rate_multiplier: f64,
-    /// Multiple of the baseline's error rate that makes an error surge. Error answers are judged by the tightened
-    /// thresholds, from a floor of `min_requests` times the larger of `tightened_rate_multiplier / rate_multiplier` and
-    /// this multiple of the error rate. Default 3.0.
+    /// Multiple of the baseline's error rate that makes an error surge. Signals of errors (unknown and exploit paths, denied
+    /// requests) are judged by the tightened thresholds. Default 3.0.
     pub error_surge_multiplier: f64,
     /// Default 2.0.
     pub tightened_z_score: f64,
@@ -57,11 +56,11 @@ pub struct Settings {
     pub min_stddev_rps: f64,
     /// Floor of the error rate, 0 to 1. Default 0.01.
     pub min_error_rate: f64,
-    /// Floor of what a client may do, whatever has been learned: 4/3 of this many page requests at once and 3/40 of it
-    /// each second on top (with the default 80, and 4.5 a second). Twice as many are the floor of a global anomaly.
-    /// Default 60.
+    /// Scales the floor of `same_answers`, whatever has been learned: 5/3 of this many points at once and 3/40 of it each second
+    /// on top (with the default 100, and 4.5 a second). Twice as many requests are the floor of a global anomaly. Default 60.
     pub min_requests: u32,
-    /// More requests than this in the window always are, also during the warm-up. Default 1200.
+    /// More requests than this in the window always are, also during the warm-up; of a client, only those whose answer was like
+    /// another one. Default 1200.
     pub hard_limit: u32,
     /// A global z anomaly needs at least this multiple of the mean. Default 1.6.
     pub global_min_ratio: f64,

@@ -4,10 +4,10 @@
 //! that says, and with two it is one request to the path that they say. That is all there is to tell the kinds apart, so a
 //! list is read from either end, and two slots of data in a row are always a path.
 
-use super::signals::Kind;
+use super::kind::Kind;
 
 /// Slots that are kept inside the window itself: with them, a client is two cache lines.
-pub const INLINE: usize = 31;
+pub const INLINE: usize = 27;
 
 /// Seconds are kept modulo this. The events of a window lie at most 600 s apart, so an age below it is exact.
 pub const SECS: u32 = 1 << CLASS_SHIFT;

@@ -3,13 +3,14 @@
 //! Not in here: samples kept as evidence (they are in the bans already), and a replay's records that wait for witnesses.
 
 use super::codec::{Reader, SECTIONS, Writer};
-use super::contract::{BadState, Level, Output, Source, State};
-use super::detector::Limits;
+use super::contract::{BadState, Grade, Level, Output, Source, State};
+use super::detector::Detector;
+use super::evidence::Evidence;
 use super::key::Key;
-use super::known::Known;
 use super::ledger::Proof;
 use super::level::{load_level, save_level};
-use super::paths::Paths;
+use super::limits::Limits;
+use super::ordinary::Ordinary;
 use super::population::{MEASURES, MEASURES_AT_FIRST, Population, Seen};
 use super::site::Site;
 use super::table::Client;
@@ -31,7 +32,11 @@ mod baseline {
     pub const HELD: u8 = 2;
     pub const HOURS: u8 = 3;
     pub const POPULATION: u8 = 4;
-    pub const KNOWN: u8 = 5;
+    // 5 were the histories of heavy clients of their own: nobody has a limit of his own any more.
+    pub const ROUTES: u8 = 6;
+    pub const ORDINARY: u8 = 7;
+    /// Prefixes whose newest offence is only a likely one.
+    pub const LIKELY: u8 = 8;
 }
 
 /// Sections of the windows.
@@ -39,16 +44,17 @@ mod windows {
     pub const CLOCK: u8 = 1;
     pub const SITE: u8 = 2;
     pub const LEVELS: u8 = 3;
-    pub const LIMITS: u8 = 4;
+    // 4 were the limits of version 0.1's signals.
     pub const GRACE: u8 = 5;
     pub const PAST: u8 = 6;
     pub const PROOFS: u8 = 7;
     pub const RECENT: u8 = 8;
     pub const CLIENTS: u8 = 9;
+    pub const LIMITS: u8 = 10;
 }
 
 /// Flags of a client that mean something after a restart.
-const KEPT_FLAGS: u8 = Client::EXEMPT | Client::KNOWN | Client::BRAKED | Client::OFFENDER | Client::BROWSER;
+const KEPT_FLAGS: u8 = Client::EXEMPT | Client::BRAKED | Client::OFFENDER;
 
 impl Engine {
     /// All state that must outlive a restart.
@@ -76,6 +82,12 @@ impl Engine {
             at = at.max(since);
             self.ledger.hold(ban, since);
         }
+        for ban in self.ledger.bans().iter() {
+            let offence = state.offences.iter().find(|o| o.prefix == ban.prefix && o.last == ban.at);
+            if offence.is_some() && ban.finding.as_ref().is_some_and(|f| f.grade == Grade::Likely) {
+                self.ledger.set_likely(ban.prefix, &self.settings);
+            }
+        }
         let exempt = &self.exempt;
         let unbans = self.ledger.lift_where(at, &self.settings, |p| exempt.overlap(p).is_some());
         self.owed.extend(unbans.into_iter().map(|u| Output::Decision(Decision::Unban(u))));
@@ -96,20 +108,27 @@ impl Engine {
         w.section(baseline::HELD, |w| self.site.save_held(w));
         w.section(baseline::HOURS, |w| self.site.save_hours(w));
         w.section(baseline::POPULATION, |w| self.population.save(w));
-        w.section(baseline::KNOWN, |w| self.known.save(w));
+        w.section(baseline::ROUTES, |w| self.detector.save_routes(w));
+        w.section(baseline::ORDINARY, |w| self.detector.ordinary.save(w));
+        w.section(baseline::LIKELY, |w| {
+            let likely = self.ledger.likely();
+            w.uint(likely.len() as u64);
+            likely.iter().for_each(|prefix| w.raw(&prefix_bytes(prefix)));
+        });
         w.finish_sections()
     }
 
     fn load_baseline(&mut self, bytes: &[u8]) -> Result<(), BadState> {
         let mut site = Site::new(&self.settings);
-        let (population, known);
+        let mut detector = Detector::new(self.path_seed);
+        let mut likely = Vec::new();
+        let population;
         if bytes.first() == Some(&FIRST_BASELINE) {
             let mut r = Reader::new(bytes, FIRST_BASELINE)?;
             site.load_rolling(&mut r)?;
             site.load_held(&mut r)?;
             site.load_hours(&mut r)?;
             population = Population::load_measures(&mut r, MEASURES_AT_FIRST, &self.settings)?;
-            known = Known::load(&mut r)?;
         } else {
             let sections = Reader::new(bytes, SECTIONS)?.sections()?;
             sections.get(baseline::ROLLING).map_or(Ok(()), |mut r| site.load_rolling(&mut r))?;
@@ -120,13 +139,26 @@ impl Engine {
                 || Ok(Population::new(&self.settings)),
                 |mut r| Population::load(&mut r, &self.settings),
             )?;
-            known = sections.get(baseline::KNOWN).map_or_else(|| Ok(Known::default()), |mut r| Known::load(&mut r))?;
+            if let Some(mut r) = sections.get(baseline::ROUTES) {
+                detector.load_routes(&mut r)?;
+            }
+            if let Some(mut r) = sections.get(baseline::ORDINARY) {
+                detector.ordinary = Ordinary::load(&mut r)?;
+            }
+            if let Some(mut r) = sections.get(baseline::LIKELY) {
+                for _ in 0..r.count(17)? {
+                    likely.push(load_prefix(&mut r)?);
+                }
+            }
         }
-        (self.site, self.population, self.known) = (site, population, known);
+        self.path_seed = detector.seed();
+        (self.site, self.population, self.detector) = (site, population, detector);
+        likely.into_iter().for_each(|prefix| self.ledger.set_likely(prefix, &self.settings));
         self.site.recalculate(&self.settings);
         let error_rate = self.site.level().error_rate;
         self.level = self.population.level(&self.settings, error_rate);
-        self.limits = Limits::new(&self.population, error_rate, &self.settings);
+        // Not those of the next recalculation: what is saved again is what was read.
+        self.limits = Limits::new(&mut self.detector.ordinary.clone(), &self.settings);
         if self.level.source != Source::Floor || self.site.has_learned() {
             self.warm_at = Some(i64::MIN);
         }
@@ -141,7 +173,7 @@ impl Engine {
         let mut w = Writer::with_capacity(SECTIONS, room + room / 16);
         w.section(windows::CLOCK, |w| {
             w.int(self.clock.as_ms());
-            for number in [self.records, self.late, self.early, self.blocked, self.paths.seed()] {
+            for number in [self.records, self.late, self.early, self.blocked, self.path_seed] {
                 w.uint(number);
             }
             w.int(self.recalculated);
@@ -201,14 +233,15 @@ impl Engine {
         if let Some(clock) = windows.clock {
             let path_seed;
             [self.records, self.late, self.early, self.blocked, path_seed] = clock.counters;
-            self.paths = Paths::with_seed(path_seed);
+            self.path_seed = path_seed;
+            self.detector.reseed(path_seed);
             if self.records > 0 {
                 (self.site, self.clock, self.recalculated) = (windows.site, clock.clock, clock.recalculated);
                 [self.warm_at, self.alerted] = clock.moments;
                 (self.minute_held, self.late_run, self.busiest) = (clock.minute_held, clock.late_run, clock.busiest);
                 self.population.resume(clock.minute);
                 self.level = windows.level.unwrap_or(self.level);
-                self.limits = windows.limits.unwrap_or(self.limits);
+                self.limits = windows.limits;
             } else if self.warm_at.is_none() {
                 // Versions that began without a record have learned from an empty log that nobody ever comes.
                 self.site = Site::new(&self.settings);
@@ -224,9 +257,13 @@ impl Engine {
             if !has_learned {
                 client.seen = Seen::default();
             }
-            let (top, evidence) = (&mut self.top, &mut self.evidence);
+            // It was banned since: with that its evidence was gone.
+            if self.ledger.is_old_news(&self.exempt.ban_prefix(client.key().prefix().addr()), self.clock) {
+                client.evidence = None;
+            }
+            let (top, suspects) = (&mut self.top, &mut self.suspects);
             let (index, _) =
-                self.table.entry(client.key(), None, oldest, |index, c| super::forget(top, evidence, index, c));
+                self.table.entry(client.key(), None, oldest, |index, c| super::forget(top, suspects, index, c));
             *self.table.get_mut(index) = client;
             self.top.offer(index, &mut self.table);
         }
@@ -235,7 +272,7 @@ impl Engine {
 
     fn read_windows(&self, bytes: &[u8]) -> Result<Windows, BadState> {
         let sections = Reader::new(bytes, SECTIONS)?.sections()?;
-        let mut windows = Windows::empty(self.site.clone());
+        let mut windows = Windows::empty(self.site.clone(), self.limits.clone());
         let Some(mut r) = sections.get(windows::CLOCK) else {
             // All the rest is relative to it.
             return Ok(windows);
@@ -246,7 +283,7 @@ impl Engine {
             windows.site.load_level(&mut r)?;
             windows.level = Some(load_level(&mut r)?);
         }
-        windows.limits = sections.get(windows::LIMITS).map(|mut r| Limits::load(&mut r)).transpose()?;
+        sections.get(windows::LIMITS).map_or(Ok(()), |mut r| windows.limits.load(&mut r))?;
         let times = |tag| sections.get(tag).map_or_else(|| Ok(Vec::new()), |mut r| load_times(&mut r));
         (windows.grace, windows.past) = (times(windows::GRACE)?, times(windows::PAST)?);
         windows.proofs = sections.get(windows::PROOFS).map_or_else(|| Ok(Vec::new()), |mut r| load_proofs(&mut r))?;
@@ -257,7 +294,10 @@ impl Engine {
             }
             let measures = r.small()?;
             for _ in 0..r.count(21)? {
-                windows.clients.push(load_client(&mut r.part()?, measures)?);
+                let mut part = r.part()?;
+                let mut client = load_client(&mut part, measures)?;
+                client.evidence = load_evidence(&mut part)?;
+                windows.clients.push(client);
             }
         }
         Ok(windows)
@@ -267,12 +307,12 @@ impl Engine {
     fn read_first_windows(&self, bytes: &[u8]) -> Result<Windows, BadState> {
         let mut r = Reader::new(bytes, FIRST_WINDOWS)?;
         let r = &mut r;
-        let mut windows = Windows::empty(self.site.clone());
+        let mut windows = Windows::empty(self.site.clone(), self.limits.clone());
         windows.clock = Some(Clock::load(r)?);
         windows.site.load_window(r)?;
         windows.site.load_level(r)?;
         windows.level = Some(load_level(r)?);
-        windows.limits = Some(Limits::load(r)?);
+        skip_first_limits(r)?;
         (windows.grace, windows.past) = (load_times(r)?, load_times(r)?);
         windows.proofs = load_proofs(r)?;
         windows.recent = load_recent(r)?;
@@ -288,7 +328,7 @@ struct Windows {
     site: Site,
     clock: Option<Clock>,
     level: Option<Level>,
-    limits: Option<Limits>,
+    limits: Limits,
     grace: Vec<(IpNet, Timestamp)>,
     past: Vec<(IpNet, Timestamp)>,
     proofs: Vec<Proof>,
@@ -297,12 +337,12 @@ struct Windows {
 }
 
 impl Windows {
-    const fn empty(site: Site) -> Self {
+    const fn empty(site: Site, limits: Limits) -> Self {
         Self {
             site,
             clock: None,
             level: None,
-            limits: None,
+            limits,
             grace: Vec::new(),
             past: Vec::new(),
             proofs: Vec::new(),
@@ -374,6 +414,11 @@ fn load_recent(r: &mut Reader<'_>) -> Result<Vec<Timestamp>, BadState> {
     (0..r.count(1)?).map(|_| Ok(Timestamp::from_ms(r.int()?))).collect()
 }
 
+/// Passes over the limits of version 0.1: seven values and four rules.
+fn skip_first_limits(r: &mut Reader<'_>) -> Result<(), BadState> {
+    (0..11).try_for_each(|_| r.uint().map(|_| ()))
+}
+
 fn save_client(client: &Client, w: &mut Writer) {
     w.raw(&client.key().to_bytes());
     w.uint(u64::from(client.flags & KEPT_FLAGS));
@@ -385,6 +430,10 @@ fn save_client(client: &Client, w: &mut Writer) {
         // Distance to the newest second: one byte instead of five.
         w.uint(u64::from(client.last.wrapping_sub(sec)));
         w.uint(u64::from(bits));
+    }
+    w.uint(client.evidence.is_some().into());
+    if let Some(evidence) = &client.evidence {
+        evidence.save(w);
     }
 }
 
@@ -402,6 +451,12 @@ fn load_client(r: &mut Reader<'_>, measures: usize) -> Result<Client, BadState> 
     let mut client = Client::new(&key, last);
     (client.seen, client.flags, client.window) = (seen, flags, window);
     Ok(client)
+}
+
+/// The evidence behind a client, which versions before this one did not write.
+fn load_evidence(r: &mut Reader<'_>) -> Result<Option<Box<Evidence>>, BadState> {
+    let is_some = !r.is_empty() && r.uint()? != 0;
+    Ok(if is_some { Some(Box::new(Evidence::load(r)?)) } else { None })
 }
 
 fn load_prefix(r: &mut Reader<'_>) -> Result<IpNet, BadState> {

@@ -10,6 +10,7 @@ use std::mem::offset_of;
 
 use foldhash::fast::FixedState;
 
+use super::evidence::Evidence;
 use super::index::Index;
 use super::key::Key;
 use super::population::Seen;
@@ -23,8 +24,10 @@ const VICTIMS: usize = 32;
 const MAX_FREE: usize = 256;
 /// Clients the hand looks at when a new one comes and there is room, to throw out those that are idle.
 const SWEEP: usize = 4;
-/// A browser is remembered this many seconds longer.
-const BROWSER_SECS: i32 = 3600;
+/// Who has done more than a visitor is remembered this many seconds longer.
+const EVIDENCE_SECS: i32 = 7200;
+/// Nobody is remembered for longer than the window where more than one in so many places of the table is taken.
+const CROWDED: usize = 4;
 const SLAB: usize = 1024;
 
 /// What is known of one client: two cache lines.
@@ -40,6 +43,8 @@ pub struct Client {
     pub seen: Seen,
     /// The newest second it was seen in, wrapped.
     pub last: u32,
+    /// What it has shown: nothing while it has done next to nothing.
+    pub evidence: Option<Box<Evidence>>,
     /// Its requests.
     pub window: Window,
 }
@@ -53,14 +58,12 @@ impl Client {
     pub const EXEMPT: u8 = 1;
     /// Among the busiest, see `top`.
     pub const TOP: u8 = 1 << 1;
-    /// Its newest requests are kept, see `top::Evidence`.
+    /// Its newest requests are kept, see `top::Suspects`.
     pub const WATCHED: u8 = 1 << 2;
-    /// It has a history of its own, see `known`.
-    pub const KNOWN: u8 = 1 << 3;
+    /// It is only remembered: its window was empty when the hand passed. (A history of its own in older states.)
+    const IDLE: u8 = 1 << 3;
     /// The brake has held back its ban, and said so.
     pub const BRAKED: u8 = 1 << 4;
-    /// It loads assets as a browser does.
-    pub const BROWSER: u8 = 1 << 6;
     /// It has been banned before: nothing is learned from it.
     pub const OFFENDER: u8 = 1 << 5;
     /// The place in the slab is free.
@@ -69,7 +72,15 @@ impl Client {
     /// One that has done nothing.
     pub fn new(key: &Key, last: u32) -> Self {
         let (high, low, key_len) = key.hashed();
-        Self { key: (high, low), key_len, flags: 0, seen: Seen::default(), last, window: Window::default() }
+        Self {
+            key: (high, low),
+            key_len,
+            flags: 0,
+            seen: Seen::default(),
+            last,
+            evidence: None,
+            window: Window::default(),
+        }
     }
 
     /// Its prefix.
@@ -131,6 +142,8 @@ pub struct Table {
     index: Index,
     slabs: Vec<Vec<Client>>,
     free: Vec<u32>,
+    /// Clients that are only remembered.
+    idle: usize,
     hand: usize,
     /// Go next, unless they have done something since.
     victims: Vec<Victim>,
@@ -147,6 +160,7 @@ impl Table {
             index: Index::default(),
             slabs: Vec::new(),
             free: Vec::new(),
+            idle: 0,
             hand: 0,
             victims: Vec::new(),
             capacity: capacity.max(1),
@@ -159,6 +173,20 @@ impl Table {
     /// Clients followed now.
     pub fn len(&self) -> usize {
         self.index.len()
+    }
+
+    /// Clients that have done something lately.
+    pub fn active(&self) -> usize {
+        self.len().saturating_sub(self.idle)
+    }
+
+    /// A client has done something again.
+    pub fn wake(&mut self, index: u32) {
+        let client = self.get_mut(index);
+        if client.is(Client::IDLE) {
+            client.flags &= !Client::IDLE;
+            self.idle = self.idle.saturating_sub(1);
+        }
     }
 
     /// Most ever.
@@ -303,7 +331,8 @@ impl Table {
         for _ in 0..n.min(self.places()) {
             let index = self.step();
             let client = self.get(index);
-            let kept = if client.is(Client::BROWSER) { BROWSER_SECS } else { 0 };
+            let is_kept = client.evidence.is_some() && self.len() <= self.capacity / CROWDED;
+            let kept = if is_kept { EVIDENCE_SECS } else { 0 };
             let ahead = client.last.wrapping_sub(oldest) as i32;
             if client.is(Client::FREE) || ahead >= 0 {
                 continue;
@@ -313,7 +342,11 @@ impl Table {
                 self.remove(index);
             } else {
                 // It is only remembered: what it did is over, and need neither be kept nor saved.
-                self.get_mut(index).window.expire(oldest);
+                let client = self.get_mut(index);
+                client.window.expire(oldest);
+                let falls_idle = !client.is(Client::IDLE);
+                client.flags |= Client::IDLE;
+                self.idle += usize::from(falls_idle);
             }
         }
     }
@@ -369,8 +402,10 @@ impl Table {
     pub fn remove(&mut self, index: u32) {
         let hash = self.hash(&self.get(index).key());
         if self.index.remove(hash, index) {
+            self.wake(index);
             let client = self.get_mut(index);
             client.flags = Client::FREE;
+            client.evidence = None;
             client.window = Window::default();
             self.free.push(index);
         }
@@ -386,7 +421,8 @@ impl Table {
     pub fn heap_bytes(&self) -> usize {
         let places: usize = self.slabs.iter().map(|s| s.capacity() * size_of::<Client>()).sum();
         let windows: usize = self.slabs.iter().flatten().map(|c| c.window.heap_bytes()).sum();
-        places + windows + self.index.heap_bytes() + self.free.capacity() * 4
+        let evidence = self.slabs.iter().flatten().filter(|c| c.evidence.is_some()).count() * size_of::<Evidence>();
+        places + windows + evidence + self.index.heap_bytes() + self.free.capacity() * 4
     }
 }
 
@@ -396,7 +432,7 @@ fn get(slabs: &[Vec<Client>], index: u32) -> &Client {
 
 #[cfg(test)]
 mod tests {
-    use super::super::signals::Kind;
+    use super::super::kind::Kind;
     use super::*;
     use crate::record::Extension;
     use std::net::{IpAddr, Ipv4Addr};
@@ -455,14 +491,14 @@ mod tests {
     }
 
     #[test]
-    fn a_browser_that_is_idle_is_remembered_without_what_it_did() {
+    fn who_has_shown_something_is_remembered_without_its_requests() {
         let mut table = Table::new(1_000_000, 1);
         for i in 0..10_000u32 {
             for sec in 1000..1020 {
                 touch(&mut table, i, sec);
             }
             let index = table.find(&key(i)).expect("there");
-            table.get_mut(index).flags |= Client::BROWSER;
+            table.get_mut(index).evidence = Some(Box::default());
         }
         let before = table.heap_bytes();
         // As many others come once, ten minutes later.
@@ -471,7 +507,7 @@ mod tests {
         }
         let known = |i: u32| table.find(&key(i)).map(|index| table.get(index).clone());
         let idle: Vec<Client> = (0..10_000).filter_map(known).collect();
-        assert!(idle.len() == 10_000 && idle.iter().all(|client| client.is(Client::BROWSER)));
+        assert!(idle.len() == 10_000 && idle.iter().all(|client| client.evidence.is_some()));
         let heap: usize = idle.iter().map(|client| client.window.heap_bytes()).sum();
         assert!(heap == 0 && idle.iter().all(|client| client.window.is_empty()), "{heap} of {before} bytes");
     }

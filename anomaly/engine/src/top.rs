@@ -81,11 +81,11 @@ impl Top {
 
 /// The newest requests of suspects.
 #[derive(Clone, Debug, Default)]
-pub struct Evidence {
+pub struct Suspects {
     suspects: BTreeMap<u32, VecDeque<Sample>>,
 }
 
-impl Evidence {
+impl Suspects {
     /// Keeps a request of a suspect; false when there are too many suspects already.
     pub fn keep(&mut self, index: u32, record: &Record<'_>, at: Timestamp) -> bool {
         if self.suspects.len() >= SUSPECTS && !self.suspects.contains_key(&index) {

@@ -9,7 +9,7 @@
 //! 16 bits, two if it stands for several requests, three if it has a path (`slots`). The client itself holds as many as fit into
 //! two lines with its other fields. Only busier clients have a list elsewhere.
 
-use super::signals::Kind;
+use super::kind::Kind;
 use super::slots::{
     DATA, Event, MAX_COUNT, NEWEST, POST, SECS, Slots, age, event_before, events, head, kind_of, of_path, path_data,
 };
@@ -71,18 +71,13 @@ impl Window {
     }
 
     /// Those that are not for assets.
+    #[cfg(test)]
     pub const fn page_errors(&self) -> u32 {
         self.page_errors
     }
 
-    /// Requests for assets that were answered without an error.
-    pub const fn good_assets(&self) -> u32 {
-        // Tenths are 10 for a page and 1 for an asset.
-        let assets = (self.requests.saturating_mul(10) - self.pages_tenths) / 9;
-        assets - (self.errors - self.page_errors)
-    }
-
     /// Distinct paths answered 4xx, an asset weighing [`Kind::error_path_tenths`].
+    #[cfg(test)]
     pub const fn error_paths_tenths(&self) -> u32 {
         self.error_paths_tenths
     }

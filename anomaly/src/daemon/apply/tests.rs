@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::enforce::dry_run::DryRun;
 use crate::enforce::{Coverage, EnforceError, Fault, Held, Incident, Name};
-use crate::engine::{Braked, Finding, Level, Origin, Rule, Scope, Source, Unban};
+use crate::engine::{Braked, Finding, Grade, Level, LimitSource, Origin, Rule, Scope, Source, Unban};
 use crate::notify::Reporter;
 
 mod golden;
@@ -420,6 +420,8 @@ fn who_watches_hears_how_a_ban_ended_and_what_the_brake_held_back() {
         z_score: 16.0,
         signal: None,
         limit: 150.0,
+        limit_source: LimitSource::Learned,
+        grade: Grade::Likely,
         requests: 540,
         errors: 0,
         samples: Vec::new(),

@@ -47,6 +47,8 @@ fn finding(rule: Rule, scope: Scope, source: Source, signal: Option<(Signal, f64
         z_score: 23.0,
         signal,
         limit: 30.0,
+        limit_source: LimitSource::Learned,
+        grade: Grade::Likely,
         requests: 852,
         errors: 31,
         samples: if of_site {
@@ -76,6 +78,14 @@ fn by_rule(rule: Rule) -> Ban {
 
 fn by_signal(signal: Signal, source: Source) -> Ban {
     detected("203.0.113.10", finding(Rule::HardLimit, Scope::Ip, source, Some((signal, 121.0))))
+}
+
+/// As the detector finds it: a level of a signal's own, and the limit that it has reached.
+fn by_level(rule: Rule, signal: Signal) -> Ban {
+    let limit_source = if rule == Rule::Floor { LimitSource::Floor } else { LimitSource::Learned };
+    let grade = if signal == Signal::ExploitPaths { Grade::Certain } else { Grade::Likely };
+    let found = finding(rule, Scope::Ip, Source::Rolling, Some((signal, 30.4)));
+    detected("203.0.113.11", Finding { limit_source, grade, ..found })
 }
 
 fn by_hand(ip: &str, note: &str) -> Ban {
@@ -189,6 +199,15 @@ const DECISIONS: &[Happening] = &[
     ("ban by error_paths, long", |rig| rig.ban([by_signal(Signal::ErrorPaths, Source::Long)])),
     ("ban by posts_to_one_path, own", |rig| rig.ban([by_signal(Signal::PostsToOnePath, Source::Own)])),
     ("ban by errors", |rig| rig.ban([by_signal(Signal::Errors, Source::Rolling)])),
+    ("ban by same_answers, z_score", |rig| rig.ban([by_level(Rule::ZScore, Signal::SameAnswers)])),
+    ("ban by unknown_paths, floor", |rig| rig.ban([by_level(Rule::Floor, Signal::UnknownPaths)])),
+    ("ban by exploit_paths, floor", |rig| rig.ban([by_level(Rule::Floor, Signal::ExploitPaths)])),
+    ("ban by repeated_logins, rate_multiplier", |rig| {
+        rig.ban([by_level(Rule::RateMultiplier, Signal::RepeatedLogins)]);
+    }),
+    ("ban by denied_requests, floor", |rig| rig.ban([by_level(Rule::Floor, Signal::DeniedRequests)])),
+    ("ban by repeated_megabytes, floor", |rig| rig.ban([by_level(Rule::Floor, Signal::RepeatedMegabytes)])),
+    ("ban by full_minutes, floor", |rig| rig.ban([by_level(Rule::Floor, Signal::FullMinutes)])),
     ("ban by hand, with a reason", |rig| rig.ban([by_hand("198.51.100.0/24", "scraper, see <ticket> & mail")])),
     ("ban by hand, without a reason, for good", |rig| rig.ban([Ban { until: None, ..by_hand("2001:db8::1", "") }])),
     ("ban in a dry run", |rig| {
@@ -386,12 +405,19 @@ fn audited_kinds() -> Vec<(&'static str, &'static str)> {
 }
 
 fn rules_and_signals() -> Vec<(&'static str, &'static str)> {
-    let rules = kinds!(Rule { ZScore => r#""rule":"z_score""#, RateMultiplier => r#""rule":"rate_multiplier""#, HardLimit => r#""rule":"hard_limit""# });
+    let rules = kinds!(Rule { ZScore => r#""rule":"z_score""#, RateMultiplier => r#""rule":"rate_multiplier""#, HardLimit => r#""rule":"hard_limit""#, Floor => r#""rule":"floor""# });
     let signals = kinds!(Signal {
         Pages => r#""signal":"pages""#,
         ErrorPaths => r#""signal":"error_paths""#,
         PostsToOnePath => r#""signal":"posts_to_one_path""#,
         Errors => r#""signal":"errors""#,
+        SameAnswers => r#""signal":"same_answers""#,
+        UnknownPaths => r#""signal":"unknown_paths""#,
+        ExploitPaths => r#""signal":"exploit_paths""#,
+        RepeatedLogins => r#""signal":"repeated_logins""#,
+        DeniedRequests => r#""signal":"denied_requests""#,
+        RepeatedMegabytes => r#""signal":"repeated_megabytes""#,
+        FullMinutes => r#""signal":"full_minutes""#,
     });
     let sources = kinds!(Source {
         Floor => r#""source":"floor""#,
