@@ -113,7 +113,7 @@ test("the page of an address says why, and text of a hostile client is only text
   await page.locator(".compare", { hasText: "req/s against" }).waitFor();
   const [evidence] = (await daemon.get(`bans/${ip}`)).bans;
   assert.ok(evidence.limit > 0);
-  assert.equal(await page.locator(".past dt", { hasText: "Limit" }).locator("+ dd").textContent(), `${Math.round(evidence.limit)} pages in the window`);
+  assert.equal(await page.locator(".past dt", { hasText: "Limit" }).locator("+ dd").textContent(), `${Math.round(evidence.limit)} points`);
   assert.equal(await page.locator("main script, main img").count(), 0);
   await picture(page, "ip-light");
   await accessible(page, "the page of an address");

@@ -100,7 +100,7 @@ export function clock(ms) {
   return Number.isFinite(ms) ? clockFormat.format(ms) : "–";
 }
 
-const RULES = { z_score: "z-score", rate_multiplier: "rate × mean", hard_limit: "hard limit" };
+const RULES = { z_score: "z-score", rate_multiplier: "rate × mean", hard_limit: "hard limit", floor: "floor" };
 const SIGNALS = {
   pages: "pages",
   error_paths: "error paths",
@@ -108,9 +108,18 @@ const SIGNALS = {
   errors: "errors",
 };
 
-/** What was counted when a row's rule fired, or what its limit is in: "pages", "requests". */
-export function counted(row) {
+const IN_THE_WINDOW = new Set(Object.keys(SIGNALS));
+const UNITS = { repeated_megabytes: "MB", full_minutes: "minutes" };
+
+/** What a row's rule fired for: "pages", "same answers", "requests". */
+function counted(row) {
   return SIGNALS[row.signal] ?? row.signal?.replaceAll("_", " ") ?? "requests";
+}
+
+/** What a row's value and limit are in: "pages in the window", or points of a leaky bucket. */
+export function unit(row) {
+  if (!row.signal || IN_THE_WINDOW.has(row.signal)) return `${counted(row)} in the window`;
+  return UNITS[row.signal] ?? "points";
 }
 
 /** The reason of a row without the rule's word in front, which is said beside it. */
@@ -123,6 +132,6 @@ export function reason(row) {
 export function rule(row) {
   const name = RULES[row.rule] ?? row.rule;
   if (!name || row.origin === "operator") return "by hand";
-  const signal = row.signal ? `, ${SIGNALS[row.signal] ?? row.signal}` : "";
+  const signal = row.signal ? `, ${counted(row)}` : "";
   return `${name}${signal}${row.error_surge ? ", error surge" : ""}`;
 }

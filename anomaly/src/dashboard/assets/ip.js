@@ -207,7 +207,7 @@ export class IpPage {
   past(card, ban, open) {
     const dropped = el("span");
     this.dropped.bans.push(dropped);
-    const what = format.counted(ban);
+    const unit = format.unit(ban);
     const details = el(
       "details",
       { className: "card past", open },
@@ -231,8 +231,8 @@ export class IpPage {
           ["Banned", ban.ip],
           ["By", ban.origin],
           ["Error surge", ban.error_surge ? "yes: judged by the tightened thresholds" : null],
-          ["Signal", ban.signal ? `${format.exact(ban.signal_value)} ${what} in the window` : null],
-          ["Limit", ban.limit > 0 ? `${format.exact(ban.limit)} ${what} in the window` : null],
+          ["Signal", ban.signal ? `${format.exact(ban.signal_value)} ${unit}` : null],
+          ["Limit", ban.limit > 0 ? `${format.exact(ban.limit)} ${unit}` : null],
           ["In the window", ban.requests ? `${format.exact(ban.requests)} requests, ${format.exact(ban.errors)} errors` : null],
           ["Until", ban.until ? this.at(ban.until) : "lifted by hand"],
           ["Ended", ban.ended ? this.at(ban.ended) : null],
