@@ -4,32 +4,39 @@ use std::time::Duration;
 
 use reqwest::{StatusCode, header};
 
-use super::NotifyError;
-use super::sink::Outcome;
+use super::batch::Batch;
+use super::sink::{Outcome, Posting, Sink};
+use super::{NotifyError, Reporter};
 use crate::config::Secret;
 use crate::report::inert;
 
-/// A URL that messages are posted to. It is a secret: no error has it.
+/// How a sink writes the message of a batch.
+pub(super) type Write = fn(&Batch, &Reporter, Option<&str>) -> String;
+
+/// A sink that posts to a URL. The URL is a secret: no error has it.
 pub(super) struct Endpoint {
+    name: &'static str,
+    shown: usize,
+    write: Write,
     url: reqwest::Url,
     /// Made at the first post.
     client: Option<reqwest::Client>,
 }
 
 impl Endpoint {
-    /// The endpoint of the sink `name`.
+    /// The sink `name`, whose messages name `shown` notices of a kind and are written by `write`.
     ///
     /// # Errors
     /// [`NotifyError::BadUrl`] where `url` is no http or https URL.
-    pub(super) fn new(name: &'static str, url: &Secret) -> Result<Self, NotifyError> {
+    pub(super) fn new(name: &'static str, url: &Secret, shown: usize, write: Write) -> Result<Self, NotifyError> {
         let url = reqwest::Url::parse(url.expose().trim()).map_err(|_| NotifyError::BadUrl(name))?;
         let is_http = matches!(url.scheme(), "http" | "https") && url.has_host();
-        if is_http { Ok(Self { url, client: None }) } else { Err(NotifyError::BadUrl(name)) }
+        if is_http { Ok(Self { name, shown, write, url, client: None }) } else { Err(NotifyError::BadUrl(name)) }
     }
 
     /// Posts JSON, and says what became of it.
-    pub(super) async fn post(&mut self, body: String, timeout: Duration) -> Outcome {
-        let Self { url, client } = self;
+    async fn post_json(&mut self, body: String, timeout: Duration) -> Outcome {
+        let Self { url, client, .. } = self;
         let url = &*url;
         let made = match client.take() {
             Some(made) => made,
@@ -63,6 +70,24 @@ impl Endpoint {
                 None => Outcome::Refused(error),
             },
         }
+    }
+}
+
+impl Sink for Endpoint {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn shown(&self) -> usize {
+        self.shown
+    }
+
+    fn message(&self, batch: &Batch, reporter: &Reporter, dashboard: Option<&str>) -> String {
+        (self.write)(batch, reporter, dashboard)
+    }
+
+    fn post(&mut self, message: String, timeout: Duration) -> Posting<'_> {
+        Box::pin(self.post_json(message, timeout))
     }
 }
 

@@ -27,9 +27,8 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use batch::Batch;
+use http::Endpoint;
 use sink::Sink;
-use slack::Slack;
-use webhook::Webhook;
 
 use crate::config;
 use crate::engine::{Ban, Braked, Finding, LevelAccepted, NotEffective, Unban};
@@ -310,10 +309,10 @@ impl Score {
 fn configured(settings: &config::Notify) -> Result<Vec<Box<dyn Sink>>, NotifyError> {
     let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
     if let Some(url) = &settings.slack_webhook_url {
-        sinks.push(Box::new(Slack::new(url)?));
+        sinks.push(Box::new(Endpoint::new("slack", url, slack::SHOWN, slack::message)?));
     }
     if let Some(url) = &settings.webhook_url {
-        sinks.push(Box::new(Webhook::new(url)?));
+        sinks.push(Box::new(Endpoint::new("webhook", url, webhook::SHOWN, webhook::message)?));
     }
     Ok(sinks)
 }
@@ -322,8 +321,7 @@ fn configured(settings: &config::Notify) -> Result<Vec<Box<dyn Sink>>, NotifyErr
 impl Notifier {
     /// What Slack and the webhook would be sent next, for golden files; nothing waits any longer.
     pub(crate) fn next_messages(&self, reporter: &Reporter, dashboard: Option<&str>) -> [Option<String>; 2] {
-        type Written = fn(&Batch, &Reporter, Option<&str>) -> String;
-        [("slack", slack::message as Written), ("webhook", webhook::message)].map(|(name, message)| {
+        [("slack", slack::message as http::Write), ("webhook", webhook::message)].map(|(name, message)| {
             let outlet = self.outlets.iter().find(|outlet| outlet.score.name == name)?;
             let batch = outlet.inbox.take();
             (!batch.is_empty()).then(|| message(&batch, reporter, dashboard))

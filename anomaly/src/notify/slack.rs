@@ -2,55 +2,19 @@
 //!
 //! Slack's limits: 50 blocks, 150 characters in a header, 3000 in a section, 2000 in a field, 10 fields.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 
+use super::Reporter;
 use super::batch::{Batch, Group, Kind};
-use super::http::Endpoint;
-use super::sink::{Posting, Sink};
 use super::text::Words;
-use super::{NotifyError, Reporter};
-use crate::config::Secret;
 use crate::report::ip_text;
 
 /// Notices of one kind that a message names.
-const SHOWN: usize = 10;
+pub(super) const SHOWN: usize = 10;
 
 const HEADER: usize = 150;
 const FIELD: usize = 1900;
 const SECTION: usize = 2900;
-
-/// The sink `slack`.
-pub(super) struct Slack(Endpoint);
-
-impl Slack {
-    /// One that posts to this URL.
-    ///
-    /// # Errors
-    /// [`NotifyError::BadUrl`].
-    pub(super) fn new(url: &Secret) -> Result<Self, NotifyError> {
-        Endpoint::new("slack", url).map(Self)
-    }
-}
-
-impl Sink for Slack {
-    fn name(&self) -> &'static str {
-        "slack"
-    }
-
-    fn shown(&self) -> usize {
-        SHOWN
-    }
-
-    fn message(&self, batch: &Batch, reporter: &Reporter, dashboard: Option<&str>) -> String {
-        message(batch, reporter, dashboard)
-    }
-
-    fn post(&mut self, message: String, timeout: Duration) -> Posting<'_> {
-        Box::pin(self.0.post(message, timeout))
-    }
-}
 
 /// The body of the POST.
 pub(super) fn message(batch: &Batch, reporter: &Reporter, dashboard: Option<&str>) -> String {

@@ -1,52 +1,16 @@
 //! A batch as JSON for any program: the same rows as in the audit log.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 
 use super::batch::Batch;
-use super::http::Endpoint;
-use super::sink::{Posting, Sink};
 use super::slack::page;
 use super::text::Words;
-use super::{Notice, NotifyError, Reporter};
+use super::{Notice, Reporter};
 use crate::audit::Event;
-use crate::config::Secret;
 use crate::report::DecisionRow;
 
 /// Notices of one kind that a message carries.
-const SHOWN: usize = 1000;
-
-/// The sink `webhook`.
-pub(super) struct Webhook(Endpoint);
-
-impl Webhook {
-    /// One that posts to this URL.
-    ///
-    /// # Errors
-    /// [`NotifyError::BadUrl`].
-    pub(super) fn new(url: &Secret) -> Result<Self, NotifyError> {
-        Endpoint::new("webhook", url).map(Self)
-    }
-}
-
-impl Sink for Webhook {
-    fn name(&self) -> &'static str {
-        "webhook"
-    }
-
-    fn shown(&self) -> usize {
-        SHOWN
-    }
-
-    fn message(&self, batch: &Batch, reporter: &Reporter, dashboard: Option<&str>) -> String {
-        message(batch, reporter, dashboard)
-    }
-
-    fn post(&mut self, message: String, timeout: Duration) -> Posting<'_> {
-        Box::pin(self.0.post(message, timeout))
-    }
-}
+pub(super) const SHOWN: usize = 1000;
 
 /// The body of the POST: `source`, `version`, `host`, `dry_run`, `counts` per kind, `omitted` (those of which only the
 /// number is told), and `events`, each with `event`, its audit keys, `host`, `dry_run`, `text` and `url`; an unban also with the
