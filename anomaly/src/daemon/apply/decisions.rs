@@ -28,7 +28,7 @@ impl Apply {
         let wall = now();
         let live: Vec<&Ban> = bans.iter().filter(|b| !b.in_past).map(AsRef::as_ref).collect();
         let drops: Vec<Drop> = live.iter().map(|ban| self.drop_for(ban.prefix, ban.until)).collect();
-        let outcomes = if self.passes_all() {
+        let outcomes = if self.off {
             drops.iter().map(|_| Err(EnforceError::Off)).collect()
         } else if drops.is_empty() {
             Vec::new()

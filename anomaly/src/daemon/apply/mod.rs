@@ -248,7 +248,7 @@ impl Apply {
                 }
                 Output::Kept(ban) => {
                     // Setting it again changes nothing where it is enforced, and is the only way to know that it is.
-                    if !self.passes_all() {
+                    if !self.off {
                         let drop = self.drop_for(ban.ban.prefix, ban.ban.until);
                         let failure = self.enforcer.ban(&[drop]).into_iter().find_map(Result::err);
                         failed = failure.map(|e| RequestError::NotEnforced(e.to_string())).or(failed);

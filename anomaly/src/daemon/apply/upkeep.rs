@@ -80,7 +80,7 @@ impl Apply {
 
     /// Makes the kernel hold exactly what is wanted; `tell` audits what had to be repaired.
     pub fn reconcile(&mut self, tell: bool) {
-        if self.passes_all() {
+        if self.off {
             return;
         }
         if self.degraded.contains_key(ALLOWLIST) {
@@ -128,16 +128,10 @@ impl Apply {
 
     /// Lets the enforcer look after itself, and tells what it met.
     pub(super) fn maintain(&mut self) {
-        if !self.passes_all() {
+        if !self.off {
             let incidents = self.enforcer.maintain();
             self.incidents(incidents);
         }
-    }
-
-    /// True when nothing may be given to the enforcer because `anomaly off` was said. XDP takes bans all the same: its
-    /// program has been told to pass everything, but Nginx has not where it reads a deny list.
-    pub(super) fn passes_all(&self) -> bool {
-        self.off
     }
 
     pub(super) fn notice_off(&mut self) {
